@@ -1,0 +1,167 @@
+"""The command line: `edgesan run | sanitize | devices | inspect | doctor`."""
+
+import argparse
+import dataclasses
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from edgesan import __version__
+from edgesan.config import Config, load
+from edgesan.errors import EdgesanError
+
+# Options that mean something when a file is sanitized; all of them mean something to `run`.
+FILE_OPTIONS = ("model", "alpha", "background", "zone", "detect_size", "detect_every", "hold", "threads")
+
+EPILOG = """\
+examples:
+  edgesan run --camera demo                      the bundled clip, at http://127.0.0.1:8080/
+  edgesan run --model san.onnx --camera 0        the first camera, with your own sanitizer
+  edgesan run --camera 0 --out walk.mkv          to a file instead
+  edgesan sanitize holiday.mp4 shared.mp4        a clip or a picture
+  edgesan doctor                                 what could be wrong on this machine, and the cure
+
+exit codes: 0 clean end · 1 unexpected error · 2 option or configuration · 3 camera or input · 4 model · 5 port, file or disk
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line. Options of `run` are made from `Config`: the TOML file has the same names."""
+    main_parser = argparse.ArgumentParser(
+        prog="edgesan",
+        description="A camera that sanitizes every face before anything leaves it.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    main_parser.add_argument("--version", action="version", version=f"edgesan {__version__}")
+    verbs = main_parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    run = verbs.add_parser("run", help="capture, sanitize, transmit", description="Capture, sanitize, transmit.")
+    add_options(run, [f.name for f in dataclasses.fields(Config)])
+
+    sanitize = verbs.add_parser(
+        "sanitize",
+        help="sanitize a picture or a clip",
+        description="Sanitize a picture or a clip, by the same pipeline.",
+    )
+    sanitize.add_argument("input", type=Path, metavar="IN", help="a picture or a clip")
+    sanitize.add_argument(
+        "output", type=Path, metavar="OUT", help=".png, .jpg or .webp for a picture; .mkv or .mp4 for a clip"
+    )
+    sanitize.add_argument("--force", action="store_true", help="overwrite OUT")
+    sanitize.add_argument(
+        "--stats", action="store_true", help="count the faces found at full resolution, and how many came out"
+    )
+    sanitize.add_argument("--json", action="store_true", help="print what was done as JSON")
+    add_options(sanitize, FILE_OPTIONS)
+
+    devices = verbs.add_parser("devices", help="list the cameras", description="List the cameras of this machine.")
+    devices.add_argument("--json", action="store_true", help="as JSON")
+
+    inspect = verbs.add_parser(
+        "inspect", help="show what a model file is", description="Verify a model file and show it."
+    )
+    inspect.add_argument(
+        "model", type=Path, nargs="?", metavar="MODEL", help="an edgesan .onnx file (default: the bundled one)"
+    )
+    inspect.add_argument("--json", action="store_true", help="as JSON")
+
+    doctor = verbs.add_parser(
+        "doctor",
+        help="examine this machine",
+        description="Each thing that could be wrong on this machine, with its cure.",
+    )
+    doctor.add_argument("--json", action="store_true", help="as JSON")
+    add_options(doctor, [f.name for f in dataclasses.fields(Config)])
+    return main_parser
+
+
+def add_options(verb: argparse.ArgumentParser, names: list[str] | tuple[str, ...]) -> None:
+    """`--name` for the fields of Config; None means "not given", so that the TOML file's value stands."""
+    verb.add_argument("--config", type=Path, metavar="FILE", help="a TOML file with the same names")
+    kinds: dict[str, Any] = {"model": Path, "alpha": float, "fps": float, "duration": float, "hold": float, "frames": int,
+                             "detect_size": int, "detect_every": int, "threads": int}  # fmt: skip
+    for f in dataclasses.fields(Config):
+        if f.name not in names:
+            continue
+        many = isinstance(f.default, tuple)
+        shown = "" if f.default in (None, (), "") or f.name == "model" else f" (default: {_text(f.default)})"
+        verb.add_argument(
+            f"--{f.name.replace('_', '-')}",
+            dest=f.name,
+            type=kinds.get(f.name, str),
+            action="append" if many else "store",
+            metavar=f.metadata["metavar"],
+            help=f.metadata["help"].replace("%", "%%") + shown,
+        )
+
+
+def _text(value: Any) -> str:
+    return ", ".join(value) if isinstance(value, tuple) else str(value)
+
+
+def configuration(arguments: argparse.Namespace) -> Config:
+    """The Config that the arguments and their `--config` file make."""
+    known = {f.name for f in dataclasses.fields(Config)}
+    given = {k: v for k, v in vars(arguments).items() if k in known and v is not None}
+    return load(arguments.config, {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; the exit code is that of the error tree in `edgesan.errors`."""
+    logging.basicConfig(level=logging.WARNING, format="edgesan: %(message)s")
+    arguments = parser().parse_args(argv)
+    # Each verb imports what it needs: a quick answer must not wait for onnxruntime.
+    verbs = {"run": _run, "sanitize": _sanitize, "devices": _devices, "inspect": _inspect, "doctor": _doctor}
+    try:
+        return verbs[arguments.verb](arguments)
+    except EdgesanError as error:
+        print(f"edgesan: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from edgesan import pipeline
+
+    pipeline.run(configuration(arguments))
+    return 0
+
+
+def _sanitize(arguments: argparse.Namespace) -> int:
+    from edgesan import files
+
+    report = files.sanitize_file(
+        arguments.input, arguments.output, configuration(arguments), force=arguments.force, stats=arguments.stats
+    )
+    print(json.dumps(report.as_dict()) if arguments.json else report.text())
+    return 0
+
+
+def _devices(arguments: argparse.Namespace) -> int:
+    from edgesan.capture import devices
+
+    found = devices.list_devices()
+    print(json.dumps([dataclasses.asdict(d) for d in found], indent=2) if arguments.json else devices.table(found))
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from edgesan import inspection
+
+    path = arguments.model or Config().model
+    print(inspection.as_json(path) if arguments.json else inspection.text(path))
+    return 0
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from edgesan import doctor
+
+    findings = doctor.examine(configuration(arguments))
+    print(doctor.to_json(findings) if arguments.json else doctor.render(findings))
+    return 1 if any(finding.level == "fail" for finding in findings) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

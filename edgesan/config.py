@@ -1,0 +1,213 @@
+"""Every option of a run: one frozen dataclass, from which the command line and the TOML file are both made.
+
+The TOML file has the same names; an unknown key is an error. What is written on the command line wins.
+"""
+
+import dataclasses
+import difflib
+import ipaddress
+import os
+import tomllib
+import types
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from edgesan.errors import ConfigError
+
+BACKGROUNDS = ("pixelate", "blur", "black", "keep")
+DEMO_MODEL = Path(__file__).parent / "models" / "default.onnx"
+FILE_SUFFIXES = (".mkv", ".mp4")
+
+
+def option(default: Any, help: str, metavar: str | None = None) -> Any:  # noqa: A002 - argparse's own word
+    """A dataclass field that is also a command-line option."""
+    return dataclasses.field(default=default, metadata={"help": help, "metavar": metavar})
+
+
+@dataclass(frozen=True)
+class Config:
+    """The options of `edgesan run` and `edgesan sanitize`; units are in the help texts."""
+
+    model: Path = option(DEMO_MODEL, "sanitizer to run: an edgesan .onnx file (default: the bundled one)", "FILE")
+    camera: str = option(
+        "0", "index (0), device (/dev/video0), picamera or picamera:1, a file, a URL (rtsp, http), or demo", "SOURCE"
+    )
+    out: tuple[str, ...] = option(
+        ("http://127.0.0.1:8080",), "where to send: http://HOST:PORT or a file (.mkv, .mp4); repeatable", "SINK"
+    )
+    alpha: float | None = option(None, "the dial, 0 = useful .. 1 = private (default: the model's own)", "A")
+    background: str = option(
+        "pixelate",
+        f"what becomes of all that is not a sanitized face: {', '.join(BACKGROUNDS)} (keep leaves it RAW)",
+        "HOW",
+    )
+    zone: tuple[str, ...] = option(
+        (), "a rectangle that is always black: x,y,width,height as fractions of the frame; repeatable", "X,Y,W,H"
+    )
+    size: str | None = option(None, "picture size to ask of the camera, such as 640x480 (default: the camera's)", "WxH")
+    fps: float | None = option(None, "frames per second, at most (default: the camera's)", "N")
+    frames: int | None = option(None, "end after so many frames", "N")
+    duration: float | None = option(None, "end after so many seconds", "SECONDS")
+    detect_size: int = option(320, "longest side in pixels of the copy that faces are found on", "PIXELS")
+    detect_every: int = option(1, "find faces on every Nth frame; tracks hold them in between", "N")
+    hold: float = option(0.7, "seconds that a track holds a face that is not found any more", "SECONDS")
+    threads: int = option(1, "threads of the sanitizer network", "N")
+    token: str = option(
+        "", "secret that viewers must present (better in EDGESAN_TOKEN); needed beyond loopback", "SECRET"
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def width_height(self) -> tuple[int, int] | None:
+        """`size` as numbers."""
+        if self.size is None:
+            return None
+        width, _, height = self.size.partition("x")
+        return int(width), int(height)
+
+    @property
+    def zones(self) -> tuple[tuple[float, float, float, float], ...]:
+        """`zone` as numbers: x, y, width, height, as fractions."""
+        return tuple(_zone(text) for text in self.zone)
+
+
+def check(c: Config) -> None:
+    """Refuse values out of range.
+
+    Raises:
+        ConfigError: says which option, what it was, and what it may be.
+    """
+    if c.alpha is not None and not 0 <= c.alpha <= 1:
+        raise ConfigError(f"alpha is {c.alpha:g}: it must lie between 0 (useful) and 1 (private)")
+    if c.background not in BACKGROUNDS:
+        raise ConfigError(f"background is {c.background!r}: choose one of {', '.join(BACKGROUNDS)}")
+    if c.size is not None:
+        width, cross, height = c.size.partition("x")
+        if not (
+            cross
+            and width.isdecimal()
+            and height.isdecimal()
+            and 16 <= int(width) <= 7680
+            and 16 <= int(height) <= 7680
+        ):
+            raise ConfigError(f"size is {c.size!r}: write it as WIDTHxHEIGHT, such as 640x480, each within 16..7680")
+    for name, least in (
+        ("fps", 0.1),
+        ("frames", 1),
+        ("duration", 0.1),
+        ("detect_every", 1),
+        ("hold", 0),
+        ("threads", 1),
+    ):
+        value = getattr(c, name)
+        if value is not None and not value >= least:
+            raise ConfigError(f"{name} is {value}: it must be at least {least}")
+    if not 64 <= c.detect_size <= 4096:
+        raise ConfigError(f"detect_size is {c.detect_size}: it must lie within 64..4096 pixels")
+    if not c.out:
+        raise ConfigError("out is empty: name at least one sink, such as http://127.0.0.1:8080 or clip.mkv")
+    for text in c.zone:
+        _zone(text)
+    for sink in c.out:
+        if sink.startswith("http://"):
+            host, _ = http_address(sink)
+            if not c.token and not is_loopback(host):
+                raise ConfigError(
+                    f"out is {sink}: beyond this machine (127.0.0.1) viewers must present a secret;"
+                    " set EDGESAN_TOKEN or `token`, or use http://127.0.0.1:8080"
+                )
+        elif Path(sink).suffix not in FILE_SUFFIXES:
+            raise ConfigError(
+                f"out is {sink!r}: expected http://HOST:PORT or a file ending in {' or '.join(FILE_SUFFIXES)}"
+            )
+    if sum(sink.startswith("http://") for sink in c.out) > 1:
+        raise ConfigError("out names more than one http:// address: one server is enough for all viewers")
+
+
+def http_address(sink: str) -> tuple[str, int]:
+    """Host and port of an `http://HOST:PORT` sink.
+
+    Raises:
+        ConfigError: it is not of that form.
+    """
+    try:
+        parts = urlsplit(sink)
+        host, port = parts.hostname, 8080 if parts.port is None else parts.port
+    except ValueError as error:
+        raise ConfigError(f"out is {sink!r}: {error}; write it as http://HOST:PORT") from error
+    if not host or parts.path not in ("", "/") or parts.query or parts.username:
+        raise ConfigError(f"out is {sink!r}: write it as http://HOST:PORT, with nothing after the port")
+    return host, port
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _zone(text: str) -> tuple[float, float, float, float]:
+    try:
+        x, y, width, height = (float(part) for part in text.split(","))
+    except ValueError as error:
+        raise ConfigError(
+            f"zone is {text!r}: write four numbers, x,y,width,height, as fractions of the frame"
+        ) from error
+    if not (0 <= x < 1 and 0 <= y < 1 and 0 < width <= 1 and 0 < height <= 1):
+        raise ConfigError(f"zone is {text!r}: each number is a fraction of the frame, within 0..1")
+    return x, y, width, height
+
+
+def load(path: Path | None, overrides: dict[str, Any]) -> Config:
+    """The configuration: defaults, then the TOML file, then EDGESAN_TOKEN, then the command line's `overrides`.
+
+    Raises:
+        ConfigError: the file is missing or no TOML, a key is unknown, or a value is of the wrong type or range.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not TOML: {error}") from error
+        values = {key: _typed(path, key, value) for key, value in table.items()}
+    if "EDGESAN_TOKEN" in os.environ:
+        values["token"] = os.environ["EDGESAN_TOKEN"]
+    return Config(**(values | overrides))
+
+
+def _typed(path: Path, key: str, value: Any) -> Any:
+    """One TOML value as its option's type."""
+    hints = typing.get_type_hints(Config)
+    if key not in hints:
+        near = difflib.get_close_matches(key, hints, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(hints)}"
+        raise ConfigError(f"{path} has the unknown key {key!r}; {hint}")
+    kinds = typing.get_args(hints[key]) if isinstance(hints[key], types.UnionType) else (hints[key],)
+    if float in kinds and type(value) in (int, float):
+        return float(value)
+    if int in kinds and type(value) is int:
+        return value
+    if (str in kinds or Path in kinds) and type(value) is str:
+        return Path(value) if Path in kinds else value
+    if typing.get_origin(kinds[0]) is tuple and type(value) in (list, str):
+        items = [value] if type(value) is str else value
+        if all(type(item) is str for item in items):
+            return tuple(items)
+    raise ConfigError(f"{path}: {key} = {value!r} has the wrong type; {option_help(key)}")
+
+
+def option_help(key: str) -> str:
+    """The help text of an option."""
+    return str(next(f for f in dataclasses.fields(Config) if f.name == key).metadata["help"])

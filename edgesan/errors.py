@@ -1,0 +1,59 @@
+"""Everything that edgesan raises on purpose.
+
+    EdgesanError
+      ConfigError       an option or the configuration file is wrong             exit code 2
+      CameraError       the camera cannot be opened or read                      exit code 3
+        CameraLost        it stopped giving frames; it may come back
+        EndOfStream       a file has no more frames
+      ModelError        the model file is not one that may be run                exit code 4
+      SinkError         a port, a file or a disk refuses what is sent            exit code 5
+      Reject            one frame is dropped; the next one may be fine
+
+Each message says what was wrong, what was expected, and what to do. Exit code 0 is a clean end, 1 an unexpected error.
+"""
+
+
+class EdgesanError(Exception):
+    """Base of all errors that edgesan raises on purpose."""
+
+    exit_code = 1
+
+
+class ConfigError(EdgesanError):
+    """An option or the configuration file is wrong."""
+
+    exit_code = 2
+
+
+class CameraError(EdgesanError):
+    """The camera cannot be opened or read."""
+
+    exit_code = 3
+
+
+class CameraLost(CameraError):
+    """The camera stopped giving frames; it may come back."""
+
+
+class EndOfStream(CameraError):
+    """A file has no more frames. Not a fault: the run ends with exit code 0."""
+
+
+class ModelError(EdgesanError):
+    """The model file is not one that may be run."""
+
+    exit_code = 4
+
+
+class SinkError(EdgesanError):
+    """A port, a file or a disk refuses what is sent."""
+
+    exit_code = 5
+
+
+class Reject(EdgesanError):
+    """One frame may not pass. `reason` is one word, for the counters."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(f"frame rejected ({reason}): {detail}")
+        self.reason = reason

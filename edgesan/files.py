@@ -1,0 +1,139 @@
+"""`edgesan sanitize IN OUT`: one picture or clip through the same pipeline, every frame of it."""
+
+import time
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+from tqdm import tqdm
+
+from edgesan import faces
+from edgesan.capture.opencv import FileSource, read_picture
+from edgesan.config import FILE_SUFFIXES, Config
+from edgesan.errors import CameraError, ConfigError, EndOfStream, SinkError
+from edgesan.frames import RawFrame, lend
+from edgesan.pipeline import build
+from edgesan.sanitize import FrameSanitizer
+from edgesan.transmit.file import ClipWriter
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+SAME_FACE = 0.3  # overlap (IoU) of a found face with a sanitized one
+
+
+@dataclass
+class Report:
+    """What was done. With `--stats`, `found` counts the faces that the detector finds at full resolution."""
+
+    frames: int = 0
+    faces: int = 0  # sanitized chips that were put into frames
+    found: int | None = None
+    covered: int | None = None  # of those found, how many came out as a sanitized chip
+    seconds: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def text(self) -> str:
+        line = f"{self.frames} frames, {self.faces} faces sanitized, {self.frames / self.seconds:.1f} frames/s"
+        if self.found is None or self.covered is None:
+            return line
+        share = f" ({100 * self.covered / self.found:.1f} %)" if self.found else ""
+        return f"{line}\nfound at full resolution: {self.found}; came out sanitized: {self.covered}{share}"
+
+
+class Counter:
+    """Compares the sanitizer's tracks with what the detector finds on the whole raw frame."""
+
+    def __init__(self, side: int) -> None:
+        self._detector = faces.Detector(side)
+
+    def count(self, raw: RawFrame, sanitizer: FrameSanitizer, report: Report) -> None:
+        found = self._detector(raw.pixels)
+        boxes = [track.box for track in sanitizer.tracker.tracks]
+        report.found = (report.found or 0) + len(found)
+        hits = sum(any(faces.overlap(face.box, box) >= SAME_FACE for box in boxes) for face in found)
+        report.covered = (report.covered or 0) + hits
+
+
+def sanitize_file(source: Path, target: Path, config: Config, *, force: bool, stats: bool) -> Report:
+    """Sanitize a picture or a clip.
+
+    Raises:
+        ConfigError: OUT exists, is IN, or has a suffix that does not fit IN.
+        CameraError: IN cannot be read. SinkError: OUT cannot be written.
+    """
+    if target.exists() and source.exists() and target.samefile(source):
+        raise ConfigError(f"{target} is the input itself: name another output")
+    if target.exists() and not force:
+        raise ConfigError(f"{target} exists: name another output, or give --force to overwrite it")
+    picture = target.suffix.lower() in PICTURE_SUFFIXES
+    if not picture and target.suffix.lower() not in FILE_SUFFIXES:
+        raise ConfigError(
+            f"cannot write {target}: expected {', '.join(PICTURE_SUFFIXES)} for a picture, or .mkv, .mp4 for a clip"
+        )
+    report = Report()
+    started = time.monotonic()
+    if picture:
+        _sanitize_picture(source, target, build(config), report, stats)
+    else:
+        _sanitize_clip(source, target, build(config), report, stats)
+    report.seconds = time.monotonic() - started
+    return report
+
+
+def _sanitize_picture(source: Path, target: Path, sanitizer: FrameSanitizer, report: Report, stats: bool) -> None:
+    pixels = read_picture(source)
+    now_ns = time.monotonic_ns()
+    with lend(pixels, 1, now_ns, now_ns) as raw:
+        frame = sanitizer(raw)
+        if stats:
+            Counter(max(pixels.shape[:2])).count(raw, sanitizer, report)
+    report.frames, report.faces = 1, frame.stamps.faces
+    done, encoded = cv2.imencode(target.suffix, frame.pixels)
+    if not done:
+        raise SinkError(
+            f"cannot encode a picture of {pixels.shape[1]}x{pixels.shape[0]} as {target.suffix}: choose .png"
+        )
+    write_whole(target, encoded.tobytes())
+
+
+def write_whole(target: Path, content: bytes) -> None:
+    """Write a file entirely or not at all.
+
+    Raises:
+        SinkError: the place cannot be written, or the disk is full.
+    """
+    part = target.with_name(f".{target.name}.part")
+    try:
+        part.write_bytes(content)
+        part.replace(target)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise SinkError(
+            f"cannot write {target}: {error.strerror}; name a place with room that you may write to"
+        ) from error
+
+
+def _sanitize_clip(source: Path, target: Path, sanitizer: FrameSanitizer, report: Report, stats: bool) -> None:
+    with ExitStack() as stack:
+        clip = stack.enter_context(closing(FileSource(source, None, None, loop=False, paced=False)))
+        target.unlink(missing_ok=True)
+        writer = stack.enter_context(closing(ClipWriter(target)))
+        counter = Counter(max(clip.size)) if stats else None
+        bar = stack.enter_context(tqdm(total=clip.frame_count or None, unit="frame", desc=source.name, leave=False))
+        while True:
+            try:
+                with clip.frame(10.0) as raw:
+                    frame = sanitizer(raw)
+                    if counter is not None:
+                        counter.count(raw, sanitizer, report)
+            except EndOfStream:
+                break
+            writer.write(frame, clip.position_s)
+            report.frames += 1
+            report.faces += frame.stamps.faces
+            bar.update()
+    if not report.frames:
+        raise CameraError(f"{source} has no frame that can be read: give a clip or a picture")

@@ -1,0 +1,45 @@
+"""The last look at a frame: what does not prove that it was sanitized does not pass."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgesan.errors import Reject
+from edgesan.frames import Pixels
+
+MOST_AGE_NS = 2_000_000_000
+LEAST_CHANGE = 1.0  # mean absolute difference of a sanitized chip from the raw one, in levels of 255
+
+
+def check_chips(raw: NDArray[np.uint8], sanitized: NDArray[np.generic]) -> NDArray[np.uint8]:
+    """What the network gave for raw chips [N, 112, 112, 3]; returns it, as uint8 of that shape.
+
+    Raises:
+        Reject: it has another shape or type, shares memory with the raw chips, or is (nearly) one of them.
+    """
+    if sanitized.dtype != np.uint8 or sanitized.shape != raw.shape:
+        expected = f"uint8 {raw.shape}"
+        raise Reject("shape", f"the model gave {sanitized.dtype} {sanitized.shape}, not {expected}")
+    if np.may_share_memory(raw, sanitized):
+        raise Reject("alias", "the model's output shares memory with the raw chips")
+    chips: NDArray[np.uint8] = sanitized.astype(np.uint8, copy=False)
+    for number, (before, after) in enumerate(zip(raw, chips, strict=True)):
+        change = float(np.abs(before.astype(np.int16) - after).mean())
+        if change < LEAST_CHANGE:
+            raise Reject("identity", f"chip {number} came back changed by {change:.2f} levels: it was not sanitized")
+    return chips
+
+
+def check_frame(raw: Pixels, canvas: Pixels, age_ns: int) -> None:
+    """The composed frame, uint8 [height, width, 3], made from a raw one that is `age_ns` old.
+
+    Raises:
+        Reject: wrong shape or type, memory shared with the raw frame, or too old to be shown as now.
+    """
+    if canvas.dtype != np.uint8 or canvas.shape != raw.shape:
+        raise Reject("shape", f"the composed frame is {canvas.dtype} {canvas.shape}, not uint8 {raw.shape}")
+    if np.may_share_memory(raw, canvas):
+        raise Reject("alias", "the composed frame shares memory with the raw one")
+    if not 0 <= age_ns <= MOST_AGE_NS:
+        raise Reject(
+            "stale", f"the frame is {age_ns / 1e9:.2f} s old; at most {MOST_AGE_NS / 1e9:.0f} s are shown as now"
+        )

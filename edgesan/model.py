@@ -1,0 +1,258 @@
+"""The reader of the model file: bytes from outside become a `Model` in one function, `load`; past it nobody checks.
+
+A model is one ordinary ONNX file:
+
+    input  face      uint8   [N, 112, 112, 3]   RGB, aligned
+    input  noise     float32 [N, Z]             standard normal; absent in a deterministic model
+    input  alpha     float32 [N, 1]             the dial, within alpha_range
+    output sanitized uint8   [N, 112, 112, 3]   RGB
+
+and, under the key `edgesan` of its metadata, a JSON object with exactly the keys of `Metadata`. Refused are: anything
+that is no ONNX, another format, a missing or extra key, other tensors, external data, custom operators, randomness in
+the graph, and a model that does not give its own known answer on this machine.
+"""
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from edgesan.errors import ModelError
+from edgesan.faces import CHIP, session_options
+
+FORMAT: Final = 1
+MOST_BYTES: Final = 64 * 2**20
+RANDOM_OPERATORS: Final = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
+DOMAINS: Final = frozenset({"", "ai.onnx", "com.microsoft"})
+# onnxruntime's exceptions have no common base of their own (a test holds this list against the library).
+ORT_ERRORS: Final = (
+    ort_errors.EPFail, ort_errors.EngineError, ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf, ort_errors.ModelLoadCanceled, ort_errors.ModelLoaded, ort_errors.ModelRequiresCompilation,
+    ort_errors.NoModel, ort_errors.NoSuchFile, ort_errors.NotFound, ort_errors.NotImplemented, ort_errors.RuntimeException,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What the model says of itself: the JSON under its metadata key `edgesan`."""
+
+    format: int
+    name: str
+    version: int
+    alpha_range: tuple[float, float]
+    alpha_default: float
+    private: str
+    utility: str
+    claims: list[dict[str, Any]]
+    known_answer: dict[str, Any]
+    provenance: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A verified sanitizer, ready to run."""
+
+    metadata: Metadata
+    noise_dimensions: int
+    sha256: str
+    parameters: int
+    size_bytes: int
+    _session: ort.InferenceSession
+
+    def run(self, chips: NDArray[np.uint8], noise: NDArray[np.float32], alpha: float) -> NDArray[np.generic]:
+        """S(x, z, alpha) for all faces of a frame at once.
+
+        Args:
+            chips: uint8 [N, 112, 112, 3], RGB.
+            noise: float32 [N, noise_dimensions].
+            alpha: within metadata.alpha_range.
+
+        Raises:
+            ModelError: onnxruntime failed.
+        """
+        feed: dict[str, NDArray[Any]] = {"face": chips, "alpha": np.full((len(chips), 1), alpha, np.float32)}
+        if self.noise_dimensions:
+            feed["noise"] = noise
+        try:
+            result: NDArray[np.generic] = self._session.run(["sanitized"], feed)[0]
+        except ORT_ERRORS as error:
+            raise ModelError(f"the model {self.metadata.name} failed on {len(chips)} faces: {error}") from error
+        return result
+
+
+def load(path: Path, threads: int = 1) -> Model:
+    """Read, verify and prepare a model file. The bytes that were verified are the bytes that run.
+
+    Raises:
+        ModelError: the file is not a sanitizer that this version of edgesan may run; the message says why.
+    """
+    content = _read(path)
+    graph, texts = _parse(path, content)
+    noise_dimensions = _check_tensors(path, graph)
+    metadata = _metadata(path, texts)
+    try:
+        session = ort.InferenceSession(content, session_options(threads), ["CPUExecutionProvider"])
+    except ORT_ERRORS as error:
+        raise ModelError(f"{path} does not run: {error}; export it again") from error
+    parameters = sum(math.prod(tensor.dims) for tensor in graph.initializer)
+    digest = hashlib.sha256(content).hexdigest()
+    model = Model(metadata, noise_dimensions, digest, parameters, len(content), session)
+    check_known_answer(path, model)
+    return model
+
+
+def _read(path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        if not 0 < size <= MOST_BYTES:
+            raise ModelError(f"{path} holds {size} bytes; a sanitizer has between 1 byte and {MOST_BYTES >> 20} MiB")
+        return path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"cannot read the model {path}: {error.strerror}; name an edgesan .onnx file") from error
+
+
+def _parse(path: Path, content: bytes) -> tuple[onnx.GraphProto, dict[str, str]]:
+    """The graph and the metadata texts, once it is known to be plain ONNX that carries all of itself."""
+    try:
+        proto = onnx.load_model_from_string(content)
+    except DecodeError as error:
+        raise ModelError(f"{path} is no ONNX file, or a damaged one; get it again from where it came") from error
+    graph = proto.graph
+    if not graph.node:
+        raise ModelError(f"{path} is no ONNX file, or has an empty graph; get it again from where it came")
+    if len(proto.functions) or len(proto.training_info):
+        raise ModelError(f"{path} holds functions or training information; a sanitizer is one plain graph")
+    for tensor in graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
+            raise ModelError(f"{path} keeps its weights in another file; a sanitizer is one file: export it again")
+    for node in graph.node:
+        if node.domain not in DOMAINS:
+            raise ModelError(
+                f"{path} needs the custom operator {node.domain}:{node.op_type}; only ONNX's own are allowed"
+            )
+        if node.op_type in RANDOM_OPERATORS:
+            raise ModelError(f"{path} draws its own randomness ({node.op_type}); noise must come from the noise input")
+        for attribute in node.attribute:
+            if attribute.HasField("g") or attribute.graphs:
+                raise ModelError(f"{path} holds a nested graph ({node.op_type}); a sanitizer is one plain graph")
+            if attribute.HasField("t") and (attribute.t.external_data or attribute.t.data_location):
+                raise ModelError(f"{path} keeps its weights in another file; a sanitizer is one file: export it again")
+    return graph, {entry.key: entry.value for entry in proto.metadata_props}
+
+
+def _check_tensors(path: Path, graph: onnx.GraphProto) -> int:
+    """Refuse other tensors than the contract's; the noise's dimensions, 0 if there is none."""
+    initialized = {tensor.name for tensor in graph.initializer}
+    tensors = {v.name: _describe(v) for v in graph.input if v.name not in initialized}
+    noise = tensors.pop("noise", None)
+    face = (onnx.TensorProto.UINT8, (None, CHIP, CHIP, 3))
+    expected = {"face": face, "alpha": (onnx.TensorProto.FLOAT, (None, 1))}
+    if tensors != expected or {v.name: _describe(v) for v in graph.output} != {"sanitized": face}:
+        names = ", ".join([*tensors, *(v.name for v in graph.output)])
+        raise ModelError(
+            f"{path} is not a sanitizer: its tensors ({names}) are not face, noise, alpha -> sanitized of the edgesan format"
+        )
+    if noise is None:
+        return 0
+    kind, shape = noise
+    if kind != onnx.TensorProto.FLOAT or len(shape) != 2 or shape[0] is not None or not shape[1]:
+        raise ModelError(f"{path}: the input noise must be float32 [N, Z] with N free and Z fixed")
+    return shape[1]
+
+
+def _describe(value: onnx.ValueInfoProto) -> tuple[int, tuple[int | None, ...]]:
+    """Element type and shape of a graph's input or output; None is a free dimension."""
+    tensor = value.type.tensor_type
+    return tensor.elem_type, tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
+
+
+def _metadata(path: Path, texts: dict[str, str]) -> Metadata:
+    """The verified metadata.
+
+    Raises:
+        ModelError: no metadata, another format, a missing or extra key, or a value of the wrong kind.
+    """
+    if "edgesan" not in texts:
+        raise ModelError(f"{path} is not a sanitizer: it has no `edgesan` metadata; make one with export.compile")
+    try:
+        table = json.loads(texts["edgesan"])
+    except json.JSONDecodeError as error:
+        raise ModelError(f"{path}: its metadata is not JSON ({error})") from error
+    if not isinstance(table, dict) or table.get("format") != FORMAT:
+        given = table.get("format") if isinstance(table, dict) else None
+        raise ModelError(f"{path} has the format {given!r}; this edgesan reads format {FORMAT}: update one of them")
+    names = {f.name for f in fields(Metadata)}
+    if table.keys() != names:
+        missing, extra = sorted(names - table.keys()), sorted(table.keys() - names)
+        raise ModelError(f"{path}: its metadata lacks {missing} and has the unknown {extra}")
+    kinds: dict[str, Any] = {
+        "name": str, "version": int, "alpha_range": list, "alpha_default": (int, float), "private": str, "utility": str,
+        "claims": list, "known_answer": dict, "provenance": dict,
+    }  # fmt: skip
+    for key, kind in kinds.items():
+        if not isinstance(table[key], kind) or isinstance(table[key], bool):
+            raise ModelError(f"{path}: the metadata's {key} is {table[key]!r}, which is of the wrong type")
+    span = table["alpha_range"]
+    numbers = len(span) == 2 and all(isinstance(a, int | float) and not isinstance(a, bool) for a in span)
+    if not numbers or not 0 <= span[0] <= table["alpha_default"] <= span[1] <= 1 or table["version"] < 1:
+        raise ModelError(
+            f"{path}: alpha_range, alpha_default or version make no sense: {span}, {table['alpha_default']}"
+        )
+    if not all(isinstance(claim, dict) for claim in table["claims"]):
+        raise ModelError(f"{path}: each of the metadata's claims must be an object")
+    return Metadata(**(table | {"alpha_range": (float(span[0]), float(span[1]))}))
+
+
+def known_inputs(count: int, noise_dimensions: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """The inputs of the known answer, by rule "waves-1": chips [count, 112, 112, 3] and noise [count, Z].
+
+    face[n, y, x, c] = (3 y + 5 x + 40 c + 60 n + y x div 32) mod 256; noise[n, i] = 1.5 sin(i + 1 + n).
+    """
+    n, y, x, c = np.ogrid[:count, :CHIP, :CHIP, :3]
+    chips = ((3 * y + 5 * x + 40 * c + 60 * n + y * x // 32) % 256).astype(np.uint8)
+    rows, columns = np.ogrid[:count, :noise_dimensions]
+    return chips, (1.5 * np.sin(columns + 1.0 + rows)).astype(np.float32)
+
+
+def check_known_answer(path: Path, model: Model) -> None:
+    """Run the model on inputs that everybody can make and compare with what its maker saw.
+
+    Raises:
+        ModelError: the answer is missing, malformed, or another one: the file or this machine's arithmetic is wrong.
+    """
+    answer = model.metadata.known_answer
+    try:
+        rule, count, alpha = answer["rule"], int(answer["count"]), float(answer["alpha"])
+        samples = np.array(answer["samples"], np.int64)
+        tolerance = int(answer["tolerance"])
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ModelError(f"{path}: its known answer lacks or garbles {error}; export it again") from error
+    within = (CHIP, CHIP, 3, 256)
+    if (
+        rule != "waves-1" or not 1 <= count <= 4 or not 0 <= alpha <= 1 or not 0 <= tolerance <= 8
+        or samples.ndim != 2 or samples.shape[1] != 5 or len(samples) < 16
+        or (samples < 0).any() or (samples >= (count, *within)).any()
+    ):  # fmt: skip
+        raise ModelError(f"{path}: its known answer is not one of the rule waves-1 with at least 16 samples")
+    chips, noise = known_inputs(count, model.noise_dimensions)
+    output = model.run(chips, noise, alpha)
+    if output.dtype != np.uint8 or output.shape != chips.shape:
+        raise ModelError(f"{path} gave {output.dtype} {output.shape} for {count} chips, not uint8 {chips.shape}")
+    at = tuple(samples[:, :4].T)
+    worst = int(np.abs(output[at].astype(np.int64) - samples[:, 4]).max())
+    if worst > tolerance:
+        raise ModelError(
+            f"{path} gives a wrong known answer on this machine: off by {worst} levels, {tolerance} allowed;"
+            " the file is damaged, or this processor computes int8 differently: do not use it here"
+        )

@@ -1,0 +1,232 @@
+"""The loop: capture -> sanitize -> ring, and what happens when the camera goes away."""
+
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from types import FrameType
+from typing import Any
+
+from edgesan import __version__, faces, sanitize
+from edgesan.capture import Source, open_source
+from edgesan.config import Config
+from edgesan.errors import CameraError, CameraLost, ConfigError, EndOfStream, Reject
+from edgesan.frames import STAGES, SanitizedFrame
+from edgesan.metrics import Metrics
+from edgesan.model import Model, load
+from edgesan.ring import RingWriter
+from edgesan.transmit.process import Transmitter
+
+FRAME_TIMEOUT_S = 2.0  # without a frame for so long, the camera is lost
+BACK_OFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)  # between attempts to open it again; the last one repeats
+SLATE_S = 0.5  # between slates
+STATUS_NS = 500_000_000
+
+
+class Stop:
+    """Set by SIGINT and SIGTERM; the loop looks at it between frames."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+
+@contextmanager
+def stop_signals() -> Iterator[Stop]:
+    """Ctrl-C and SIGTERM ask the loop to end, instead of breaking a frame in the middle."""
+    stop = Stop()
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def build(config: Config) -> sanitize.FrameSanitizer:
+    """The sanitizer that a configuration asks for.
+
+    Raises:
+        ModelError: the model file may not be run.
+        ConfigError: alpha lies outside the model's range.
+    """
+    model = load(config.model, config.threads)
+    low, high = model.metadata.alpha_range
+    alpha = model.metadata.alpha_default if config.alpha is None else config.alpha
+    if not low <= alpha <= high:
+        raise ConfigError(f"alpha is {alpha:g}: the model {model.metadata.name} was made for {low:g}..{high:g}")
+    settings = sanitize.Settings(config.background, config.zones, config.detect_every)
+    detector = faces.Detector(config.detect_size)
+    return sanitize.FrameSanitizer(model, detector, settings, alpha, round(config.hold * 1e9))
+
+
+def run(config: Config) -> None:
+    """`edgesan run`: until the frames, the duration or the file end, or a signal comes.
+
+    Raises:
+        EdgesanError: as the exit codes in `edgesan.errors` tell; a camera that is lost later is waited for instead.
+    """
+    # A crash dump of this process would hold raw pixels.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with ExitStack() as stack:
+        stop = stack.enter_context(stop_signals())
+        sanitizer = build(config)
+        source = Camera(config)
+        stack.callback(source.close)
+        width, height = source.size
+        ring = stack.enter_context(closing(RingWriter(width * height * 3)))
+        transmitter = Transmitter(config, ring)
+        stack.callback(transmitter.stop)
+        metrics = Metrics()
+        started = time.monotonic()
+        status_due_ns, faces_now = 0, 0
+        announce(config, sanitizer.model, source, sanitizer.alpha)
+
+        while not stop.asked and not (config.duration and time.monotonic() - started >= config.duration):
+            for asked in transmitter.requests():
+                low, high = sanitizer.model.metadata.alpha_range
+                sanitizer.alpha = min(max(asked, low), high)
+            try:
+                frame = source.sanitized(sanitizer, metrics)
+            except EndOfStream:
+                break
+            except Reject as reject:
+                metrics.count(f"rejected_{reject.reason}")
+                frame = None
+            now_ns = time.monotonic_ns()
+            if frame is not None:
+                ring.put(frame)
+                transmitter.notify()
+                if not frame.stamps.slate:
+                    faces_now = frame.stamps.faces
+                    record(metrics, frame, now_ns)
+            if now_ns >= status_due_ns:
+                transmitter.check()
+                ring.put_status(status(config, sanitizer, source, metrics, faces_now, time.monotonic() - started))
+                status_due_ns = now_ns + STATUS_NS
+            if config.frames and metrics.totals["sanitized"] >= config.frames:
+                break
+        ring.put_status(status(config, sanitizer, source, metrics, faces_now, time.monotonic() - started))
+
+
+class Camera:
+    """A source that comes back: while it is lost, slates are shown and opening is tried again, ever less often."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._source: Source | None = open_source(config.camera, config.width_height, config.fps)
+        self.name, self.size = self._source.name, self._source.size
+        self._attempt, self._next_attempt_s, self._slates = 0, 0.0, 0
+
+    @property
+    def up(self) -> bool:
+        return self._source is not None
+
+    def sanitized(self, sanitizer: sanitize.FrameSanitizer, metrics: Metrics) -> SanitizedFrame:
+        """The next frame, sanitized; or a slate.
+
+        Raises:
+            EndOfStream: the file is over.
+            Reject: the gate did not let the frame pass.
+        """
+        if self._source is None:
+            return self._slate_or_reopen()
+        try:
+            with self._source.frame(FRAME_TIMEOUT_S) as raw:
+                metrics.count("captured")
+                return sanitizer(raw)
+        except CameraLost as lost:
+            print(f"edgesan: {lost}; trying to open it again", file=sys.stderr, flush=True)
+            metrics.count("camera_lost")
+            self._source.close()
+            self._source, self._attempt, self._next_attempt_s = None, 0, 0.0
+            sanitizer.tracker.tracks.clear()
+            return self._slate_or_reopen()
+
+    def _slate_or_reopen(self) -> SanitizedFrame:
+        now = time.monotonic()
+        if now >= self._next_attempt_s:
+            try:
+                source = open_source(self._config.camera, self._config.width_height, self._config.fps)
+            except CameraError:
+                self._next_attempt_s = time.monotonic() + BACK_OFF_S[min(self._attempt, len(BACK_OFF_S) - 1)]
+                self._attempt += 1
+            else:
+                if source.size == self.size:
+                    self._source = source
+                    print(f"edgesan: {self.name} is back", file=sys.stderr, flush=True)
+                else:
+                    source.close()
+                    raise CameraError(f"{self.name} came back with {source.size}, not {self.size}: start edgesan again")
+        if self._source is None:
+            time.sleep(min(SLATE_S, max(0.0, self._next_attempt_s - time.monotonic())))
+        self._slates += 1
+        return sanitize.slate("camera lost", self.size, self._slates, time.monotonic_ns())
+
+    def close(self) -> None:
+        if self._source is not None:
+            self._source.close()
+
+
+def record(metrics: Metrics, frame: SanitizedFrame, now_ns: int) -> None:
+    """Take a frame's own stamps into the counters."""
+    metrics.count("sanitized")
+    metrics.count("faces", frame.stamps.faces)
+    metrics.tick(now_ns)
+    for stage, duration_ns in zip(STAGES, frame.stamps.stage_ns, strict=True):
+        metrics.span(stage, duration_ns)
+    metrics.span("ring", now_ns - frame.stamps.sanitized_ns)
+
+
+def status(
+    config: Config,
+    sanitizer: sanitize.FrameSanitizer,
+    source: Camera,
+    metrics: Metrics,
+    faces_now: int,
+    uptime_s: float,
+) -> dict[str, Any]:
+    """What the page and the metrics say of the sanitize process; JSON."""
+    model = sanitizer.model
+    facts = model.metadata
+    return {
+        "version": __version__,
+        "camera": source.name,
+        "camera_up": source.up,
+        "model": {
+            "name": facts.name, "version": facts.version, "sha256": model.sha256, "private": facts.private,
+            "utility": facts.utility, "alpha_range": facts.alpha_range,
+        },
+        "alpha": sanitizer.alpha,
+        "background": config.background,
+        "faces": faces_now,
+        "uptime_s": round(uptime_s, 1),
+        "isolation": "two processes; the sanitized frames are shared read-only",
+        "warnings": warnings(config),
+        **metrics.summary(time.monotonic_ns()),
+    }  # fmt: skip
+
+
+def warnings(config: Config) -> list[str]:
+    """What a viewer and the person who started it must know."""
+    if config.background == "keep":
+        return ["the background is RAW: whatever is not a found face is shown as the camera sees it"]
+    return []
+
+
+def announce(config: Config, model: Model, source: Camera, alpha: float) -> None:
+    """The start-up lines."""
+    facts = model.metadata
+    print(
+        f"edgesan {__version__}: {source.name} {source.size[0]}x{source.size[1]} -> {', '.join(config.out)}\n"
+        f"  model {facts.name} v{facts.version} ({model.sha256[:8]}): hides {facts.private}, keeps {facts.utility};"
+        f" alpha {alpha:g}, background {config.background}",
+        *(f"  WARNING: {text}" for text in warnings(config)),
+        sep="\n",
+        file=sys.stderr,
+        flush=True,
+    )

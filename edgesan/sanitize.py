@@ -1,0 +1,172 @@
+"""The only door from a RawFrame to a SanitizedFrame.
+
+The canvas is never the raw frame: it starts obfuscated, and sanitized chips are put on it. A face that was missed is
+thereby obfuscated too; it costs utility, not privacy.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from edgesan import faces, gate, noise
+from edgesan.frames import Pixels, RawFrame, SanitizedFrame, Stamps
+from edgesan.model import Model
+
+BLOCKS: Final = 6
+"""Blocks along the frame's shorter side when it is pixelated: one covers most of a face. Coarse blocks hide who it is;
+fine ones still tell the gender (a face of 8x8 blocks gives it to a fresh attacker at 82-92 %)."""
+FEATHER: Final = 8  # pixels of the chip over which it fades into the canvas
+
+
+def _feather() -> NDArray[np.float32]:
+    """Opacity [112, 112] of a chip: 1 inside, falling to 0 at its edge."""
+    ramp = np.clip((np.arange(faces.CHIP) + 0.5) / FEATHER, 0, 1)
+    edge = np.minimum(ramp, ramp[::-1])
+    return np.minimum.outer(edge, edge).astype(np.float32)
+
+
+OPACITY: Final = _feather()
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a frame is rewritten; `alpha` may be turned while running."""
+
+    background: str  # one of config.BACKGROUNDS
+    zones: tuple[tuple[float, float, float, float], ...]  # always black: x, y, width, height, as fractions
+    detect_every: int
+
+
+class FrameSanitizer:
+    """Detect, track, align, infer, compose, gate: one frame at a time, with the tracks as its only memory."""
+
+    def __init__(
+        self,
+        model: Model,
+        detector: faces.Detector,
+        settings: Settings,
+        alpha: float,
+        hold_ns: int,
+        entropy: noise.EntropySource = os.urandom,
+        clock: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
+        self.model, self.settings, self.alpha = model, settings, alpha
+        self._detector, self._clock = detector, clock
+        self.tracker = faces.Tracker(hold_ns, lambda: noise.draw(model.noise_dimensions, entropy))
+        self._frames = 0
+
+    def __call__(self, raw: RawFrame) -> SanitizedFrame:
+        """Sanitize one frame.
+
+        Raises:
+            Reject: the gate did not let it pass.
+            ModelError: the network could not be run.
+        """
+        stamps = [raw.received_ns]
+        pixels = raw.pixels
+        if self._frames % self.settings.detect_every == 0:
+            self.tracker.update(self._detector(pixels), raw.captured_ns)
+        else:
+            self.tracker.expire(raw.captured_ns)
+        self._frames += 1
+        tracks = [track for track in self.tracker.tracks if _spread(track.landmarks)]
+        stamps.append(self._clock())
+
+        matrices = [faces.alignment(track.landmarks) for track in tracks]
+        chips = np.empty((len(tracks), faces.CHIP, faces.CHIP, 3), np.uint8)
+        for i, matrix in enumerate(matrices):
+            chips[i] = faces.cut(pixels, matrix)
+        stamps.append(self._clock())
+
+        sanitized = chips  # of no faces
+        if tracks:
+            z = np.stack([track.noise for track in tracks])
+            sanitized = gate.check_chips(chips, self.model.run(chips, z, self.alpha))
+        stamps.append(self._clock())
+
+        canvas = obfuscate(pixels, self.settings.background, [track.box for track in tracks])
+        for chip, matrix in zip(sanitized, matrices, strict=True):
+            put_back(canvas, chip, matrix)
+        blacken(canvas, self.settings.zones)
+        stamps.append(self._clock())
+
+        gate.check_frame(pixels, canvas, self._clock() - raw.captured_ns)
+        stamps.append(self._clock())
+        capture_ns = raw.received_ns - raw.captured_ns
+        durations = (capture_ns, *(b - a for a, b in pairwise(stamps)))
+        return SanitizedFrame._create(canvas, Stamps(raw.number, raw.captured_ns, durations, stamps[-1], len(tracks)))
+
+
+def _spread(landmarks: NDArray[np.float32]) -> bool:
+    """Whether five landmarks span a face at all (and not one point), so that they can be aligned."""
+    return bool(np.isfinite(landmarks).all() and np.ptp(landmarks, axis=0).max() > 1)
+
+
+def obfuscate(pixels: Pixels, background: str, boxes: list[NDArray[np.float32]]) -> Pixels:
+    """A new canvas uint8 [height, width, 3] in which nobody can be recognised (but see "keep").
+
+    "keep" copies the raw frame and pixelates the surroundings of each known face: everything else is RAW, also a face
+    that the detector missed. It is never the default.
+    """
+    height, width = pixels.shape[:2]
+    if background == "black":
+        return np.zeros_like(pixels)
+    coarse = max(1, -(-min(height, width) // BLOCKS))
+    grid = (max(1, round(width / coarse)), max(1, round(height / coarse)))
+    small = cv2.resize(pixels, grid, interpolation=cv2.INTER_AREA)
+    how = cv2.INTER_CUBIC if background == "blur" else cv2.INTER_NEAREST
+    canvas = np.asarray(cv2.resize(small, (width, height), interpolation=how), np.uint8)
+    if background == "keep":
+        kept = pixels.copy()
+        for box in boxes:
+            x, y, w, h = box
+            left, top = max(0, int(x - w / 2)), max(0, int(y - h / 2))
+            right, bottom = max(0, int(np.ceil(x + 1.5 * w))), max(0, int(np.ceil(y + 1.5 * h)))
+            kept[top:bottom, left:right] = canvas[top:bottom, left:right]
+        return kept
+    return canvas
+
+
+def put_back(canvas: Pixels, chip: NDArray[np.uint8], matrix: NDArray[np.float64]) -> None:
+    """Paint a sanitized chip uint8 [112, 112, 3] (RGB) on the canvas (BGR), by the inverse of the warp that cut it."""
+    height, width = canvas.shape[:2]
+    inverse = cv2.invertAffineTransform(matrix)
+    corners = np.array([(0, 0, 1), (faces.CHIP, 0, 1), (0, faces.CHIP, 1), (faces.CHIP, faces.CHIP, 1)]) @ inverse.T
+    left, top = np.maximum(np.floor(corners.min(0)).astype(int), 0)
+    right, bottom = np.minimum(np.ceil(corners.max(0)).astype(int) + 1, (width, height))
+    if left >= right or top >= bottom:
+        return  # the face lies outside the frame
+    inverse[:, 2] -= (left, top)
+    size = (int(right - left), int(bottom - top))
+    face = cv2.warpAffine(chip[..., ::-1], inverse, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    opacity = cv2.warpAffine(OPACITY, inverse, size, flags=cv2.INTER_LINEAR)[..., None]
+    under = canvas[top:bottom, left:right]
+    np.copyto(under, np.rint(under + opacity * (face.astype(np.float32) - under)).astype(np.uint8))
+
+
+def blacken(canvas: Pixels, zones: tuple[tuple[float, float, float, float], ...]) -> None:
+    """Paint the zones (fractions of the frame: x, y, width, height) black, rounded outwards."""
+    height, width = canvas.shape[:2]
+    for x, y, w, h in zones:
+        rows = slice(int(y * height), int(np.ceil((y + h) * height)))
+        canvas[rows, int(x * width) : int(np.ceil((x + w) * width))] = 0
+
+
+def slate(text: str, size: tuple[int, int], number: int, now_ns: int) -> SanitizedFrame:
+    """A card that says why there is no picture; no camera pixel is in it. `size` is (width, height)."""
+    width, height = size
+    canvas = np.full((height, width, 3), 40, np.uint8)
+    scale = max(0.4, width / 640)
+    (text_width, text_height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 2)
+    at = (max(0, (width - text_width) // 2), (height + text_height) // 2)
+    cv2.putText(
+        canvas, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, (220, 220, 220), max(1, round(scale * 2)), cv2.LINE_AA
+    )
+    return SanitizedFrame._create(canvas, Stamps(number, now_ns, sanitized_ns=now_ns, slate=True))

@@ -1,0 +1,20 @@
+"""Sinks: where sanitized frames go. Nothing here can take any other frame."""
+
+from typing import Protocol
+
+from edgesan.frames import SanitizedFrame
+
+
+class Sink(Protocol):
+    """The interface behind which each transport lives; it runs in the transmit process."""
+
+    name: str
+
+    async def start(self) -> None:
+        """Open the port or the file. Raises SinkError."""
+
+    async def send(self, frame: SanitizedFrame) -> None:
+        """Take the newest frame; must not wait for a slow reader. Raises SinkError."""
+
+    async def close(self) -> None:
+        """End all transmissions and give everything back. Raises SinkError if what was written is not whole."""

@@ -1,0 +1,80 @@
+"use strict";
+// Shows what /api/status says, once a second, and passes the dial on. It never shows more than the server sent.
+
+const $ = (id) => document.getElementById(id);
+const token = new URLSearchParams(location.search).get("token");
+const url = (path) => (token ? `${path}?token=${encodeURIComponent(token)}` : path);
+let broken = false; // the server went away: open the stream again when it is back
+let turning = false; // the dial is in somebody's hand: do not move it under them
+
+function show(status) {
+  const live = status.camera_up && status.ready;
+  $("status").textContent = live ? "live" : status.camera_up === false ? "camera lost – trying again" : "waiting for a picture";
+  $("status").className = live ? "live" : "lost";
+  $("fps").textContent = (status.fps ?? 0).toFixed(1);
+  $("faces").textContent = status.faces ?? "–";
+  $("age").textContent = status.transmit.ms.glass_to_wire?.p50.toFixed(0) ?? "–";
+  $("viewers").textContent = status.transmit.viewers;
+  const warnings = status.warnings ?? [];
+  $("warning").hidden = warnings.length === 0;
+  $("warning").textContent = warnings.join(" · ");
+  if (!status.model) return;
+  $("model").textContent = `${status.model.name} v${status.model.version} (${status.model.sha256.slice(0, 8)})`;
+  $("private").textContent = status.model.private;
+  $("utility").textContent = status.model.utility;
+  $("camera").textContent = status.camera;
+  $("background").textContent = status.background;
+  $("isolation").textContent = status.isolation;
+  const dial = $("alpha");
+  [dial.min, dial.max] = status.model.alpha_range;
+  dial.disabled = false;
+  $("alpha-value").textContent = status.alpha.toFixed(2); // what the sanitizer does, not what was asked
+  if (!turning) dial.value = status.alpha;
+  $("stages").replaceChildren(...Object.entries({ ...status.ms, ...status.transmit.ms }).map(([stage, ms]) => {
+    const row = document.createElement("tr");
+    for (const text of [stage, ms.p50.toFixed(2), ms.p99.toFixed(2)]) row.insertCell().textContent = text;
+    return row;
+  }));
+}
+
+async function poll() {
+  try {
+    const answer = await fetch(url("api/status"));
+    if (!answer.ok) throw new Error(await answer.text());
+    show(await answer.json());
+    if (broken) watch();
+    broken = false;
+  } catch (error) {
+    broken = true;
+    $("status").textContent = `no connection (${error.message.trim()})`;
+    $("status").className = "lost";
+  }
+}
+
+async function turn() {
+  const answer = await fetch(url("api/alpha"), {
+    method: "PUT",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ alpha: Number($("alpha").value) }),
+  });
+  $("dial-error").hidden = answer.ok;
+  $("dial-error").textContent = answer.ok ? "" : await answer.text();
+  turning = false;
+  setTimeout(poll, 600);
+}
+
+$("alpha").addEventListener("input", () => { turning = true; });
+$("alpha").addEventListener("change", () => turn().catch((error) => {
+  turning = false;
+  $("dial-error").hidden = false;
+  $("dial-error").textContent = error.message;
+}));
+$("picture").addEventListener("error", () => setTimeout(watch, 1000));
+
+function watch() {
+  $("picture").src = url("stream.mjpg") + (token ? "&" : "?") + `since=${Date.now()}`;
+}
+
+watch();
+poll();
+setInterval(poll, 1000);

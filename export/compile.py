@@ -1,0 +1,247 @@
+"""Compile a trained sanitizer to the model file: `python -m export.compile runs/NAME --data DIR --out FILE`.
+
+fp32 ONNX (the uint8 contract inside) -> calibration on real chips -> static QDQ int8 (uint8 activations, symmetric
+int8 weights per channel) -> metadata with the known answer -> a parity report, fp32 against int8, on validation people.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before onnxruntime is loaded
+
+import onnxruntime as ort
+from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+from onnxruntime.quantization.shape_inference import quant_pre_process
+from tqdm import tqdm
+
+from export import data
+from export.errors import ExportError
+from export.networks import Device, Sanitizer
+from export.recipe import Recipe
+
+OPSET = 17
+TOLERANCE = 2  # levels that a known answer may differ by between processors
+SAMPLES = 64
+
+Run = Callable[[NDArray[np.uint8], NDArray[np.float32], float], NDArray[np.uint8]]
+
+
+def restore(path: Path) -> tuple[Sanitizer, Recipe, dict[str, Any]]:
+    """The sanitizer that `export.train` left in `path`, its recipe, and what else was saved with it.
+
+    Raises:
+        ExportError: there is none.
+    """
+    if not (path / "sanitizer.pt").exists():
+        raise ExportError(f"no sanitizer.pt in {path}: train one with python -m export.train")
+    saved = torch.load(path / "sanitizer.pt", weights_only=True)
+    r = Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved["recipe"].items()})
+    sanitizer = Sanitizer(r.width, r.depth, r.code, r.noise)
+    sanitizer.load_state_dict(saved["weights"])
+    return sanitizer.eval(), r, saved
+
+
+def export_fp32(sanitizer: Sanitizer, path: Path) -> None:
+    """The fp32 graph, with uint8 NHWC tensors at both ends."""
+    example = (torch.zeros(2, 112, 112, 3, dtype=torch.uint8), torch.zeros(2, sanitizer.noise_dim), torch.full((2, 1), 0.5))
+    batch = {0: "N"}
+    with torch.no_grad():
+        torch.onnx.export(
+            Device(sanitizer),
+            example,
+            str(path),
+            input_names=["face", "noise", "alpha"],
+            output_names=["sanitized"],
+            dynamic_axes={"face": batch, "noise": batch, "alpha": batch, "sanitized": batch},
+            opset_version=OPSET,
+            dynamo=False,
+        )
+
+
+class Chips(CalibrationDataReader):
+    """Real chips, at every alpha, with real noise: what the activations' ranges are taken from."""
+
+    def __init__(self, chips: NDArray[np.uint8], noise_dim: int, batch: int = 16) -> None:
+        random = np.random.default_rng(0)
+        self._feeds: Iterator[dict[str, Any]] = iter(
+            {
+                "face": part,
+                "noise": random.standard_normal((len(part), noise_dim), np.float32),
+                "alpha": random.random((len(part), 1), np.float32),
+            }
+            for part in np.array_split(chips, max(1, len(chips) // batch))
+        )
+
+    def get_next(self) -> dict[str, Any] | None:
+        """The next feed, None when there are no more."""
+        return next(self._feeds, None)
+
+
+def quantize(fp32: Path, int8: Path, chips: NDArray[np.uint8], noise_dim: int) -> None:
+    """Static QDQ: uint8 activations and per-channel int8 weights fuse on x86 and Arm alike."""
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = Path(folder) / "prepared.onnx"
+        quant_pre_process(str(fp32), str(prepared), skip_symbolic_shape=True)
+        quantize_static(
+            str(prepared),
+            str(int8),
+            Chips(chips, noise_dim),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            calibrate_method=CalibrationMethod.MinMax,
+            # the dial's small Gemms stay float: they cost nothing, and alpha is a number, not a picture
+            op_types_to_quantize=["Conv", "Add", "Mul", "Resize", "Relu", "Clip", "Concat"],
+            extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
+        )
+
+
+def runner(content: bytes) -> Run:
+    """The model as a function of chips, noise and alpha; sessions set as on the device."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 2
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    session = ort.InferenceSession(content, options, ["CPUExecutionProvider"])
+
+    def run(chips: NDArray[np.uint8], noise: NDArray[np.float32], alpha: float) -> NDArray[np.uint8]:
+        dial = np.full((len(chips), 1), alpha, np.float32)
+        result: NDArray[np.uint8] = session.run(["sanitized"], {"face": chips, "noise": noise, "alpha": dial})[0]
+        return result
+
+    return run
+
+
+def known_inputs(count: int, noise_dim: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """The rule "waves-1" of the model format.
+
+    face[n, y, x, c] = (3 y + 5 x + 40 c + 60 n + y x div 32) mod 256; noise[n, i] = 1.5 sin(i + 1 + n).
+    """
+    n, y, x, c = np.ogrid[:count, :112, :112, :3]
+    rows, columns = np.ogrid[:count, :noise_dim]
+    chips = ((3 * y + 5 * x + 40 * c + 60 * n + y * x // 32) % 256).astype(np.uint8)
+    return chips, (1.5 * np.sin(columns + 1.0 + rows)).astype(np.float32)
+
+
+def known_answer(run: Run, noise_dim: int, alpha: float, count: int = 2) -> dict[str, Any]:
+    """What the model gives for inputs that everybody can make."""
+    output = run(*known_inputs(count, noise_dim), alpha)
+    at = np.random.default_rng(7).integers(0, (count, 112, 112, 3), (SAMPLES, 4))
+    samples = [[*map(int, row), int(output[tuple(row)])] for row in at]
+    return {"rule": "waves-1", "count": count, "alpha": alpha, "tolerance": TOLERANCE, "samples": samples}
+
+
+def seal(path: Path, metadata: dict[str, Any]) -> None:
+    """Write the `edgesan` metadata into the file, with the known answer of the very bytes that will be read."""
+    model = onnx.load(str(path))
+    del model.metadata_props[:]
+    run = runner(model.SerializeToString())
+    noise_dim = next(v.type.tensor_type.shape.dim[1].dim_value for v in model.graph.input if v.name == "noise")
+    metadata["known_answer"] = known_answer(run, noise_dim, metadata["alpha_default"])
+    onnx.helper.set_model_props(model, {"edgesan": json.dumps(metadata)})
+    model.doc_string = ""
+    model.producer_name, model.producer_version = "edgesan", "1"
+    part = path.with_name(f".{path.name}.part")
+    part.write_bytes(model.SerializeToString())
+    part.replace(path)
+
+
+def parity(fp32: Run, int8: Run, chips: NDArray[np.uint8], noise_dim: int, alphas: tuple[float, ...]) -> dict[str, Any]:
+    """fp32 against int8 on chips [N, 112, 112, 3]: mean and largest difference in levels, PSNR in dB, per alpha."""
+    random = np.random.default_rng(1)
+    report: dict[str, Any] = {}
+    for alpha in alphas:
+        differences = []
+        for part in tqdm(np.array_split(chips, max(1, len(chips) // 32)), desc=f"parity at alpha {alpha:g}", leave=False):
+            noise = random.standard_normal((len(part), noise_dim), np.float32)
+            differences.append(np.abs(fp32(part, noise, alpha).astype(np.int16) - int8(part, noise, alpha)))
+        d = np.concatenate(differences).astype(np.float64)
+        report[f"{alpha:g}"] = {
+            "mean_levels": round(float(d.mean()), 2),
+            "p99_levels": round(float(np.percentile(d, 99)), 1),
+            "max_levels": int(d.max()),
+            "psnr_db": round(float(10 * np.log10(255**2 / np.mean(d**2))), 1),
+        }
+    return report
+
+
+def git_commit() -> str:
+    """The commit of this source tree, "unknown" outside a repository."""
+    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent)  # noqa: S607
+    return git.stdout.strip() or "unknown"
+
+
+def compile_model(
+    path: Path, faces: data.Faces, out: Path, claims: list[dict[str, Any]], alpha_default: float | None = None
+) -> dict[str, Any]:
+    """Everything from `sanitizer.pt` to the model file; the parity report."""
+    sanitizer, r, saved = restore(path)
+    train = faces.where(data.training_rows(faces)).chips
+    validation = faces.where(data.validation_rows(faces)).chips
+    random = np.random.default_rng(0)
+    calibration = train[random.permutation(len(train))[:256]]
+    default = r.alpha_default if alpha_default is None else alpha_default
+    with tempfile.TemporaryDirectory() as folder:
+        fp32 = Path(folder) / "fp32.onnx"
+        export_fp32(sanitizer, fp32)
+        quantize(fp32, out, calibration, sanitizer.noise_dim)
+        metadata = {
+            "format": 1,
+            "name": r.name,
+            "version": r.version,
+            "alpha_range": [0.0, 1.0],
+            "alpha_default": default,
+            "private": r.private,
+            "utility": "identity",
+            "claims": claims,
+            "provenance": {
+                "commit": git_commit(),
+                "recipe_sha256": saved["recipe"].get("digest") or hashlib.sha256(repr(r).encode()).hexdigest(),
+                "data_sha256": saved["data_digest"],
+                "steps": saved["step"],
+                "seed": r.seed,
+            },
+        }
+        seal(out, metadata)
+        sample = validation[random.permutation(len(validation))[:256]]
+        return parity(runner(fp32.read_bytes()), runner(out.read_bytes()), sample, sanitizer.noise_dim, (0.0, default, 1.0))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m export.compile", description=__doc__)
+    parser.add_argument("run", type=Path, help="the folder that export.train wrote")
+    parser.add_argument("--data", type=Path, required=True, help="folder of sets: calibration and parity chips")
+    parser.add_argument("--out", type=Path, required=True, help="the model file to write")
+    parser.add_argument("--claims", type=Path, help="JSON that export.audit wrote: a list of measured figures")
+    parser.add_argument("--alpha-default", type=float, help="the dial's default (default: the recipe's)")
+    a = parser.parse_args(arguments)
+    try:
+        _, r, _ = restore(a.run)
+        faces = data.join(data.load_set(a.data, name) for name in r.sets)
+        claims = json.loads(a.claims.read_text())["claims"] if a.claims else []
+        report = compile_model(a.run, faces, a.out, claims, a.alpha_default)
+    except ExportError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    print(f"{a.out}: {a.out.stat().st_size / 2**20:.2f} MiB")
+    print(json.dumps({"parity fp32 vs int8, by alpha": report}, indent=2))
+    return 0
+
+
+if __name__ == "__main__":
+
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""The losses of Bertran et al. (2018), "Learning to Collaborate for User-Controlled Privacy".
+
+    Loss_S = (1 - alpha) KL(P(u|x) || P(u|S(x))) + alpha KL(P(p) || P(p|S(x)))
+    Loss_P = BCE(y_p(x), p(x)) + BCE(y_p(x), p(S(x)))
+
+u is the utility variable, p the private one, P(p) its prior: not the flipped class, and not one half. Everything is
+in nats, and one value per picture [N], so that each picture can have an alpha of its own.
+"""
+
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """KL(p || q) [N] of log-probabilities [N, K] (or [K] for p)."""
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def utility_loss(raw_logits: Tensor, sanitized_logits: Tensor) -> Tensor:
+    """KL(P(u|x) || P(u|S(x))) [N] from utility logits [N, people]."""
+    return kl(F.log_softmax(raw_logits, -1), F.log_softmax(sanitized_logits, -1))
+
+
+def privacy_loss(prior: Tensor, sanitized_logits: Tensor) -> Tensor:
+    """KL(P(p) || P(p|S(x))) [N] from the prior [K] and a privacy network's logits [N, K]."""
+    return kl(prior.log(), F.log_softmax(sanitized_logits, -1))
+
+
+def sanitizer_loss(utility: Tensor, privacy: Tensor, alpha: Tensor) -> Tensor:
+    """Loss_S [N]: the mix that the dial alpha [N, 1] chooses of the two losses [N] above."""
+    a = alpha[:, 0]
+    return (1 - a) * utility + a * privacy
+
+
+def attacker_loss(sanitized_logits: Tensor, raw_logits: Tensor, truth: Tensor, raw_truth: Tensor) -> Tensor:
+    """Loss_P (a scalar): the privacy network must be right on sanitized pictures, and stay right on raw ones."""
+    return F.cross_entropy(sanitized_logits, truth) + F.cross_entropy(raw_logits, raw_truth)
