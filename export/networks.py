@@ -226,6 +226,9 @@ class Provider(nn.Module):
     def __init__(self, name: str, folder: Path) -> None:
         super().__init__()
         contracts = tomllib.loads(PROVIDERS.read_text())
+        own = folder / PROVIDERS.name  # bring your own: contracts beside the networks
+        if own.exists():
+            contracts |= tomllib.loads(own.read_text())
         if name not in contracts:
             raise NetworkError(f"no provider {name!r} in {PROVIDERS.name}; it has {', '.join(contracts)}")
         c = contracts[name]

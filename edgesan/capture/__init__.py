@@ -1,62 +1,44 @@
 """Sources of raw frames. Each lends its newest frame for one `with` block, and never a backlog."""
 
 import re
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Final, Protocol
-from urllib.parse import urlsplit
+from typing import Final
 
+from edgesan.capture import devices, opencv, picamera
+from edgesan.capture.source import Source
 from edgesan.errors import CameraError, ConfigError
-from edgesan.frames import RawFrame
+
+__all__ = ["DEMO_CLIP", "Source", "open_source"]
 
 DEMO_CLIP: Final = Path(__file__).with_name("demo.mp4")
-URL_SCHEMES: Final = ("rtsp", "rtsps", "http", "https")
-
-
-class Source(Protocol):
-    """A camera, or a file that plays one."""
-
-    name: str
-    size: tuple[int, int]  # (width, height) as delivered
-
-    def frame(self, timeout_s: float) -> AbstractContextManager[RawFrame]:
-        """Lend the newest frame, one that was never lent before.
-
-        Raises:
-            CameraLost: none came within `timeout_s`.
-            EndOfStream: the file is over.
-        """
-
-    def close(self) -> None:
-        """Give the camera back. Idempotent."""
+FORMS: Final = "an index (0), a device (/dev/video0), picamera or picamera:1, a file, a URL (rtsp, http), or demo"
 
 
 def open_source(spec: str, size: tuple[int, int] | None, fps: float | None) -> Source:
-    """Open `--camera SPEC`; `size` (width, height) and `fps` are asked of the camera, and kept where it disobeys.
+    """Open what `--camera` names.
+
+    Args:
+        spec: one of FORMS.
+        size: width and height to ask for. A larger picture is scaled down to within them, keeping its aspect.
+        fps: frames a second to ask for, and to lend at most.
 
     Raises:
-        ConfigError: the spec is none of the known forms.
-        CameraError: what it names is not there or cannot be opened.
+        ConfigError: `spec` is none of FORMS.
+        CameraError: what it names is not here, or cannot be opened; says what is here.
     """
-    # The back ends are imported when they are asked for: picamera2 exists on few machines.
-    from edgesan.capture import opencv
-
     if spec == "demo":
         return opencv.FileSource(DEMO_CLIP, size, fps, loop=True, paced=True, name="demo")
-    if re.fullmatch(r"picamera(:\d+)?", spec):
-        from edgesan.capture import picamera
-
-        return picamera.PicameraSource(int(spec.partition(":")[2] or 0), size, fps)
-    if spec.isdecimal() or spec.startswith("/dev/"):
-        return opencv.device_source(Path(f"/dev/video{spec}") if spec.isdecimal() else Path(spec), size, fps)
-    scheme = urlsplit(spec).scheme
-    if scheme in URL_SCHEMES:
-        return opencv.url_source(spec, size, fps)
+    if csi := re.fullmatch(r"picamera(?::(\d+))?", spec):
+        return picamera.open_picamera(int(csi[1] or 0), size, fps)
     if "://" in spec:
-        raise ConfigError(f"camera is a {scheme}:// address: {', '.join(URL_SCHEMES)} can be opened")
-    path = Path(spec)
-    if not path.exists():
-        raise CameraError(
-            f"there is no {spec!r}: give an index, a device, picamera, a file, a URL or demo; see `edgesan devices`"
-        )
-    return opencv.FileSource(path, size, fps, loop=False, paced=True)
+        return opencv.open_url(spec, size, fps)
+    path = Path(f"/dev/video{int(spec)}" if re.fullmatch(r"[0-9]+", spec) else spec)
+    if path.is_char_device():
+        return opencv.open_device(path, size, fps)
+    if path.is_file():
+        return opencv.open_file(path, size, fps)
+    if not spec or spec.startswith("picamera:"):
+        raise ConfigError(f"camera is {spec!r}: give {FORMS}")
+    what = "neither a camera nor a file" if path.exists() else "not here"
+    here = ", ".join(f"{d.spec} ({d.name})" for d in devices.list_devices())
+    raise CameraError(f"{path} is {what}; cameras here: {here}. Give {FORMS}")

@@ -1,20 +1,25 @@
-"""What cameras are here: the answer of `edgesan devices`."""
+"""The cameras of this machine: the answer of `edgesan devices`."""
 
 import fcntl
+import grp
 import importlib.util
 import os
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
+from edgesan.capture import picamera
 from edgesan.errors import CameraError
 
-# struct v4l2_capability and VIDIOC_QUERYCAP (linux/videodev2.h)
-QUERYCAP: Final = struct.Struct("16s32s32sIII12x")
+# linux/videodev2.h
 VIDIOC_QUERYCAP: Final = 0x80685600
-V4L2_CAP_VIDEO_CAPTURE: Final = 0x00000001
-V4L2_CAP_DEVICE_CAPS: Final = 0x80000000
+CAPABILITY: Final = struct.Struct("=16s32s32sIII12x")  # driver, card, bus, version, capabilities, device_caps
+CAP_CAPTURE: Final = 0x00000001 | 0x00001000  # VIDEO_CAPTURE, VIDEO_CAPTURE_MPLANE
+CAP_DEVICE_CAPS: Final = 0x80000000
+# The raw ends of a Pi's camera pipeline: they capture, but only libcamera can make a picture of it.
+PI_DRIVERS: Final = frozenset({"unicam", "bcm2835-isp", "rp1-cfe", "pispbe"})
 
 
 @dataclass(frozen=True)
@@ -22,56 +27,77 @@ class Device:
     """One camera; `spec` is what to give to --camera."""
 
     spec: str
-    kind: str  # "v4l2", "picamera" or "demo"
     name: str
+    driver: str
+    kind: Literal["v4l2", "picamera", "demo"]
     usable: bool
-    note: str
+    note: str = ""
 
 
 def list_devices(dev: Path = Path("/dev")) -> list[Device]:
-    """All cameras that can be named, the demo last."""
-    found = [device for path in sorted(dev.glob("video*")) if (device := query(path)) is not None]
-    if importlib.util.find_spec("picamera2") is not None:
-        found += csi_cameras()
-    return [*found, Device("demo", "demo", "the bundled clip, in a loop", True, "")]
+    """Everything that can capture, usable or not; the demo, which always is, comes last."""
+    nodes = sorted(dev.glob("video[0-9]*"), key=lambda node: int(re.sub(r"\D", "", node.name)))
+    found = [device for node in nodes if (device := query(node)) is not None]
+    demo = Device("demo", "the bundled clip, in a loop", "edgesan", "demo", usable=True)
+    return [*found, *csi_cameras(), demo]
 
 
-def query(path: Path) -> Device | None:
-    """A V4L2 node, by VIDIOC_QUERYCAP; None if it captures no video (a codec, an ISP, metadata)."""
+def query(node: Path) -> Device | None:
+    """Ask a V4L2 node what it is; None if it cannot capture video (codecs, scalers, metadata)."""
     try:
-        handle = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+        file = os.open(node, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            answer = fcntl.ioctl(file, VIDIOC_QUERYCAP, bytes(CAPABILITY.size))
+        finally:
+            os.close(file)
+    except PermissionError:
+        return Device(str(node), "?", "?", "v4l2", usable=False, note=f"no permission: {permission_cure(node)}")
     except OSError as error:
-        cure = "; sudo usermod -aG video $USER, then log in again" if isinstance(error, PermissionError) else ""
-        return Device(str(path), "v4l2", "?", False, f"{error.strerror}{cure}")
-    try:
-        answer = fcntl.ioctl(handle, VIDIOC_QUERYCAP, bytes(QUERYCAP.size))
-    except OSError as error:
-        return Device(str(path), "v4l2", "?", False, f"not a V4L2 device ({error.strerror})")
-    finally:
-        os.close(handle)
-    driver, card, _bus, _version, capabilities, device_caps = QUERYCAP.unpack(answer)
-    effective = device_caps if capabilities & V4L2_CAP_DEVICE_CAPS else capabilities
-    if not effective & V4L2_CAP_VIDEO_CAPTURE:
+        return Device(str(node), "?", "?", "v4l2", usable=False, note=f"does not answer ({error.strerror})")
+    return described(node, answer)
+
+
+def described(node: Path, answer: bytes) -> Device | None:
+    """The device that a VIDIOC_QUERYCAP answer (104 bytes) speaks of; None if it cannot capture video."""
+    driver, card, _, _, of_all_nodes, of_this_node = CAPABILITY.unpack(answer)
+    if not (of_this_node if of_all_nodes & CAP_DEVICE_CAPS else of_all_nodes) & CAP_CAPTURE:
         return None
-    name, by = (text.split(b"\0")[0].decode(errors="replace") for text in (card, driver))
-    return Device(str(path), "v4l2", f"{name} ({by})", True, "")
+    driver, card = (text.split(b"\0")[0].decode(errors="replace") for text in (driver, card))
+    if driver in PI_DRIVERS:
+        return Device(str(node), card, driver, "v4l2", usable=False, note="a raw end of a Pi camera: use picamera")
+    return Device(str(node), card, driver, "v4l2", usable=True)
 
 
 def csi_cameras() -> list[Device]:
-    """The cameras that libcamera knows."""
-    from edgesan.capture import picamera
-
+    """The cameras that picamera2 knows, less the USB ones, which V4L2 lists; none where it is not installed."""
+    if importlib.util.find_spec("picamera2") is None:
+        return []
     try:
-        cameras = picamera.library().Picamera2.global_camera_info()
+        infos = picamera.library().Picamera2.global_camera_info()
     except CameraError as error:
-        return [Device("picamera", "picamera", "?", False, str(error))]
+        return [Device("picamera", "?", "libcamera", "picamera", usable=False, note=str(error))]
     return [
-        Device(f"picamera:{i}", "picamera", str(camera.get("Model", "?")), True, "") for i, camera in enumerate(cameras)
+        Device(f"picamera:{place}", str(info.get("Model", "?")), "libcamera", "picamera", usable=True)
+        for place, info in enumerate(infos)
+        if "/usb" not in info["Id"]
     ]
+
+
+def permission_cure(node: Path) -> str:
+    """What to do where a device node exists but may not be opened."""
+    owner = node.stat().st_gid
+    try:
+        group = grp.getgrgid(owner).gr_name
+    except KeyError:
+        return f"it belongs to group {owner}, which has no name here; run edgesan in that group"
+    return f"sudo usermod -aG {group} $USER, then log in again"
 
 
 def table(devices: list[Device]) -> str:
     """One line per camera, for people."""
-    rows = [("--camera", "name", ""), *((d.spec, d.name, "" if d.usable else f"not usable: {d.note}") for d in devices)]
-    widths = [max(len(row[i]) for row in rows) for i in range(2)]
-    return "\n".join(f"{spec:<{widths[0]}}  {name:<{widths[1]}}  {note}".rstrip() for spec, name, note in rows)
+    rows = [("--camera", "name", "driver", "")]
+    rows += [(d.spec, d.name, d.driver, "" if d.usable else f"not usable: {d.note}") for d in devices]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    return "\n".join(
+        "  ".join(f"{cell:<{w}}" for cell, w in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows
+    )

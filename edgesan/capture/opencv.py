@@ -1,277 +1,283 @@
-"""V4L2 devices, network cameras, clips and pictures, through OpenCV."""
+"""V4L2 devices, network cameras, clips and pictures: everything that comes through OpenCV."""
 
+import math
 import os
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
-# FFmpeg's and OpenCV's own chatter; what is wrong is said once, by our errors. Read when cv2 is loaded.
-os.environ.setdefault("OPENCV_LOG_LEVEL", "OFF")
-os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
-
 import cv2
-import numpy as np
 from numpy.typing import NDArray
 
-from edgesan.errors import CameraError, CameraLost, EndOfStream
+from edgesan.capture.devices import permission_cure
+from edgesan.capture.source import MOST_PIXELS, Beat, LiveSource, Source, fit, to_bgr
+from edgesan.errors import CameraError, CameraLost, ConfigError, EndOfStream
 from edgesan.frames import Pixels, RawFrame, lend
 
+# OpenCV and FFmpeg would each print what our errors say once. FFmpeg's level is read when the first clip is opened.
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")
+cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+# Seconds that a grab may hang after the cable was pulled (OpenCV: 10); read when the first device is opened.
+os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", "3")
+
+URL_SCHEMES: Final = ("rtsp", "rtsps", "http", "https")
 NETWORK_TIMEOUT_MS: Final = 5000
-FIRST_FRAME_S: Final = 10.0
-PICTURE_FPS: Final = 5.0
-MOST_PIXELS: Final = 100_000_000
+STILL_FPS: Final = 5.0  # of a picture that is shown as if it were a camera
+ASSUMED_FPS: Final = 25.0  # of a clip that does not say
+MOST_LATE_S: Final = 1.0  # after a longer stop, a clip goes on from where it was instead of catching up
 
 
-def to_bgr(pixels: NDArray[np.generic] | None) -> Pixels:
-    """What OpenCV gave, as uint8 [height, width, 3], BGR.
+class Capture:
+    """A `cv2.VideoCapture` of something live, as a Device."""
 
-    Raises:
-        CameraError: it is no picture.
-    """
-    if pixels is None or pixels.ndim not in (2, 3) or 0 in pixels.shape:
-        raise CameraError("the source gave something that is not a picture")
-    if pixels.dtype == np.uint16:
-        pixels = pixels // 257
-    if pixels.dtype != np.uint8:
-        raise CameraError(f"the source gives {pixels.dtype} pixels: 8 or 16 bits are expected")
-    plane: Pixels = pixels.astype(np.uint8, copy=False)
-    channels = 1 if plane.ndim == 2 else plane.shape[2]
-    if channels == 3:
-        return plane
-    codes = {1: cv2.COLOR_GRAY2BGR, 4: cv2.COLOR_BGRA2BGR}
-    if channels not in codes:
-        raise CameraError(f"the source gives pictures of {channels} channels: 1, 3 or 4 are expected")
-    return np.asarray(cv2.cvtColor(plane, codes[channels]), np.uint8)
+    def __init__(self, name: str, capture: cv2.VideoCapture) -> None:
+        self._name, self._capture = name, capture
 
+    def grab(self) -> int:
+        if not self._capture.grab():
+            raise CameraLost(f"{self._name} gives no pictures any more (unplugged, switched off or out of reach)")
+        return time.monotonic_ns()
 
-def fit(pixels: Pixels, size: tuple[int, int] | None) -> Pixels:
-    """Scale down to fit within `size` (width, height), keeping the aspect; never up."""
-    if size is None:
-        return pixels
-    height, width = pixels.shape[:2]
-    scale = min(size[0] / width, size[1] / height)
-    if scale >= 1:
-        return pixels
-    target = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return np.asarray(cv2.resize(pixels, target, interpolation=cv2.INTER_AREA), np.uint8)
-
-
-def read_picture(path: Path) -> Pixels:
-    """A still picture as uint8 [height, width, 3], BGR, turned upright; gray and transparent ones too.
-
-    Raises:
-        CameraError: it is missing, empty, damaged, no picture, or larger than 100 megapixels.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise CameraError(f"cannot read the picture {path}: {error.strerror}") from error
-    try:
-        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if content else None
-    except cv2.error as error:
-        raise CameraError(f"{path} cannot be decoded as a picture: {error.err}") from error
-    if pixels is None:
-        raise CameraError(
-            f"{path} is not a picture that can be read ({len(content)} bytes): give a .png, .jpg or .webp"
-        )
-    if pixels.shape[0] * pixels.shape[1] > MOST_PIXELS:
-        raise CameraError(f"{path} has {pixels.shape[1]}x{pixels.shape[0]} pixels: at most 100 megapixels are taken")
-    return to_bgr(pixels)
-
-
-def device_source(device: Path, size: tuple[int, int] | None, fps: float | None) -> "LiveSource":
-    """A V4L2 camera.
-
-    Raises:
-        CameraError: there is no such device, it may not be opened, or it gives no frame.
-    """
-    if not device.exists():
-        found = ", ".join(str(p) for p in sorted(Path("/dev").glob("video*"))) or "none"
-        raise CameraError(
-            f"there is no {device}; cameras here: {found}. `edgesan devices` lists them; `--camera demo` needs none"
-        )
-    if not os.access(device, os.R_OK | os.W_OK):
-        raise CameraError(
-            f"you may not open {device}: add yourself to the group video (sudo usermod -aG video $USER), log in again"
-        )
-    settings = [cv2.CAP_PROP_BUFFERSIZE, 1]
-    if size is not None:
-        # USB cameras give their larger sizes at full rate only as MJPEG.
-        settings += [cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG")]
-        settings += [cv2.CAP_PROP_FRAME_WIDTH, size[0], cv2.CAP_PROP_FRAME_HEIGHT, size[1]]
-    if fps is not None:
-        settings += [cv2.CAP_PROP_FPS, round(fps)]
-    capture = cv2.VideoCapture(str(device), cv2.CAP_V4L2)
-    for key, value in zip(settings[::2], settings[1::2], strict=True):
-        capture.set(key, value)
-    return LiveSource(str(device), capture, size, fps)
-
-
-def url_source(url: str, size: tuple[int, int] | None, fps: float | None) -> "LiveSource":
-    """A network camera. Its user name and password are never shown.
-
-    Raises:
-        CameraError: it cannot be reached or gives no frame.
-    """
-    parts = urlsplit(url)
-    name = f"{parts.scheme}://{parts.hostname}{'' if parts.port is None else f':{parts.port}'}{parts.path}"
-    timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, NETWORK_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, NETWORK_TIMEOUT_MS]
-    return LiveSource(name, cv2.VideoCapture(url, cv2.CAP_FFMPEG, timeouts), size, fps)
-
-
-class LiveSource:
-    """A camera read by a thread that keeps the newest frame only: drivers queue four stale ones."""
-
-    def __init__(self, name: str, capture: cv2.VideoCapture, size: tuple[int, int] | None, fps: float | None) -> None:
-        self.name = name
-        self._capture, self._size, self._interval_ns = capture, size, round(1e9 / fps) if fps else 0
-        self._changed = threading.Condition()
-        self._newest: tuple[Pixels, int, int] | None = None  # pixels, number, captured_ns
-        self._lent, self._over = 0, False
-        if not capture.isOpened():
-            capture.release()
-            raise CameraError(
-                f"cannot open {name}: another program may hold it, or it is not a camera; see `edgesan doctor`"
-            )
-        self._thread = threading.Thread(target=self._grab, name="grab", daemon=True)
-        self._thread.start()
-        with self._changed:
-            came = self._changed.wait_for(lambda: self._newest is not None or self._over, FIRST_FRAME_S)
-            first = self._newest
-        if not came or first is None:
-            self.close()
-            raise CameraError(
-                f"{name} was opened but gave no frame within {FIRST_FRAME_S:.0f} s; unplug it and plug it in again"
-            )
-        self.size = (first[0].shape[1], first[0].shape[0])
-
-    def _grab(self) -> None:
-        number, due_ns = 0, 0
-        while not self._over:
-            if not self._capture.grab():
-                break
-            captured_ns = time.monotonic_ns()
-            if captured_ns < due_ns:
-                continue  # faster than asked
-            due_ns = max(due_ns + self._interval_ns, captured_ns - self._interval_ns)
-            done, pixels = self._capture.retrieve()
-            if not done:
-                break
-            number += 1
-            with self._changed:
-                self._newest = fit(to_bgr(pixels), self._size), number, captured_ns
-                self._changed.notify_all()
-        with self._changed:
-            self._over = True
-            self._changed.notify_all()
-
-    @contextmanager
-    def frame(self, timeout_s: float) -> Iterator[RawFrame]:
-        """Lend the newest frame (see `Source`)."""
-        with self._changed:
-            self._changed.wait_for(
-                lambda: self._over or (self._newest is not None and self._newest[1] > self._lent), timeout_s
-            )
-            newest = self._newest
-            self._newest = None  # the loan is the only copy
-        if newest is None or self._over:
-            raise CameraLost(f"{self.name} gives no frames any more")
-        pixels, self._lent, captured_ns = newest
-        with lend(pixels, self._lent, captured_ns, time.monotonic_ns()) as raw:
-            yield raw
+    def pixels(self) -> NDArray[Any] | None:
+        done, pixels = self._capture.retrieve()  # new memory each time
+        return pixels if done else None
 
     def close(self) -> None:
-        """Stop the thread and give the camera back."""
-        self._over = True
-        if self._thread.is_alive():
-            self._thread.join(NETWORK_TIMEOUT_MS / 1000 + 1)
         self._capture.release()
 
 
-class FileSource:
-    """A clip, or a picture shown as one.
+def open_device(path: Path, size: tuple[int, int] | None, fps: float | None) -> Source:
+    """A V4L2 camera.
 
-    Paced, it plays in real time and skips what is late; not paced, it gives every frame in order.
+    Raises:
+        CameraError: you may not open it, it is busy, or it gives no picture.
     """
+    if not os.access(path, os.R_OK | os.W_OK):
+        raise CameraError(f"you may not open {path}: {permission_cure(path)}")
+    capture = cv2.VideoCapture(str(path), cv2.CAP_V4L2)
+    if not capture.isOpened():
+        raise CameraError(
+            f"cannot open {path}: another program holds it (see `fuser -v {path}`), or it is no camera"
+            " (see `edgesan devices`)"
+        )
+    # One buffer that fills while the other is read. With a single one, many drivers give half the frames.
+    capture.set(cv2.CAP_PROP_BUFFERSIZE, 2)
+    if size is not None:
+        if size[0] * size[1] > 640 * 480:
+            # USB 2 cannot carry larger pictures uncompressed at full rate. A camera without MJPG ignores this.
+            capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG"))
+        capture.set(cv2.CAP_PROP_FRAME_WIDTH, size[0])
+        capture.set(cv2.CAP_PROP_FRAME_HEIGHT, size[1])
+    if fps is not None:
+        capture.set(cv2.CAP_PROP_FPS, fps)
+    return LiveSource(str(path), Capture(str(path), capture), size, fps)
+
+
+def open_url(url: str, size: tuple[int, int] | None, fps: float | None) -> Source:
+    """A network camera: RTSP, or MJPEG over HTTP.
+
+    Raises:
+        ConfigError: the address is malformed or of another protocol.
+        CameraError: nobody answers, or there is no live video.
+    """
+    try:
+        parts = urlsplit(url)
+        scheme, host, port = parts.scheme, parts.hostname, parts.port
+    except ValueError:
+        # The error's own words, and so the chain, may hold a password.
+        raise ConfigError("camera is a malformed URL: write it as rtsp://USER:PASSWORD@HOST:PORT/PATH") from None
+    if scheme not in URL_SCHEMES or not host:
+        raise ConfigError(
+            f"camera is a URL of {scheme or 'no'} protocol: write {'://..., '.join(URL_SCHEMES)}://HOST..."
+        )
+    # Cameras take passwords before the host, in the query and in the path: only what follows is shown to people.
+    name = f"{scheme}://{host}" if port is None else f"{scheme}://{host}:{port}"
+    timeouts = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, NETWORK_TIMEOUT_MS, cv2.CAP_PROP_READ_TIMEOUT_MSEC, NETWORK_TIMEOUT_MS]
+    capture = cv2.VideoCapture(url, cv2.CAP_FFMPEG, timeouts)
+    if not capture.isOpened():
+        raise CameraError(f"cannot open {name}: nobody answers, the path or password is wrong, or it is no video")
+    if capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0:
+        capture.release()
+        raise CameraError(f"{name} is a recording, not a camera: download it, and give the file")
+    return LiveSource(name, Capture(name, capture), size, fps)
+
+
+def open_file(path: Path, size: tuple[int, int] | None, fps: float | None) -> Source:
+    """A file as if it were a camera: a clip once, in real time; a picture again and again, until someone ends it.
+
+    Raises:
+        CameraError: it is neither.
+    """
+    check_file(path)
+    # GIF is a clip to FFmpeg, and only its first picture to OpenCV.
+    if cv2.haveImageReader(str(path)) and path.suffix.lower() != ".gif":
+        return StillSource(path, size, fps)
+    return FileSource(path, size, fps, loop=False, paced=True)
+
+
+class FileSource:
+    """A clip, played in real time (`paced`: newest frame only), or frame by frame."""
+
+    live = False
 
     def __init__(
         self, path: Path, size: tuple[int, int] | None, fps: float | None, *, loop: bool, paced: bool, name: str = ""
     ) -> None:
+        """Open the clip and decode its first frame.
+
+        Raises:
+            CameraError: there is no such file, or no video in it.
+        """
+        check_file(path)
         self.name = name or path.name
-        self._path, self._size, self._loop, self._paced = path, size, loop, paced
-        self._interval_s = 1 / fps if fps else 0.0
+        self._path, self._asked, self._loop, self._paced = path, size, loop, paced
+        self._capture = open_clip(path)
+        rate = self._capture.get(cv2.CAP_PROP_FPS)
+        self._period_s = 1 / rate if 0 < rate <= 1000 else 1 / ASSUMED_FPS
+        self._beat = Beat(fps)
+        count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
+        self.frame_count: int | None = round(count) if count > 0 and fps is None else None
+        """Frames to come, as the file claims; None if unknown."""
+        self.position_s = -self._period_s
+        """Time of the frame that was lent last, since the beginning; goes on growing when the clip starts over."""
+        self._pass_s = 0.0  # when this pass of the loop began
+        self._began_s: float | None = None  # time.monotonic() at position 0
         self._number = 0
-        self.position_s = 0.0
-        if path.is_dir() or not path.exists() or path.stat().st_size == 0:
-            raise CameraError(
-                f"{path} is {'a folder' if path.is_dir() else 'missing or empty'}: give a clip or a picture"
-            )
-        self._still = read_picture(path) if cv2.haveImageReader(str(path)) else None
-        self._capture = None if self._still is not None else self._open()
-        self._pending = self._decode()
-        if self._pending is None:
-            self.close()
-            raise CameraError(f"{path} has no frame that can be read: it is not a clip, or it is damaged")
-        first = self._pending[0]
+        self._lent = False  # whether the frame that is grabbed was lent already
+        try:
+            self._advance()
+        except EndOfStream:
+            raise CameraError(f"{path} has no frame that can be read: it is damaged; give another clip") from None
+        first = self._pixels()
+        if first is None:
+            raise CameraError(f"{path} begins with a damaged frame: repair it, or give another clip")
         self.size = (first.shape[1], first.shape[0])
-        self.frame_count = 1 if self._capture is None else max(0, int(self._capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-        self._start_ns = time.monotonic_ns()
 
-    def _open(self) -> cv2.VideoCapture:
-        # FFmpeg alone: OpenCV's other back ends read a name with a % in it as a series of pictures.
-        capture = cv2.VideoCapture(str(self._path), cv2.CAP_FFMPEG)
-        if not capture.isOpened():
-            capture.release()
-            raise CameraError(f"{self._path} is not a clip or a picture that can be read")
-        return capture
-
-    def _decode(self) -> tuple[Pixels, float] | None:
-        """The next frame and its time in the file in seconds; None at the end."""
-        if self._still is not None:
-            interval = self._interval_s or 1 / PICTURE_FPS
-            return (
-                (fit(self._still, self._size), self.position_s + interval) if self._paced or not self._number else None
-            )
-        assert self._capture is not None
-        rate = self._capture.get(cv2.CAP_PROP_FPS) or 25.0
-        index = self._capture.get(cv2.CAP_PROP_POS_FRAMES)
-        done, pixels = self._capture.read()
-        return (fit(to_bgr(pixels), self._size), index / rate) if done else None
-
-    def _next(self) -> tuple[Pixels, float]:
-        """The next frame to lend, after the skipping and the looping."""
-        while True:
-            frame = self._pending or self._decode()
-            self._pending = None
-            if frame is None and self._loop and self._number:
-                self.close()
-                self._capture, self._start_ns = self._open(), time.monotonic_ns()
-                continue
-            if frame is None:
-                raise EndOfStream(f"{self.name} is over")
-            if not self._paced:
-                return frame
-            wait_s = frame[1] - (time.monotonic_ns() - self._start_ns) / 1e9
-            fast = self._interval_s and self._number and 0 < frame[1] - self.position_s < self._interval_s * 0.99
-            if (wait_s < -0.1 or fast) and self._still is None and self._number:
-                continue  # late, or faster than asked: never a backlog
-            time.sleep(max(0.0, wait_s))
-            return frame
-
-    @contextmanager
-    def frame(self, timeout_s: float) -> Iterator[RawFrame]:
-        """Lend the next frame that is due (see `Source`); `position_s` is then its time in the file."""
-        pixels, self.position_s = self._next()
-        self._number += 1
+    def frame(self, timeout_s: float) -> AbstractContextManager[RawFrame]:  # noqa: ARG002 - a file is never silent
+        """The next frame (paced: the newest that is due); never CameraLost while the file is there."""
+        if self._lent:
+            self._advance()
+        if self._paced:
+            self._keep_time()
+        while (pixels := self._pixels()) is None:  # a damaged frame costs one frame
+            self._advance()
+        if (pixels.shape[1], pixels.shape[0]) != self.size:
+            raise CameraError(f"{self._path} changes its picture size in the middle, at {self.position_s:.2f} s")
+        self._lent = True
         now_ns = time.monotonic_ns()
-        with lend(pixels, self._number, now_ns, now_ns) as raw:
-            yield raw
+        # When played, a frame was "captured" when it was due; its age then tells what decoding cost.
+        due_ns = now_ns if self._began_s is None else round((self._began_s + self.position_s) * 1e9)
+        return lend(pixels, self._number, min(due_ns, now_ns), now_ns)
+
+    def _advance(self) -> None:
+        """Grab the next frame that the beat admits."""
+        while True:
+            if not self._capture.grab():
+                self._start_over()
+            self._number += 1
+            stamp_s = self._pass_s + self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            # Some files have no time stamps, or some that stand still or jump back: then the frame rate counts.
+            forward = stamp_s > self.position_s and math.isfinite(stamp_s)
+            self.position_s = stamp_s if forward else self.position_s + self._period_s
+            self._lent = False
+            if self._beat.admits(self.position_s):
+                return
+
+    def _start_over(self) -> None:
+        if not self._loop:
+            raise EndOfStream(f"{self.name} is over")
+        self._capture.release()
+        self._capture = open_clip(self._path)  # opening works for all formats, and seeking does not
+        self._pass_s = self.position_s + self._period_s
+        if not self._capture.grab():
+            raise CameraLost(f"{self._path} cannot be read any more")
+
+    def _keep_time(self) -> None:
+        """Skip what is late, then wait until the grabbed frame is due."""
+        now_s = time.monotonic()
+        if self._began_s is None or now_s - self._began_s - self.position_s > MOST_LATE_S:
+            self._began_s = now_s - self.position_s
+        step_s = max(self._period_s, self._beat.period_s)
+        while now_s - self._began_s - self.position_s >= step_s:  # the one after it is due too
+            self._advance()
+        time.sleep(max(0.0, self._began_s + self.position_s - time.monotonic()))
+
+    def _pixels(self) -> Pixels | None:
+        done, pixels = self._capture.retrieve()
+        return fit(to_bgr(pixels), self._asked) if done else None
 
     def close(self) -> None:
-        """Close the file."""
-        if self._capture is not None:
-            self._capture.release()
+        self._capture.release()
+
+
+def open_clip(path: Path) -> cv2.VideoCapture:
+    """FFmpeg alone, and a path that cannot be taken for a URL: OpenCV's other readers guess at names with % in them.
+
+    Raises:
+        CameraError: there is no video in the file.
+    """
+    capture = cv2.VideoCapture(str(path.absolute()), cv2.CAP_FFMPEG)
+    if not capture.isOpened():
+        raise CameraError(f"{path} is not a clip that can be read (damaged, cut short, or another kind of file)")
+    return capture
+
+
+class StillSource:
+    """A picture that is shown again and again, so that a run can be tried without a camera. Never ends."""
+
+    live = False
+
+    def __init__(self, path: Path, size: tuple[int, int] | None, fps: float | None) -> None:
+        self.name = path.name
+        self._pixels = fit(read_picture(path), size)
+        self._pixels.flags.writeable = False  # every loan is of the same memory
+        self.size = (self._pixels.shape[1], self._pixels.shape[0])
+        self._period_s = 1 / (fps or STILL_FPS)
+        self._due_s = time.monotonic()
+        self._number = 0
+
+    def frame(self, timeout_s: float) -> AbstractContextManager[RawFrame]:  # noqa: ARG002 - a file is never silent
+        time.sleep(max(0.0, self._due_s - time.monotonic()))
+        self._due_s = time.monotonic() + self._period_s
+        self._number += 1
+        now_ns = time.monotonic_ns()
+        return lend(self._pixels, self._number, now_ns, now_ns)
+
+    def close(self) -> None:
+        pass
+
+
+def read_picture(path: Path) -> Pixels:
+    """A picture file, turned upright, as uint8 [height, width, 3] BGR; transparency is dropped.
+
+    Raises:
+        CameraError: there is no such file, it is no picture, or a damaged or too large one.
+    """
+    check_file(path)
+    try:
+        pixels = cv2.imread(str(path), cv2.IMREAD_COLOR)
+    except cv2.error as error:
+        # OPENCV_IO_MAX_IMAGE_PIXELS, which must be set before cv2 is loaded: refused before it is decoded.
+        raise CameraError(f"{path} is damaged, or has more than {MOST_PIXELS:,} pixels: make it smaller") from error
+    if pixels is None:
+        raise CameraError(f"{path} is not a picture that can be read (damaged, or another kind of file)")
+    return to_bgr(pixels)
+
+
+def check_file(path: Path) -> None:
+    """Refuse what is no readable, ordinary file.
+
+    Raises:
+        CameraError: says what it is instead.
+    """
+    if path.exists() and not path.is_file():
+        raise CameraError(f"{path} is a {'folder' if path.is_dir() else 'special file'}: give a picture or a clip")
+    try:
+        with path.open("rb") as file:
+            empty = not file.read(1)
+    except OSError as error:
+        raise CameraError(f"cannot read {path}: {error.strerror}; give a picture or a clip") from error
+    if empty:
+        raise CameraError(f"{path} is empty (0 bytes): give a picture or a clip")

@@ -1,0 +1,51 @@
+# The verbs of this project. `make` alone lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH ?= torch==2.13.0
+# Real faces and the providers' networks: not in the project. Tests that need them skip where they are not.
+export EDGESAN_DATA ?= $(abspath ../shared/data)
+export EDGESAN_NETWORKS ?= $(abspath ../shared/models)
+
+.PHONY: help demo test lint browser data bench screenshot clean
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
+
+demo: $(VENV)/runtime  ## install, and serve the bundled clip, sanitized, at http://127.0.0.1:8080/
+	$(BIN)/edgesan run --camera demo
+
+test: $(VENV)/dev lint  ## install everything, lint, type-check and test
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/dev  ## ruff and mypy
+	$(BIN)/ruff format --check edgesan export tests benchmarks
+	$(BIN)/ruff check edgesan export tests benchmarks
+	$(BIN)/mypy
+
+browser: $(VENV)/dev  ## only the tests that need Chromium (apt install chromium chromium-driver)
+	$(BIN)/python -m pytest -m browser
+
+data: $(VENV)/dev  ## only the tests that need real faces and networks
+	$(BIN)/python -m pytest -m data
+
+bench: $(VENV)/runtime  ## time each stage, and glass to wire, on this machine
+	$(BIN)/python -m benchmarks.stages
+
+screenshot: $(VENV)/dev  ## docs/page.png and docs/before-after.jpg, from the bundled clip
+	$(BIN)/python docs/pictures.py
+
+$(VENV)/python:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/runtime: $(VENV)/python pyproject.toml
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/dev: $(VENV)/runtime
+	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[export,dev]'
+	touch $@
+
+clean:  ## remove what was installed and built
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

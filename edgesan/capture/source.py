@@ -1,0 +1,198 @@
+"""What the sources share: their interface, the edge where foreign pixels become ours, and the newest frame of a camera.
+
+A live camera has one thread that does nothing but grab, so that no driver ever queues stale pictures, and one place for
+the newest picture. Whoever is slow loses pictures; nobody holds the camera up.
+"""
+
+import threading
+import time
+from contextlib import AbstractContextManager
+from typing import Any, Final, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from edgesan.errors import CameraError, CameraLost
+from edgesan.frames import Pixels, RawFrame, lend
+
+MOST_PIXELS: Final = 100_000_000  # of one picture: 300 MB as BGR
+FIRST_PICTURE_S: Final = 5.0  # a sensor needs up to a second or two to start
+CLOSE_S: Final = 0.8  # a hung driver must not hold Ctrl-C up
+THREAD: Final = "edgesan-camera"
+
+
+class Source(Protocol):
+    """Where raw frames come from."""
+
+    name: str  # for people; never holds a password
+    size: tuple[int, int]  # width, height of every frame
+    live: bool  # a camera, which may be lost and come back; not a recording, which only ends
+
+    def frame(self, timeout_s: float) -> AbstractContextManager[RawFrame]:
+        """Lend the newest frame; never one that was lent before.
+
+        Waits for it while the source is alive, at the pace that was asked for. `timeout_s` bounds the silence.
+
+        Raises:
+            CameraLost: the camera was unplugged, or gave nothing for `timeout_s`.
+            EndOfStream: the recording is over.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give the camera back. Frames that were lent stay valid until their block ends."""
+        ...
+
+
+def to_bgr(pixels: NDArray[Any]) -> Pixels:
+    """uint8 [height, width, 3] BGR from whatever a library gave: gray, BGR or BGRA of 8 or 16 bits.
+
+    Raises:
+        CameraError: it is none of these, or too large.
+    """
+    if pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)
+    channels = 1 if pixels.ndim == 2 else pixels.shape[-1]
+    if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3) or channels not in (1, 3, 4) or not pixels.size:
+        raise CameraError(f"got a picture of {pixels.dtype} {pixels.shape}: expected 8 or 16 bits, gray, BGR or BGRA")
+    if pixels.shape[0] * pixels.shape[1] > MOST_PIXELS:
+        raise CameraError(
+            f"got a picture of {pixels.shape[1]}x{pixels.shape[0]}: at most {MOST_PIXELS:,} pixels are taken"
+        )
+    if channels == 3:
+        return pixels
+    return np.asarray(cv2.cvtColor(pixels, cv2.COLOR_GRAY2BGR if channels == 1 else cv2.COLOR_BGRA2BGR), np.uint8)
+
+
+def fit(pixels: Pixels, size: tuple[int, int] | None) -> Pixels:
+    """Scale down to within `size` (width, height), keeping the aspect. Never enlarges; None leaves it as it is."""
+    height, width = pixels.shape[:2]
+    scale = 1.0 if size is None else min(size[0] / width, size[1] / height)
+    if scale >= 1:
+        return pixels
+    target = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return np.asarray(cv2.resize(pixels, target, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+class Beat:
+    """Lets at most `fps` frames a second pass; all of them if None."""
+
+    def __init__(self, fps: float | None) -> None:
+        self.period_s = 1 / fps if fps else 0.0
+        self._due_s = float("-inf")
+
+    def admits(self, at_s: float) -> bool:
+        """Whether the frame of this time may pass. Times must not go back."""
+        if at_s < self._due_s:
+            return False
+        # Counting on from the due time, not from the frame's, keeps the mean rate in spite of a camera's jitter.
+        late = at_s - self._due_s > self.period_s
+        self._due_s = (at_s if late else self._due_s) + self.period_s
+        return True
+
+
+class Device(Protocol):
+    """A camera as its library gives it, opened and running. One thread makes all the calls."""
+
+    def grab(self) -> int:
+        """Wait for the next picture; when it was taken (CLOCK_MONOTONIC, ns). Raises CameraLost."""
+        ...
+
+    def pixels(self) -> NDArray[Any] | None:
+        """The picture grabbed last, in memory that the camera does not write to again; None if it is damaged."""
+        ...
+
+    def close(self) -> None:
+        """Give the device back."""
+        ...
+
+
+class LiveSource:
+    """A Source over a Device: the grabbing thread and the place for the newest picture."""
+
+    live = True
+
+    def __init__(self, name: str, device: Device, size: tuple[int, int] | None, fps: float | None) -> None:
+        """Start grabbing, and wait for the first picture: only it tells the true size.
+
+        Raises:
+            CameraError: no picture came; the device is closed again.
+        """
+        self.name = name
+        self._device, self._asked, self._beat = device, size, Beat(fps)
+        self._changed = threading.Condition()  # guards the next four
+        self._newest: tuple[Pixels, int, int] | None = None  # pixels, number, captured_ns
+        self._fault: CameraError | None = None
+        self._heard_s = time.monotonic()
+        self._stopping = False
+        self._thread = threading.Thread(target=self._grab, name=THREAD, daemon=True)
+        self._thread.start()
+        try:
+            with self._changed:
+                pixels, _, _ = self._wait(FIRST_PICTURE_S)
+        except CameraLost as lost:
+            self.close()
+            raise CameraError(
+                f"{name} was opened but gave no picture ({lost}); is it in use by another program?"
+            ) from lost
+        self.size = (pixels.shape[1], pixels.shape[0])
+
+    def frame(self, timeout_s: float) -> AbstractContextManager[RawFrame]:
+        with self._changed:
+            pixels, number, captured_ns = self._wait(timeout_s)
+            self._newest = None
+        return lend(pixels, number, captured_ns, time.monotonic_ns())
+
+    def _wait(self, timeout_s: float) -> tuple[Pixels, int, int]:
+        """The newest picture, left in its place. The lock is held by the caller."""
+        started_s = time.monotonic()
+        while self._newest is None:
+            if self._fault is not None:
+                raise self._fault
+            left_s = max(started_s, self._heard_s) + timeout_s - time.monotonic()
+            if left_s <= 0:
+                raise CameraLost(f"{self.name} gave no picture for {timeout_s:g} s")
+            self._changed.wait(left_s)
+        return self._newest
+
+    def _grab(self) -> None:
+        """The thread: until the source is closed or the camera is lost. It alone touches the device, to the end."""
+        fault: CameraError = CameraLost(f"{self.name} is closed")
+        try:
+            number, shape = 0, None
+            while not self._stopping:
+                captured_ns = self._device.grab()
+                if not self._beat.admits(captured_ns / 1e9):
+                    self._heard_s = time.monotonic()
+                    continue
+                foreign = self._device.pixels()
+                if foreign is None:
+                    continue
+                pixels = fit(to_bgr(foreign), self._asked)
+                shape = shape or pixels.shape
+                if pixels.shape != shape:
+                    raise CameraLost(f"{self.name} changed its picture from {_size(shape)} to {_size(pixels.shape)}")
+                number += 1
+                with self._changed:
+                    self._newest, self._heard_s = (pixels, number, captured_ns), time.monotonic()
+                    self._changed.notify_all()
+        except CameraError as error:
+            fault = error
+        finally:
+            # Closed before anyone is told: whoever opens it again finds it free.
+            self._device.close()
+            with self._changed:
+                self._fault = fault
+                self._changed.notify_all()
+
+    def close(self) -> None:
+        self._stopping = True
+        # A thread that hangs in its driver is left behind: it gives the device back when the driver returns.
+        self._thread.join(CLOSE_S)
+        with self._changed:
+            self._newest = None
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]}x{shape[0]}"

@@ -1,0 +1,78 @@
+"""Shared by all tests: the bundled clip and model, and where real data lies, if it is here."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from edgesan import faces, model
+from edgesan.config import DEMO_MODEL
+from edgesan.frames import Pixels, SanitizedFrame, Stamps
+
+ROOT = Path(__file__).parent.parent
+CLIP = ROOT / "edgesan" / "capture" / "demo.mp4"
+
+
+@pytest.fixture(scope="session")
+def sanitizer_model() -> model.Model:
+    """The bundled model, verified."""
+    return model.load(DEMO_MODEL)
+
+
+@pytest.fixture(scope="session")
+def detector() -> faces.Detector:
+    """YuNet at the default size."""
+    return faces.Detector(320)
+
+
+@pytest.fixture(scope="session")
+def clip() -> list[Pixels]:
+    """All frames of the bundled clip: two people who tilt their heads."""
+    capture = cv2.VideoCapture(str(CLIP))
+    frames = []
+    while True:
+        done, pixels = capture.read()
+        if not done:
+            return frames
+        frames.append(pixels)
+
+
+@pytest.fixture
+def sanitized_frame() -> Callable[..., SanitizedFrame]:
+    """Makes frames as the door would: grey of one level, or random."""
+
+    def make(number: int = 1, size: tuple[int, int] = (64, 48), captured_ns: int = 0, level: int = 99) -> SanitizedFrame:
+        pixels = np.full((size[1], size[0], 3), level, np.uint8)
+        return SanitizedFrame._create(pixels, Stamps(number, captured_ns, sanitized_ns=captured_ns))
+
+    return make
+
+
+def folder(variable: str, needed: str) -> Path:
+    """A folder that an environment variable names; skips where it is not."""
+    path = Path(os.environ.get(variable, "/nowhere"))
+    if not (path / needed).exists():
+        pytest.skip(f"{needed} is not in {variable}={path}")
+    return path
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Sets of real faces."""
+    return folder("EDGESAN_DATA", "lfw.tar")
+
+
+@pytest.fixture(scope="session")
+def networks_folder() -> Path:
+    """The providers' ONNX networks."""
+    return folder("EDGESAN_NETWORKS", "id_mobilefacenet_b.onnx")
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test depends on a secret of the person who runs it."""
+    monkeypatch.delenv("EDGESAN_TOKEN", raising=False)
+    yield

@@ -1,0 +1,194 @@
+"""The reader of the model file: the one error with its own words, or a model that runs."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
+
+from edgesan import model
+from edgesan.config import DEMO_MODEL
+from edgesan.errors import ModelError
+
+Damage = Callable[[onnx.ModelProto], Any]
+
+
+def metadata(proto: onnx.ModelProto, **changes: Any) -> None:
+    table = json.loads(proto.metadata_props[0].value)
+    for key, value in changes.items():
+        if value is None:
+            del table[key]
+        else:
+            table[key] = value
+    proto.metadata_props[0].value = json.dumps(table)
+
+
+def random_node(proto: onnx.ModelProto) -> None:
+    proto.graph.node.append(helper.make_node("RandomNormalLike", ["noise"], ["extra"]))
+
+
+def custom_node(proto: onnx.ModelProto) -> None:
+    proto.graph.node.append(helper.make_node("Phone", ["noise"], ["home"], domain="evil.example"))
+
+
+def external(proto: onnx.ModelProto) -> None:
+    tensor = proto.graph.initializer[0]
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="/etc/passwd")
+
+
+def nested(proto: onnx.ModelProto) -> None:
+    branch = helper.make_graph([], "branch", [], [])
+    proto.graph.node.append(helper.make_node("If", ["noise"], ["x"], then_branch=branch, else_branch=branch))
+
+
+def extra_input(proto: onnx.ModelProto) -> None:
+    proto.graph.input.append(helper.make_tensor_value_info("gender", TensorProto.FLOAT, ["N", 1]))
+
+
+def extra_output(proto: onnx.ModelProto) -> None:
+    proto.graph.output.append(helper.make_tensor_value_info("noise", TensorProto.FLOAT, ["N", 784]))
+
+
+def renamed_output(proto: onnx.ModelProto) -> None:
+    proto.graph.output[0].name = "picture"
+
+
+def float_face(proto: onnx.ModelProto) -> None:
+    next(v for v in proto.graph.input if v.name == "face").type.tensor_type.elem_type = TensorProto.FLOAT
+
+
+def fixed_batch(proto: onnx.ModelProto) -> None:
+    next(v for v in proto.graph.input if v.name == "noise").type.tensor_type.shape.dim[0].dim_value = 1
+
+
+def wrong_answer(proto: onnx.ModelProto) -> None:
+    answer = json.loads(proto.metadata_props[0].value)["known_answer"]
+    answer["samples"][0][4] = (answer["samples"][0][4] + 100) % 256
+    metadata(proto, known_answer=answer)
+
+
+def changed_weight(proto: onnx.ModelProto) -> None:
+    largest = max(proto.graph.initializer, key=lambda t: len(t.raw_data))
+    largest.raw_data = bytes(len(largest.raw_data))
+
+
+def tolerant_answer(proto: onnx.ModelProto) -> None:
+    answer = json.loads(proto.metadata_props[0].value)["known_answer"]
+    metadata(proto, known_answer=answer | {"tolerance": 255})
+
+
+def no_metadata(proto: onnx.ModelProto) -> None:
+    del proto.metadata_props[:]
+
+
+def garbled_metadata(proto: onnx.ModelProto) -> None:
+    proto.metadata_props[0].value = "{"
+
+
+def broken_graph(proto: onnx.ModelProto) -> None:
+    next(n for n in proto.graph.node if n.op_type == "Conv").input[0] = "nowhere"
+
+
+BAD: dict[str, tuple[Damage, str]] = {
+    "randomness in the graph": (random_node, "draws its own randomness"),
+    "a custom operator": (custom_node, "custom operator evil.example:Phone"),
+    "weights in another file": (external, "weights in another file"),
+    "a nested graph": (nested, "nested graph"),
+    "one input too many": (extra_input, "not a sanitizer: its tensors"),
+    "one output too many": (extra_output, "not a sanitizer: its tensors"),
+    "a renamed output": (renamed_output, "not a sanitizer: its tensors"),
+    "float pixels": (float_face, "not a sanitizer: its tensors"),
+    "a fixed batch": (fixed_batch, "with N free"),
+    "no metadata": (no_metadata, "no `edgesan` metadata"),
+    "metadata that is no JSON": (garbled_metadata, "not JSON"),
+    "a format of the future": (lambda p: metadata(p, format=2), "format 2"),
+    "a missing key": (lambda p: metadata(p, claims=None), "lacks ['claims']"),
+    "an unknown key": (lambda p: metadata(p, licence="x"), "unknown ['licence']"),
+    "a version of zero": (lambda p: metadata(p, version=0), "make no sense"),
+    "a name that is a number": (lambda p: metadata(p, name=7), "name is 7"),
+    "an alpha out of range": (lambda p: metadata(p, alpha_default=1.5), "make no sense"),
+    "an alpha range of three": (lambda p: metadata(p, alpha_range=[0, 0.5, 1]), "make no sense"),
+    "claims that are words": (lambda p: metadata(p, claims=["private!"]), "must be an object"),
+    "another known answer": (wrong_answer, "wrong known answer"),
+    "other weights": (changed_weight, "wrong known answer"),
+    "an answer that tolerates all": (tolerant_answer, "waves-1"),
+    "an answer that is empty": (lambda p: metadata(p, known_answer={}), "lacks or garbles 'rule'"),
+    "a graph that does not connect": (broken_graph, "does not run"),
+}
+
+
+@pytest.mark.parametrize(("damage", "words"), BAD.values(), ids=BAD)
+def test_a_bad_model_is_refused_in_words_of_its_own(damage: Damage, words: str, tmp_path: Path) -> None:
+    proto = onnx.load(str(DEMO_MODEL))
+    damage(proto)
+    path = tmp_path / "bad.onnx"
+    path.write_bytes(proto.SerializeToString())
+
+    with pytest.raises(ModelError) as caught:
+        model.load(path)
+
+    assert words in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
+    whole = DEMO_MODEL.read_bytes()
+    files = {
+        "missing.onnx": (None, "No such file"),
+        "empty.onnx": (b"", "holds 0 bytes"),
+        "text.onnx": (b"this is no model" * 10, "no ONNX file"),
+        "truncated.onnx": (whole[: len(whole) // 2], "no ONNX file"),
+        "picture.onnx": ((DEMO_MODEL.parent / "yunet.onnx").read_bytes(), "not a sanitizer"),
+    }
+    for name, (content, words) in files.items():
+        path = tmp_path / name
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(ModelError, match=words):
+            model.load(path)
+
+
+def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "huge.onnx"
+    with path.open("wb") as handle:
+        os.truncate(handle.fileno(), 5 * 2**30)  # sparse
+    with pytest.raises(ModelError, match="between 1 byte and 64 MiB"):
+        model.load(path)
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="cannot read the model"):
+        model.load(tmp_path)
+
+
+def test_every_onnxruntime_error_is_mapped() -> None:
+    theirs = {
+        value
+        for value in vars(ort_errors).values()
+        if isinstance(value, type) and issubclass(value, Exception) and value is not ort_errors.__dict__.get("DeviceReset")
+    }
+    assert theirs == set(model.ORT_ERRORS), "onnxruntime has exceptions that edgesan.model does not map"
+
+
+def test_the_same_face_and_noise_give_the_same_picture(sanitizer_model: model.Model) -> None:
+    chips, noise = model.known_inputs(3, sanitizer_model.noise_dimensions)
+
+    together = sanitizer_model.run(chips, noise, 0.5)
+    alone = np.concatenate([sanitizer_model.run(chips[i : i + 1], noise[i : i + 1], 0.5) for i in range(3)])
+
+    np.testing.assert_array_equal(together, alone)
+
+
+def test_noise_and_alpha_change_the_picture(sanitizer_model: model.Model) -> None:
+    chips, noise = model.known_inputs(1, sanitizer_model.noise_dimensions)
+    first = sanitizer_model.run(chips, noise, 0.5).astype(int)
+
+    assert np.abs(first - sanitizer_model.run(chips, -noise, 0.5)).mean() > 1
+    assert np.abs(first - sanitizer_model.run(chips, noise, 1.0)).mean() > 1
