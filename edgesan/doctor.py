@@ -1,217 +1,334 @@
 """Each thing that could be wrong on this machine, with its cure: the answer of `edgesan doctor`.
 
-One small function per thing; the roots of /proc, /sys and /dev are arguments, so that tests can lay out a machine.
+One small function per thing. What they read lies under `root`, so that a test can lay a machine out in a folder. A
+thing that this machine does not have (a Pi's firmware, say) gives no finding.
 """
 
+import importlib
 import importlib.metadata
 import importlib.util
 import json
 import os
-import platform
 import resource
 import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from edgesan.capture import devices
 from edgesan.config import Config, http_address
-from edgesan.errors import EdgesanError
+from edgesan.errors import CameraError, ModelError
 
-PACKAGES: Final = ("numpy", "onnx", "onnxruntime", "opencv-python-headless", "aiohttp", "av", "prometheus-client", "tqdm")
-# Bits of the Pi firmware's get_throttled (Raspberry Pi documentation, vcgencmd)
-THROTTLED: Final = {0: "under-voltage now", 1: "clock capped now", 2: "throttled now", 3: "too hot now",
-                    16: "under-voltage since boot", 17: "clock was capped", 18: "was throttled", 19: "was too hot"}  # fmt: skip
+# Distribution -> module. Checked by importing: a wheel that is installed may still not load here.
+PACKAGES: Final = {
+    "numpy": "numpy",
+    "opencv-python-headless": "cv2",
+    "onnx": "onnx",
+    "onnxruntime": "onnxruntime",
+    "aiohttp": "aiohttp",
+    "av": "av",
+    "prometheus-client": "prometheus_client",
+    "tqdm": "tqdm",
+}
 LEAST_CMA_KB: Final = 64 * 1024
-LEAST_FREE_BYTES: Final = 2**30
+LEAST_CMA_FREE_KB: Final = 16 * 1024
+LEAST_DISK_BYTES: Final = 2**30
+MOST_CELSIUS: Final = 80.0  # a Pi slows down from here
+# Bits of the Pi firmware's get_throttled; the same, shifted by 16, for "at some time since the start".
+THROTTLED: Final = ("under-voltage", "clock capped", "throttled", "too hot")
+SLOW_CLOCKS: Final = frozenset({"hpet", "acpi_pm", "jiffies", "refined-jiffies"})
+CLONE_NEWUSER: Final = 0x10000000
+CLONE_NEWNET: Final = 0x40000000
+VENV_CURE: Final = (
+    "python3 -m venv --system-site-packages .venv, with the system's own python3; then install edgesan in it"
+)
+
+Level = Literal["ok", "warn", "fail"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at."""
+    """One thing that was looked at. `fail`: a run cannot work. `warn`: it works, slower or less safely."""
 
     name: str
-    level: Literal["ok", "warn", "fail"]
+    level: Level
     detail: str
     cure: str = ""
 
 
-@dataclass(frozen=True)
-class Machine:
-    """Where to look."""
-
-    proc: Path = Path("/proc")
-    sys: Path = Path("/sys")
-    dev: Path = Path("/dev")
-    system_packages: Path = Path("/usr/lib/python3/dist-packages")
-
-
-def examine(config: Config, machine: Machine | None = None) -> list[Finding]:
-    """Look at everything that a run with this configuration needs."""
-    m = machine or Machine()
-    return [
-        *packages(),
-        model(config),
-        *cameras(m),
-        *picamera(m),
-        *sinks(config),
-        processor(m),
-        *board(m),
-        isolation(),
-        swap(m),
-        core_dumps(),
-    ]
+def examine(config: Config, root: Path = Path("/")) -> list[Finding]:
+    """Look at everything that a run with this configuration needs; raises nothing for what it finds."""
+    modules = list(packages(PACKAGES))
+    missing = {PACKAGES[finding.name] for finding in modules if finding.level == "fail"}
+    found: list[Finding | None] = [Finding("python", "ok", ".".join(map(str, sys.version_info[:3]))), *modules]
+    if not missing & {"numpy", "cv2", "onnx", "onnxruntime"}:
+        found.append(model(config))
+    if not missing & {"numpy", "cv2"}:
+        found += [*cameras(config, root), pi_libraries(root), dma_heaps(root)]
+    found += [contiguous_memory(root), power(root), temperature(root), dot_products(root)]
+    found += [*sinks(config), swap(root), core_dumps(root), isolation(), clock(root)]
+    return [finding for finding in found if finding is not None]
 
 
-def packages() -> Iterator[Finding]:
-    """The runtime's own dependencies."""
-    yield Finding("python", "ok", platform.python_version())
-    for name in PACKAGES:
+def packages(wanted: dict[str, str]) -> Iterator[Finding]:
+    """Whether each distribution's module can be imported."""
+    for distribution, module in wanted.items():
         try:
-            yield Finding(name, "ok", importlib.metadata.version(name))
-        except importlib.metadata.PackageNotFoundError:
-            yield Finding(name, "fail", "not installed", "pip install edgesan, in the environment that runs it")
+            loaded = importlib.import_module(module)
+        except ImportError as error:
+            yield Finding(
+                distribution, "fail", str(error), f"pip install {distribution}, in the environment of edgesan"
+            )
+            continue
+        # A distribution's own packages (apt) may lack pip's records.
+        yield Finding(distribution, "ok", str(getattr(loaded, "__version__", None) or _recorded_version(distribution)))
+
+
+def _recorded_version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "of unknown version"
 
 
 def model(config: Config) -> Finding:
-    """Whether the model file may be run here; this runs its known answer."""
-    from edgesan.model import load
+    """Whether the model may be run here: reads it, and runs its known answer."""
+    from edgesan.model import load  # here, as onnxruntime may be what is missing
 
     try:
         facts = load(config.model, config.threads).metadata
-    except EdgesanError as error:
-        return Finding("model", "fail", str(error), "name another file with --model")
-    return Finding("model", "ok", f"{facts.name} v{facts.version}; its known answer is right on this machine")
+    except ModelError as error:
+        return Finding("model", "fail", str(error), "name a sanitizer with --model, or install edgesan again")
+    low, high = facts.alpha_range
+    if config.alpha is not None and not low <= config.alpha <= high:
+        detail = f"{facts.name} was made for alpha {low:g}..{high:g}, not {config.alpha:g}"
+        return Finding("model", "fail", detail, "choose another alpha or model")
+    return Finding("model", "ok", f"{facts.name} v{facts.version}; it gives its known answer on this machine")
 
 
-def cameras(m: Machine) -> Iterator[Finding]:
-    """Cameras that can be opened."""
-    found = [device for device in devices.list_devices(m.dev) if device.kind != "demo"]
+def cameras(config: Config, root: Path) -> Iterator[Finding]:
+    """The cameras that are here, and whether the one that is asked for is among them."""
+    from edgesan.capture import devices  # here, as OpenCV may be what is missing
+
+    found = [device for device in devices.list_devices(root / "dev") if device.kind != "demo"]
     for device in found:
-        level: Literal["ok", "warn"] = "ok" if device.usable else "warn"
-        yield Finding(f"camera {device.spec}", level, device.name if device.usable else device.note,
-                      "" if device.usable else "see the note; --camera demo needs no camera")  # fmt: skip
-    if not found:
-        yield Finding("camera", "warn", "none found", "plug one in, or enable it; --camera demo needs none")
+        if device.usable:
+            yield Finding(f"camera {device.spec}", "ok", f"{device.name} ({device.driver})")
+        else:
+            yield Finding(f"camera {device.spec}", "warn", device.note, "choose another camera, or follow the note")
+    spec, is_url = config.camera, "://" in config.camera
+    if spec.isdecimal() or spec.startswith(("/dev/", "picamera")):
+        usable = [device.spec for device in found if device.usable]
+        wanted = {"picamera": "picamera:0"}.get(spec, str(root / f"dev/video{spec}") if spec.isdecimal() else spec)
+        # A name under /dev/v4l/by-id is a link to the node.
+        if wanted not in usable and str(Path(wanted).resolve()) not in usable:
+            detail = f"--camera {spec} is not here, or not usable; usable are: {', '.join(usable) or 'none'}"
+            yield Finding("camera", "fail", detail, "plug it in, or choose another; --camera demo needs none")
+    elif spec != "demo" and not is_url and not Path(spec).is_file():
+        yield Finding("camera", "fail", f"there is no file {spec}", "name another; --camera demo needs none")
 
 
-def is_pi(m: Machine) -> bool:
-    """Whether this is a Raspberry Pi."""
-    name = m.proc / "device-tree" / "model"
-    return name.exists() and "Raspberry Pi" in name.read_text(errors="replace")
+def _text(path: Path) -> str | None:
+    """A small file of /proc or /sys; None where there is none, or where this board's driver does not answer."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
+    except OSError:
+        return None
 
 
-def picamera(m: Machine) -> Iterator[Finding]:
+def is_pi(root: Path) -> bool:
+    """Whether this is a Raspberry Pi, by its device tree."""
+    return "Raspberry Pi" in (_text(root / "proc/device-tree/model") or "")
+
+
+def pi_libraries(root: Path) -> Finding | None:
     """picamera2 and libcamera come from the system; a virtual environment must be told to see them."""
-    if importlib.util.find_spec("picamera2") and importlib.util.find_spec("libcamera"):
-        yield Finding("picamera2", "ok", "can be imported")
-    elif (m.system_packages / "libcamera").is_dir():
-        yield Finding("picamera2", "fail" if is_pi(m) else "warn", "libcamera is on the system, but this environment does not see it",
-                      f"python3 -m venv --system-site-packages {sys.prefix}")  # fmt: skip
-    elif is_pi(m):
-        yield Finding("picamera2", "warn", "not installed: CSI cameras cannot be used", "sudo apt install python3-picamera2")
-    heaps = m.dev / "dma_heap"
-    locked = [heap for heap in sorted(heaps.glob("*")) if not os.access(heap, os.R_OK | os.W_OK)] if heaps.is_dir() else []
-    if locked:
-        yield Finding("dma_heap", "warn", f"no access to {', '.join(map(str, locked))}", "sudo usermod -aG video $USER, then log in again")
+    bad: Level = "fail" if is_pi(root) else "warn"
+    if importlib.util.find_spec("picamera2") is not None:
+        from edgesan.capture import picamera
+
+        try:
+            picamera.library()
+        except CameraError as error:
+            return Finding("picamera2", bad, str(error), VENV_CURE)
+        return Finding("picamera2", "ok", "can be imported")
+    system = root / "usr/lib/python3/dist-packages"
+    installed = [name for name in ("libcamera", "picamera2") if (system / name).is_dir()]
+    if not installed:
+        cure = "sudo apt install python3-picamera2; USB cameras do not need it"
+        return Finding("picamera2", "warn", "not installed: no CSI camera", cure) if is_pi(root) else None
+    tags = {path.name.split(".")[1] for path in (system / "libcamera").glob("_libcamera.cpython-*.so")}
+    mine = f"cpython-{sys.version_info.major}{sys.version_info.minor}"
+    if tags and not any(tag.startswith(f"{mine}-") or tag == mine for tag in tags):
+        detail = f"the system's libcamera is built for {', '.join(sorted(tags))}; this Python is {mine}"
+        return Finding("picamera2", bad, detail, VENV_CURE)
+    detail = f"{' and '.join(installed)}: on the system, but this environment does not see it"
+    return Finding("picamera2", bad, detail, VENV_CURE if len(installed) == 2 else "sudo apt install python3-picamera2")
+
+
+def dma_heaps(root: Path) -> Finding | None:
+    """libcamera takes its buffers from /dev/dma_heap."""
+    heaps = sorted((root / "dev/dma_heap").glob("*"))
+    locked = [heap for heap in heaps if not os.access(heap, os.R_OK | os.W_OK)]
+    if not locked:
+        return Finding("dma_heap", "ok", ", ".join(heap.name for heap in heaps)) if heaps else None
+    from edgesan.capture import devices
+
+    detail = f"no permission for {', '.join(map(str, locked))}: no CSI camera"
+    return Finding("dma_heap", "warn", detail, devices.permission_cure(locked[0]))
+
+
+def contiguous_memory(root: Path) -> Finding | None:
+    """A Pi's camera buffers come from CMA, which is small and can be used up."""
+    pairs = (line.partition(":") for line in (_text(root / "proc/meminfo") or "").splitlines())
+    kilobytes = {name: int(value.split()[0]) for name, _, value in pairs if name in {"CmaTotal", "CmaFree"}}
+    if not is_pi(root) or len(kilobytes) < 2:
+        return None
+    total, free = kilobytes["CmaTotal"], kilobytes["CmaFree"]
+    detail = f"{total // 1024} MiB of contiguous memory, {free // 1024} MiB free"
+    if total < LEAST_CMA_KB:
+        return Finding("CMA", "warn", detail, "dtoverlay=vc4-kms-v3d,cma-256 in /boot/firmware/config.txt, then reboot")
+    if free < LEAST_CMA_FREE_KB:
+        return Finding("CMA", "warn", detail, "end other camera programs, ask for a smaller --size, or reboot")
+    return Finding("CMA", "ok", detail)
+
+
+def power(root: Path) -> Finding | None:
+    """What a Pi's firmware says of its supply and its heat."""
+    text = _text(root / "sys/devices/platform/soc/soc:firmware/get_throttled")
+    if text is None:
+        return None
+    bits = int(text, 16)
+    now = [f"{what} now" for bit, what in enumerate(THROTTLED) if bits >> bit & 1]
+    once = [f"{what} since the start" for bit, what in enumerate(THROTTLED) if bits >> (bit + 16) & 1]
+    if not now and not once:
+        return Finding("power", "ok", "never throttled since the start")
+    return Finding("power", "warn", ", ".join(now + once), "use the board's own power supply; give it a cooler")
+
+
+def temperature(root: Path) -> Finding | None:
+    """The hottest sensor."""
+    texts = (_text(zone) for zone in (root / "sys/class/thermal").glob("thermal_zone*/temp"))
+    degrees = [int(text) / 1000 for text in texts if text]
+    if not degrees:
+        return None
+    hot = max(degrees) >= MOST_CELSIUS
+    return Finding("temperature", "warn" if hot else "ok", f"{max(degrees):.0f} °C", "give it a cooler" if hot else "")
+
+
+def dot_products(root: Path) -> Finding | None:
+    """Instructions for int8: without them the network is slower, and still right."""
+    lines = (_text(root / "proc/cpuinfo") or "").splitlines()
+    words = {word for line in lines if line.startswith(("flags", "Features")) for word in line.split()}
+    if not words:
+        return None
+    if has := words & {"avx512_vnni", "avx_vnni", "asimddp"}:
+        return Finding("int8", "ok", f"the processor has dot products ({', '.join(sorted(has))})")
+    cure = "lower --fps, --size or --detect-size if it is too slow; a Pi 5 has them"
+    return Finding("int8", "warn", "the processor has no dot products: slower, but the same result", cure)
 
 
 def sinks(config: Config) -> Iterator[Finding]:
-    """Ports free, folders writable, room on the disk."""
+    """Whether ports are free, and folders have room."""
     for out in config.out:
-        if out.startswith("http://"):
-            host, port = http_address(out)
-            family = socket.AF_INET6 if ":" in host else socket.AF_INET
-            with socket.socket(family) as probe:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                try:
-                    probe.bind((host, port))
-                except OSError as error:
-                    yield Finding(out, "fail", error.strerror or str(error),
-                                  f"end the program that holds it (ss -ltnp), or use --out http://{host}:{port + 1}")  # fmt: skip
-                else:
-                    yield Finding(out, "ok", "the port is free")
-        else:
-            folder = Path(out).resolve().parent
-            if not os.access(folder, os.W_OK):
-                yield Finding(out, "fail", f"you may not write to {folder}", "name another folder")
-            elif shutil.disk_usage(folder).free < LEAST_FREE_BYTES:
-                yield Finding(out, "warn", f"less than 1 GiB is free in {folder}", "make room: a full disk ends the run")
-            else:
-                yield Finding(out, "ok", "can be written")
+        yield port(out) if out.startswith("http://") else room(Path(out))
 
 
-def processor(m: Machine) -> Finding:
-    """int8 dot products: present, or slower (and still right)."""
-    text = (m.proc / "cpuinfo").read_text(errors="replace")
-    flags = {word for line in text.splitlines() if line.startswith(("flags", "Features")) for word in line.split()}
-    for flag in ("avx512_vnni", "avx_vnni", "asimddp"):
-        if flag in flags:
-            return Finding("processor", "ok", f"{os.cpu_count()} cores with int8 dot products ({flag})")
-    return Finding("processor", "warn", f"{os.cpu_count()} cores without int8 dot products: right, but slower",
-                   "a Raspberry Pi 5 has them; lower --fps or --size here")  # fmt: skip
+def port(out: str) -> Finding:
+    """Bind the port, as the server will."""
+    host, number = http_address(out)
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        cure = f"end what holds it (ss -ltnp 'sport = :{number}' names it), or choose another with --out"
+        return Finding(out, "fail", f"cannot be served: {error.strerror}", cure)
+    return Finding(out, "ok", "the port is free")
 
 
-def board(m: Machine) -> Iterator[Finding]:
-    """What a Pi can suffer from: little contiguous memory, a weak supply, heat."""
-    memory = {line.split(":")[0]: int(line.split()[1]) for line in (m.proc / "meminfo").read_text().splitlines() if ":" in line}
-    if is_pi(m) and memory.get("CmaTotal", 0) < LEAST_CMA_KB:
-        yield Finding("CMA", "warn", f"{memory.get('CmaTotal', 0) // 1024} MiB of contiguous memory",
-                      "add cma=256M to /boot/firmware/cmdline.txt, or ask for a smaller --size")  # fmt: skip
-    throttled = m.sys / "devices/platform/soc/soc:firmware/get_throttled"
-    if throttled.exists():
-        bits = int(throttled.read_text(), 16)
-        said = [text for bit, text in THROTTLED.items() if bits >> bit & 1]
-        yield Finding("power and heat", "warn" if said else "ok", ", ".join(said) or "no throttling since boot",
-                      "use the board's own power supply, and cool it" if said else "")  # fmt: skip
-    for zone in sorted((m.sys / "class/thermal").glob("thermal_zone*/temp")):
-        degrees = int(zone.read_text()) / 1000
-        yield Finding(zone.parent.name, "warn" if degrees > 80 else "ok", f"{degrees:.0f} °C", "cool it" if degrees > 80 else "")
+def room(file: Path) -> Finding:
+    """Whether the folder can be written to, and for how long."""
+    folder = file.absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        return Finding(str(file), "fail", f"{folder} is missing, or you may not write to it", "name another folder")
+    free = shutil.disk_usage(folder).free
+    detail = f"{free / 2**30:.1f} GiB free in {folder}"
+    if free < LEAST_DISK_BYTES:
+        return Finding(str(file), "warn", detail, "make room: a full disk ends the recording")
+    return Finding(str(file), "ok", detail)
+
+
+def swap(root: Path) -> Finding | None:
+    """Raw pixels must not reach a disk. zram is compressed memory, and no disk."""
+    lines = (_text(root / "proc/swaps") or "").splitlines()[1:]
+    disks = [line.split()[0] for line in lines if not Path(line.split()[0]).name.startswith("zram")]
+    if not disks:
+        return Finding("swap", "ok", "none on a disk")
+    cure = "sudo swapoff -a (for good: remove it from /etc/fstab), or MemorySwapMax=0 in the unit"
+    return Finding("swap", "warn", f"on, to {', '.join(disks)}: raw pixels could reach the disk", cure)
+
+
+def core_dumps(root: Path) -> Finding | None:
+    """Nor may a crash leave raw pixels behind. A pipe gets the dump even where the size limit is 0: core(5)."""
+    pattern = _text(root / "proc/sys/kernel/core_pattern")
+    if not pattern:
+        return None
+    if pattern.startswith("|"):
+        program = Path(pattern[1:].split()[0]).name
+        cure = "sudo sysctl -w kernel.core_pattern=core (for good: in /etc/sysctl.d)"
+        return Finding("core dumps", "warn", f"a crash hands the memory, raw pixels in it, to {program}", cure)
+    if resource.getrlimit(resource.RLIMIT_CORE)[0] != 0:
+        return Finding("core dumps", "warn", f"a crash writes raw pixels to {pattern}", "ulimit -c 0, or LimitCORE=0")
+    return Finding("core dumps", "ok", "off")
 
 
 def isolation() -> Finding:
-    """Whether the kernel lets an ordinary user make a network namespace."""
-    unshare = shutil.which("unshare")
-    if unshare is None:
-        return Finding("isolation", "warn", "unknown: the program unshare is missing", "install util-linux")
-    works = subprocess.run([unshare, "--user", "--net", "true"], capture_output=True, check=False).returncode == 0
-    if works:
-        return Finding("isolation", "ok", "this kernel lets an ordinary user cut a process off the network")
-    return Finding("isolation", "warn", "this kernel does not let an ordinary user cut a process off the network",
-                   "sysctl kernel.unprivileged_userns_clone=1, or run edgesan under systemd")  # fmt: skip
+    """Whether this kernel gives this user a process without network: tried, in a process of its own."""
+    if _can_unshare(CLONE_NEWUSER | CLONE_NEWNET):
+        return Finding("isolation", "ok", "this user can start a process without network")
+    if _can_unshare(CLONE_NEWNET):
+        return Finding("isolation", "ok", "this user (root) can start a process without network")
+    cure = (
+        "sudo sysctl -w kernel.unprivileged_userns_clone=1 (Debian) or"
+        " kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu), or run it as a systemd unit with PrivateNetwork"
+    )
+    return Finding("isolation", "warn", "the kernel lets this user make no process without network", cure)
 
 
-def swap(m: Machine) -> Finding:
-    """Memory with raw pixels may be swapped to a disk."""
-    used = [line.split()[0] for line in (m.proc / "swaps").read_text().splitlines()[1:] if "/zram" not in line]
-    if not used:
-        return Finding("swap", "ok", "none on a disk")
-    return Finding("swap", "warn", f"raw pixels could be swapped to {', '.join(used)}", "sudo swapoff -a, or use zram")
+def _can_unshare(flags: int) -> bool:
+    code = "import ctypes, sys; sys.exit(ctypes.CDLL(None).unshare(int(sys.argv[1])) != 0)"
+    child: Sequence[str] = (sys.executable, "-I", "-c", code, str(flags))
+    return subprocess.run(child, check=False, stderr=subprocess.DEVNULL).returncode == 0
 
 
-def core_dumps() -> Finding:
-    """A crash dump of the sanitize process would hold raw pixels."""
-    if resource.getrlimit(resource.RLIMIT_CORE)[0] == 0:
-        return Finding("core dumps", "ok", "off")
-    return Finding("core dumps", "ok", "allowed here; edgesan turns them off for itself")
+def clock(root: Path) -> Finding | None:
+    """Every frame is stamped many times: reading the clock must be cheap."""
+    source = _text(root / "sys/devices/system/clocksource/clocksource0/current_clocksource")
+    if source is None:
+        return None
+    if source in SLOW_CLOCKS:
+        return Finding("clock", "warn", f"{source} is slow to read", "see clocksource= in the kernel's parameters")
+    return Finding("clock", "ok", source)
 
 
 def render(findings: list[Finding]) -> str:
-    """For people."""
-    marks = {"ok": "✓", "warn": "!", "fail": "✗"}
-    width = max(len(f.name) for f in findings)
+    """For people: a line each, its cure below it, and the count of what is wrong."""
+    marks: dict[Level, str] = {"ok": "✓", "warn": "!", "fail": "✗"}
+    width = max(len(finding.name) for finding in findings)
     lines = []
-    for f in findings:
-        lines.append(f"{marks[f.level]} {f.name:<{width}}  {f.detail}")
-        if f.cure and f.level != "ok":
-            lines.append(f"  {'':<{width}}  cure: {f.cure}")
-    return "\n".join(lines)
+    for finding in findings:
+        lines.append(f"{marks[finding.level]} {finding.name:<{width}}  {finding.detail}")
+        if finding.cure:
+            lines.append(f"  {'':<{width}}  cure: {finding.cure}")
+    levels = [finding.level for finding in findings]
+    return "\n".join([*lines, f"{levels.count('fail')} to repair, {levels.count('warn')} to know of"])
 
 
 def to_json(findings: list[Finding]) -> str:
     """For programs."""
-    return json.dumps([asdict(f) for f in findings], indent=2)
+    return json.dumps([asdict(finding) for finding in findings], indent=2)

@@ -1,6 +1,5 @@
 """The loop: capture -> sanitize -> ring, and what happens when the camera goes away."""
 
-import resource
 import signal
 import sys
 import time
@@ -9,7 +8,7 @@ from contextlib import ExitStack, closing, contextmanager
 from types import FrameType
 from typing import Any
 
-from edgesan import __version__, faces, sanitize
+from edgesan import __version__, faces, isolation, sanitize
 from edgesan.capture import Source, open_source
 from edgesan.config import Config
 from edgesan.errors import CameraError, CameraLost, ConfigError, EndOfStream, Reject
@@ -70,8 +69,7 @@ def run(config: Config) -> None:
     Raises:
         EdgesanError: as the exit codes in `edgesan.errors` tell; a camera that is lost later is waited for instead.
     """
-    # A crash dump of this process would hold raw pixels.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    isolation.forbid_dumps()
     with ExitStack() as stack:
         stop = stack.enter_context(stop_signals())
         sanitizer = build(config)
@@ -205,7 +203,7 @@ def status(
         "background": config.background,
         "faces": faces_now,
         "uptime_s": round(uptime_s, 1),
-        "isolation": "two processes; the sanitized frames are shared read-only",
+        "isolation": "two processes, joined by read-only memory; no core dumps",
         "warnings": warnings(config),
         **metrics.summary(time.monotonic_ns()),
     }  # fmt: skip

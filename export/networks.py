@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import torch
 import torch.nn.functional as F
+from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 from torch import Tensor, nn
 
@@ -262,7 +263,7 @@ class FrozenOnnx(nn.Module):
         super().__init__()
         try:
             graph = onnx.load(path).graph
-        except (OSError, ValueError, onnx.onnx_cpp2py_export.checker.ValidationError) as error:
+        except (OSError, DecodeError) as error:
             raise NetworkError(f"{path} cannot be read as an ONNX network: {error}") from error
         self.weights: dict[str, str] = {}
         for i, tensor in enumerate(graph.initializer):

@@ -42,6 +42,7 @@ class Recipe:
     cosine_scale: float = 16.0  # utility logits = scale * cosine to each person's mean raw embedding
     reconstruct: float = 4.0  # weight of the L1 distance to the raw face: the output stays a face
     # the loop
+    start: str = ""  # a run to begin from: its sanitizer and its opponents, not its optimizers
     steps: int = 3000
     batch: int = 32
     lr: float = 4e-4

@@ -6,6 +6,7 @@ One visible loop. It saves itself every `evaluate_every` steps and goes on from 
 import argparse
 import copy
 import json
+import math
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -145,6 +146,8 @@ def train(r: Recipe, faces: data.Faces, networks: Path, out: Path, minutes: floa
     replay = Replay(r.replay, m.prototypes.shape[1], device)
     state = {"sanitizer": sanitizer, "average": average, "opponents": opponents, "optimizer": optimizer}
     state |= {f"optimizer_p{i}": o for i, o in enumerate(optimizer_p)}
+    if r.start:
+        begin(out.parent / r.start, state)
     first = resume(out, state, r)
     started = time.monotonic()
 
@@ -153,7 +156,7 @@ def train(r: Recipe, faces: data.Faces, networks: Path, out: Path, minutes: floa
         # first a face (half of the warm-up), then a recognisable one, then the game
         start = min(1.0, max(0.0, 2 * step / max(1, r.warm_up) - 1))
         warm = step < r.warm_up
-        lr = r.lr * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + np.cos(np.pi * step / r.steps)))
+        lr = r.lr * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / r.steps)))
         for group in optimizer.param_groups:
             group["lr"] = lr
 
@@ -194,7 +197,7 @@ def train(r: Recipe, faces: data.Faces, networks: Path, out: Path, minutes: floa
         # Loss_P: the opponents learn from what S has made lately, and stay right on raw pictures
         opponents.requires_grad_(True)
         replay.push(y.detach(), embedding.detach(), alpha, truth)
-        if r.renew_every and optimizer_p and not warm and step % r.renew_every == 0:
+        if r.renew_every and optimizer_p and step > r.warm_up and step % r.renew_every == 0:
             renew(opponents, optimizer_p, (step // r.renew_every) % len(optimizer_p), device)
         loss_p = torch.zeros(len(opponents.nets))
         for _ in range(r.attacker_steps if len(opponents.nets) else 0):
@@ -304,6 +307,23 @@ def save(out: Path, state: dict[str, Any], r: Recipe, step: int, m: Material, fa
     for name, content in files.items():
         torch.save(content, out / f".{name}")
         (out / f".{name}").replace(out / name)
+
+
+def begin(path: Path, state: dict[str, Any]) -> None:
+    """Take another run's sanitizer and opponents.
+
+    Raises:
+        ExportError: there is no such run, or its networks have other shapes.
+    """
+    if not (path / "checkpoint.pt").exists():
+        raise ExportError(f"the recipe starts from {path}, which holds no checkpoint.pt: train that recipe first")
+    saved = torch.load(path / "checkpoint.pt", weights_only=True)
+    try:
+        state["sanitizer"].load_state_dict(saved["average"])
+        state["average"].load_state_dict(saved["average"])
+        state["opponents"].load_state_dict(saved["opponents"])
+    except RuntimeError as error:
+        raise ExportError(f"the run {path} has networks of other shapes than this recipe: {error}") from error
 
 
 def resume(out: Path, state: dict[str, Any], r: Recipe) -> int:

@@ -39,6 +39,6 @@ def open_source(spec: str, size: tuple[int, int] | None, fps: float | None) -> S
         return opencv.open_file(path, size, fps)
     if not spec or spec.startswith("picamera:"):
         raise ConfigError(f"camera is {spec!r}: give {FORMS}")
-    what = "neither a camera nor a file" if path.exists() else "not here"
+    what = f"{path} is neither a camera nor a file" if path.exists() else f"there is no {path}"
     here = ", ".join(f"{d.spec} ({d.name})" for d in devices.list_devices())
-    raise CameraError(f"{path} is {what}; cameras here: {here}. Give {FORMS}")
+    raise CameraError(f"{what}; cameras here: {here}. Give {FORMS}")

@@ -4,6 +4,7 @@ import fcntl
 import grp
 import importlib.util
 import os
+import pwd
 import re
 import struct
 from dataclasses import dataclass
@@ -85,12 +86,16 @@ def csi_cameras() -> list[Device]:
 
 def permission_cure(node: Path) -> str:
     """What to do where a device node exists but may not be opened."""
-    owner = node.stat().st_gid
+    status = node.stat()
     try:
-        group = grp.getgrgid(owner).gr_name
+        group, user = grp.getgrgid(status.st_gid), pwd.getpwuid(os.getuid()).pw_name
     except KeyError:
-        return f"it belongs to group {owner}, which has no name here; run edgesan in that group"
-    return f"sudo usermod -aG {group} $USER, then log in again"
+        return f"run edgesan as a user of the group of number {status.st_gid}"
+    if status.st_gid == 0 or status.st_mode & 0o060 != 0o060:
+        return "only root may; a udev rule must give it to the group video"
+    if user in group.gr_mem:
+        return f"you joined the group {group.gr_name} after you logged in: log in again"
+    return f"sudo usermod -aG {group.gr_name} {user}, then log in again"
 
 
 def table(devices: list[Device]) -> str:

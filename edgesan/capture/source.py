@@ -84,9 +84,10 @@ class Beat:
 
     def admits(self, at_s: float) -> bool:
         """Whether the frame of this time may pass. Times must not go back."""
-        if at_s < self._due_s:
+        # A frame may come a little early: a camera of just this rate jitters. Counting on from the due time, not from
+        # the frame's, keeps the mean rate all the same.
+        if at_s < self._due_s - self.period_s / 4:
             return False
-        # Counting on from the due time, not from the frame's, keeps the mean rate in spite of a camera's jitter.
         late = at_s - self._due_s > self.period_s
         self._due_s = (at_s if late else self._due_s) + self.period_s
         return True

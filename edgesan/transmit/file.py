@@ -25,11 +25,12 @@ class ClipWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if path.exists():
-            raise SinkError(f"{path} exists: name another file, or move it away first")
         try:
+            path.touch(exist_ok=False)  # FFmpeg would open it with the first frame only
             self._container = av.open(str(path), "w")
             self._stream: Any = self._container.add_stream("libx264", options={"preset": "veryfast", "crf": "23"})
+        except FileExistsError as error:
+            raise SinkError(f"{path} exists: name another file, or move it away first") from error
         except (av.FFmpegError, OSError) as error:
             raise self._failure(error) from error
         self._stream.pix_fmt = "yuv420p"

@@ -1,0 +1,253 @@
+"""The command line, as a user meets it: real processes, the real clip, the real model."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from edgesan.cli import main, parser
+from edgesan.config import DEMO_MODEL, Config, load
+from edgesan.errors import ConfigError
+from tests.conftest import CLIP, ROOT
+from tests.test_transmit import free_port
+from tests.webcam import Webcam
+
+COMMAND = [sys.executable, "-m", "edgesan"]
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False, timeout=60)
+
+
+class Running:
+    """`edgesan run` in the background."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.port = free_port()
+        out = ["--out", f"http://127.0.0.1:{self.port}"]
+        self.process = subprocess.Popen([*COMMAND, "run", *out, *arguments], stderr=subprocess.PIPE, text=True)
+
+    def status(self) -> dict[str, object]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/api/status", timeout=5) as answer:
+            status: dict[str, object] = json.load(answer)
+            return status
+
+    def until(self, key: str, value: object, seconds: float = 20) -> None:
+        deadline = time.monotonic() + seconds
+        last: object = None
+        while time.monotonic() < deadline:
+            assert self.process.poll() is None, self.process.stderr.read() if self.process.stderr else ""
+            try:
+                last = self.status().get(key)
+            except OSError as error:
+                last = error
+            if last == value:
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"{key} is {last!r}, not {value!r}")
+
+    def end(self, number: signal.Signals = signal.SIGINT) -> tuple[int, str, float]:
+        started = time.monotonic()
+        self.process.send_signal(number)
+        _, said = self.process.communicate(timeout=10)
+        return self.process.returncode, said, time.monotonic() - started
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_cleanly(number: signal.Signals) -> None:
+    running = Running("--camera", "demo")
+    running.until("ready", True)
+    code, said, seconds = running.end(number)
+    assert code == 0
+    assert "Traceback" not in said
+    assert "hides gender, keeps identity; alpha" in said
+    assert seconds < 5  # generous: the aim is one second
+
+
+def test_ctrl_c_reaches_both_processes_and_leaves_none_behind() -> None:
+    port = free_port()
+    process = subprocess.Popen(
+        [*COMMAND, "run", "--camera", "demo", "--out", f"http://127.0.0.1:{port}"],
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stderr is not None
+    process.stderr.readline()
+    time.sleep(0.5)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=10)
+    assert (process.returncode, "Traceback" in said) == (0, False)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
+
+
+def test_a_run_ends_by_itself_after_its_frames(tmp_path: Path) -> None:
+    done = run("run", "--camera", "demo", "--frames", "10", "--out", str(tmp_path / "walk.mkv"))
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+    assert cv2.VideoCapture(str(tmp_path / "walk.mkv")).read()[0]
+
+
+def test_a_run_ends_by_itself_after_its_duration_and_a_file_after_its_end(tmp_path: Path) -> None:
+    assert run("run", "--camera", "demo", "--duration", "0.5", "--out", str(tmp_path / "a.mp4")).returncode == 0
+    assert run("run", "--camera", str(CLIP), "--size", "160x90", "--out", str(tmp_path / "b.mkv")).returncode == 0
+    assert cv2.VideoCapture(str(tmp_path / "b.mkv")).read()[1].shape == (90, 160, 3)
+
+
+def test_the_dial_turns_a_running_sanitizer() -> None:
+    running = Running("--camera", "demo", "--alpha", "0.5")
+    running.until("alpha", 0.5)
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{running.port}/api/alpha", b'{"alpha": 1.0}', {"Content-Type": "application/json"}, method="PUT"
+    )
+    with urllib.request.urlopen(request, timeout=5):
+        pass
+    running.until("alpha", 1.0)
+    assert running.end()[0] == 0
+
+
+def test_a_camera_that_is_lost_shows_a_slate_and_comes_back() -> None:
+    camera = Webcam()
+    running = Running("--camera", f"http://127.0.0.1:{camera.port}/video")
+    running.until("camera_up", True)
+    camera.close()
+    running.until("camera_up", False)
+    with urllib.request.urlopen(f"http://127.0.0.1:{running.port}/snapshot.jpg", timeout=5) as answer:
+        slate = cv2.imdecode(np.frombuffer(answer.read(), np.uint8), cv2.IMREAD_COLOR)
+    assert slate.shape == (48, 64, 3)
+    assert np.median(slate) in range(30, 50)  # the slate's own grey
+    camera = Webcam(camera.port)
+    running.until("camera_up", True)
+    camera.close()
+    assert running.end()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("run", "--camera", "63"), 3, "there is no /dev/video63"),
+        (("run", "--camera", "demo", "--model", "pyproject.toml"), 4, "no ONNX file"),
+        (("run", "--camera", "demo", "--model", "edgesan/models/yunet.onnx"), 4, "not a sanitizer"),
+        (("run", "--camera", "demo", "--alpha", "1.5"), 2, "alpha is 1.5"),
+        (("run", "--camera", "demo", "--alpha", "nan"), 2, "alpha is nan"),
+        (("run", "--camera", "demo", "--background", "raw"), 2, "choose one of pixelate"),
+        (("run", "--camera", "demo", "--out", "http://0.0.0.0:8080"), 2, "must present a secret"),
+        (("run", "--camera", "demo", "--out", "walk.txt"), 2, "expected http://HOST:PORT or a file"),
+        (("run", "--camera", "demo", "--size", "big"), 2, "write it as WIDTHxHEIGHT"),
+        (("run", "--camera", "demo", "--config", "nowhere.toml"), 2, "cannot read the configuration"),
+        (("run", "--camera", "demo", "--out", "/nowhere/walk.mkv"), 5, "cannot write /nowhere/walk.mkv"),
+        (("sanitize", "pyproject.toml", "out.png"), 3, "not a picture that can be read"),
+        (("sanitize", "pyproject.toml", "out.mp4"), 3, ""),
+        (("sanitize", "pyproject.toml", "pyproject.toml"), 2, "is the input itself"),
+        (("sanitize", "edgesan/capture/demo.mp4", "README.md"), 2, "exists: name another output"),
+        (("inspect", "pyproject.toml"), 4, "no ONNX file"),
+    ],
+)
+def test_bad_input_is_a_clear_error_with_its_exit_code(
+    arguments: tuple[str, ...], code: int, words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    assert main(list(arguments)) == code
+    said = capsys.readouterr().err
+    assert said.startswith("edgesan: ")
+    assert words in said
+    assert not Path("out.png").exists()
+    assert not Path("out.mp4").exists()
+
+
+def test_a_picture_is_sanitized_and_counted(tmp_path: Path, clip: list[np.ndarray]) -> None:
+    cv2.imwrite(str(tmp_path / "in.png"), clip[0])
+    done = run("sanitize", str(tmp_path / "in.png"), str(tmp_path / "out.png"), "--stats", "--json")
+    report = json.loads(done.stdout)
+    assert (report["frames"], report["faces"], report["found"], report["covered"]) == (1, 2, 2, 2)
+    out = cv2.imread(str(tmp_path / "out.png"))
+    assert out.shape == clip[0].shape
+    assert (out == clip[0]).all(2).mean() < 0.05
+
+
+def test_a_clip_is_sanitized_frame_by_frame(tmp_path: Path, clip: list[np.ndarray]) -> None:
+    done = run("sanitize", str(CLIP), str(tmp_path / "out.mp4"), "--stats")
+    counts = [int(n) for n in re.findall(r"\d+(?= frames,)|(?<=resolution: )\d+|(?<=sanitized: )\d+", done.stdout)]
+    frames, found, covered = counts
+    assert frames == len(clip)
+    assert covered >= 0.95 * found
+    capture = cv2.VideoCapture(str(tmp_path / "out.mp4"))
+    assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == len(clip)
+
+
+def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
+    target = tmp_path / "out.mp4"
+    target.write_bytes(b"precious")
+    assert run("sanitize", str(CLIP), str(target)).returncode == 2
+    assert target.read_bytes() == b"precious"
+    assert run("sanitize", str(CLIP), str(target), "--force").returncode == 0
+
+
+def test_inspect_devices_and_doctor_answer_people_and_programs() -> None:
+    told = run("inspect")
+    assert "known answer: right on this machine" in told.stdout
+    facts = json.loads(run("inspect", "--json").stdout)
+    assert facts["tensors"]["sanitized"] == "uint8 [N, 112, 112, 3], RGB"
+    assert facts["file"] == str(DEMO_MODEL)
+    assert "demo" in run("devices").stdout
+    assert json.loads(run("devices", "--json").stdout)[-1]["spec"] == "demo"
+    assert "model" in run("doctor").stdout
+    assert {f["level"] for f in json.loads(run("doctor", "--json").stdout)} <= {"ok", "warn", "fail"}
+
+
+def test_every_option_is_on_the_command_line_and_in_the_file_and_none_switches_the_sanitizer_off() -> None:
+    run_parser = parser()._subparsers._group_actions[0].choices["run"]  # type: ignore[union-attr, index]
+    options = {action.dest for action in run_parser._actions} - {"help", "config"}
+    assert options == {
+        "model", "camera", "out", "alpha", "background", "zone", "size", "fps", "frames", "duration", "detect_size",
+        "detect_every", "hold", "threads", "token",
+    }  # fmt: skip
+    assert options == set(Config.__dataclass_fields__)
+
+
+def test_a_configuration_file_has_the_same_names(tmp_path: Path) -> None:
+    path = tmp_path / "edgesan.toml"
+    path.write_text('camera = "demo"\nalpha = 1\nout = ["a.mkv"]\nzone = ["0,0,0.5,1"]\nmodel = "m.onnx"\n')
+    config = load(path, {"alpha": 0.25})
+    assert (config.camera, config.alpha, config.out) == ("demo", 0.25, ("a.mkv",))
+    assert config.zones == ((0.0, 0.0, 0.5, 1.0),)
+    assert config.model == Path("m.onnx")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("alhpa = 0.5", "unknown key 'alhpa'; did you mean 'alpha'"),
+        ('alpha = "high"', "wrong type"),
+        ("frames = 1.5", "wrong type"),
+        ("frames = true", "wrong type"),
+        ("frames = 0", "at least 1"),
+        ("out = []", "out is empty"),
+        ("out = [1]", "wrong type"),
+        ('zone = ["1,2"]', "four numbers"),
+        ('zone = ["0,0,2,1"]', "within 0..1"),
+        ('out = ["http://127.0.0.1:99999"]', "http://HOST:PORT"),
+        ('out = ["http://127.0.0.1/x"]', "nothing after the port"),
+        ('out = ["http://127.0.0.1:1", "http://127.0.0.1:2"]', "more than one"),
+        ("alpha = = 1", "is not TOML"),
+        ("detect_size = 1", "within 64..4096"),
+    ],
+)
+def test_a_wrong_configuration_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "edgesan.toml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load(path, {})
+    assert words in str(caught.value)
+
+
+def test_the_token_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGESAN_TOKEN", "s3cret")
+    assert load(None, {"out": ("http://0.0.0.0:8080",)}).token == "s3cret"

@@ -1,0 +1,323 @@
+"""Training and compiling: losses by hand, gradients by differences, and a small real training that the runtime runs."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+
+from edgesan import faces as runtime_faces
+from edgesan import model as runtime
+from edgesan.frames import Pixels
+from export import audit, compile, data, losses, recipe, train
+from export.errors import DataError, ExportError, NetworkError, RecipeError
+from export.networks import FrozenOnnx, Provider, Sanitizer
+
+PLAIN = '[{name}]\nfile = "{name}.onnx"\noutput = "{output}"\n{classes}box = [0, 0, 112, 112]\nsize = {size}\norder = "RGB"\nmean = [127.5, 127.5, 127.5]\nscale = [127.5, 127.5, 127.5]\n'
+
+
+def tiny_network(path: Path, output: str, width: int, seed: int, softmax: bool) -> None:
+    """A real, small, frozen ONNX network: convolution, activation, pooling, a linear layer."""
+    random = np.random.default_rng(seed)
+    weights = {
+        "w1": random.normal(0, 0.2, (8, 3, 3, 3)), "b1": random.normal(0, 0.1, 8), "slope": np.full((8, 1, 1), 0.25),
+        "w2": random.normal(0, 0.4, (width, 8 * 49)), "b2": np.zeros(width),
+    }  # fmt: skip
+    last = "logits" if softmax else output
+    nodes = [
+        helper.make_node("Conv", ["input", "w1", "b1"], ["c"], strides=[2, 2], pads=[1, 1, 0, 0], kernel_shape=[3, 3]),
+        helper.make_node("PRelu", ["c", "slope"], ["r"]),
+        helper.make_node("AveragePool", ["r"], ["p"], kernel_shape=[8, 8], strides=[8, 8]),
+        helper.make_node("Flatten", ["p"], ["f"]),
+        helper.make_node("Gemm", ["f", "w2", "b2"], [last], transB=1),
+    ]
+    if softmax:
+        nodes.append(helper.make_node("Softmax", [last], [output], axis=1))
+    graph = helper.make_graph(
+        nodes, "tiny",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["N", 3, 112, 112])],
+        [helper.make_tensor_value_info(output, TensorProto.FLOAT, ["N", width])],
+        [numpy_helper.from_array(v.astype(np.float32), k) for k, v in weights.items()],
+    )  # fmt: skip
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), str(path))
+
+
+@pytest.fixture(scope="module")
+def tiny_networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A provider's folder: an embedder, a classifier, and their contracts."""
+    folder = tmp_path_factory.mktemp("networks")
+    tiny_network(folder / "embedder.onnx", "embedding", 16, 1, softmax=False)
+    tiny_network(folder / "classifier.onnx", "gender", 2, 2, softmax=True)
+    (folder / "providers.toml").write_text(
+        PLAIN.format(name="embedder", output="embedding", classes="", size=112)
+        + PLAIN.format(name="classifier", output="gender", classes='classes = ["M", "F"]\n', size=112)
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def people() -> data.Faces:
+    """Real chips: the two people of the bundled clip, and each of them mirrored as a third and a fourth."""
+    import cv2
+
+    from tests.conftest import CLIP
+
+    detector, chips, names = runtime_faces.Detector(320), [], []
+    capture = cv2.VideoCapture(str(CLIP))
+    while True:
+        done, pixels = capture.read()
+        if not done:
+            break
+        found = sorted(detector(pixels), key=lambda f: float(f.box[0]))
+        for name, face in zip(("woman", "man"), found if len(found) == 2 else [], strict=False):
+            chip = runtime_faces.cut(pixels, runtime_faces.alignment(face.landmarks))
+            chips += [chip, chip[:, ::-1].copy()]
+            names += [name, f"{name} mirrored"]
+    identity = np.array(names)
+    gender = np.where(np.char.startswith(identity, "woman"), "F", "M")
+    split = np.where(np.arange(len(names)) % 8 >= 6, "val", "train")
+    blank = np.full(len(names), "")
+    return data.Faces(np.stack(chips), {"identity": identity, "gender": gender, "age": blank, "identity_split": split,
+                                        "closed_set_split": blank, "file": blank})  # fmt: skip
+
+
+def test_the_losses_are_the_papers_by_hand() -> None:
+    prior = torch.tensor([0.25, 0.75])
+    logits = torch.tensor([[math.log(0.5), math.log(0.5)], [math.log(0.25), math.log(0.75)]])
+    # KL(P(p) || P(p|S(x))): the prior comes first
+    by_hand = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5)
+    torch.testing.assert_close(losses.privacy_loss(prior, logits), torch.tensor([by_hand, 0.0]))
+    other_way = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    assert abs(by_hand - other_way) > 0.01, "the two directions differ here, so the test can tell them apart"
+
+    # KL(P(u|x) || P(u|S(x))): the raw posterior comes first
+    raw, sanitized = torch.tensor([[math.log(0.9), math.log(0.1)]]), torch.tensor([[math.log(0.6), math.log(0.4)]])
+    expected = 0.9 * math.log(0.9 / 0.6) + 0.1 * math.log(0.1 / 0.4)
+    torch.testing.assert_close(losses.utility_loss(raw, sanitized), torch.tensor([expected]))
+
+    mix = losses.sanitizer_loss(torch.tensor([2.0, 2.0]), torch.tensor([5.0, 5.0]), torch.tensor([[0.0], [0.3]]))
+    torch.testing.assert_close(mix, torch.tensor([2.0, 0.7 * 2 + 0.3 * 5]))
+
+
+def test_the_attackers_loss_counts_raw_and_sanitized_pictures() -> None:
+    logits = torch.tensor([[0.0, math.log(3.0)]])
+    loss = losses.attacker_loss(logits, -logits, torch.tensor([1]), torch.tensor([1]))
+    torch.testing.assert_close(loss, torch.tensor(-math.log(0.75) - math.log(0.25)))
+
+
+def test_a_frozen_network_agrees_with_onnxruntime_and_with_finite_differences(tiny_networks: Path) -> None:
+    import onnxruntime as ort
+
+    net = FrozenOnnx(tiny_networks / "embedder.onnx", "embedding")
+    x = torch.rand(2, 3, 112, 112)
+    expected = ort.InferenceSession(tiny_networks / "embedder.onnx").run(None, {"input": x.numpy()})[0]
+    np.testing.assert_allclose(net(x).numpy(), expected, rtol=1e-4, atol=1e-5)
+
+    net = net.double()
+    x = torch.rand(1, 3, 112, 112, dtype=torch.double, requires_grad=True)
+    direction = torch.randn_like(x)
+    (gradient,) = torch.autograd.grad(net(x).square().sum(), x)
+    step = 1e-6
+    difference = (net(x + step * direction).square().sum() - net(x - step * direction).square().sum()) / (2 * step)
+    torch.testing.assert_close((gradient * direction).sum(), difference, rtol=1e-5, atol=1e-6)
+
+
+def test_a_classifier_is_trained_against_by_its_log_odds(tiny_networks: Path) -> None:
+    provider = Provider("classifier", tiny_networks)
+    assert provider.classes == ["M", "F"]
+    out = provider(torch.rand(3, 3, 112, 112))
+    assert not torch.allclose(out.sum(1), torch.ones(3))
+
+
+def test_a_network_that_cannot_be_used_is_refused_at_the_door(tiny_networks: Path, tmp_path: Path) -> None:
+    with pytest.raises(NetworkError, match="no output 'age'"):
+        FrozenOnnx(tiny_networks / "embedder.onnx", "age")
+    with pytest.raises(NetworkError, match="no provider 'nobody'"):
+        Provider("nobody", tiny_networks)
+    (tmp_path / "text.onnx").write_text("no network")
+    with pytest.raises(NetworkError, match="cannot be read"):
+        FrozenOnnx(tmp_path / "text.onnx", "x")
+    graph = onnx.load(str(tiny_networks / "embedder.onnx"))
+    graph.graph.node[1].op_type = "Erf"
+    onnx.save(graph, str(tmp_path / "erf.onnx"))
+    with pytest.raises(NetworkError, match="uses Erf"):
+        FrozenOnnx(tmp_path / "erf.onnx", "embedding")
+
+
+def test_there_is_no_way_around_the_noise() -> None:
+    torch.manual_seed(0)
+    sanitizer = Sanitizer(16, 24, 4)
+    x, alpha = torch.rand(1, 48, 28, 28), torch.ones(1, 1)
+    z = torch.randn(1, 4, 7, 7)
+    code = sanitizer.encode(x, z, alpha)
+    painted = sanitizer.decode(code, alpha)
+    other = sanitizer.decode(code, alpha)
+    assert torch.equal(painted, other), "the picture depends on the code alone"
+    assert code.abs().max() <= 1
+    assert sanitizer.noise_dim == 4 * 49
+
+
+RECIPE = """
+utility = "embedder"
+frozen = ["classifier"]
+attackers = [4]
+attacker_batch = 8
+replay = 16
+width = 16
+depth = 24
+code = 4
+people_min = 2
+steps = {steps}
+batch = 8
+warm_up = 4
+renew_every = 3
+evaluate_every = {every}
+"""
+
+
+def test_a_small_training_becomes_a_model_that_the_runtime_runs(people: data.Faces, tiny_networks: Path, tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(RECIPE.format(steps=10, every=5))
+    r = recipe.read(tmp_path / "small.toml")
+    before = {p.name: p.read_bytes() for p in tiny_networks.iterdir()}
+
+    train.train(r, people, tiny_networks, tmp_path / "run")
+
+    log = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in log] == [5, 10]
+    assert before == {p.name: p.read_bytes() for p in tiny_networks.iterdir()}
+
+    report = compile.compile_model(tmp_path / "run", people, tmp_path / "small.onnx", [])
+    assert report["0.5"]["mean_levels"] < 3
+    loaded = runtime.load(tmp_path / "small.onnx")
+    assert loaded.noise_dimensions == 4 * 49
+    assert loaded.metadata.provenance["recipe_sha256"] == r.digest
+    out = loaded.run(people.chips[:5], np.zeros((5, 196), np.float32), 0.5)
+    assert out.shape == (5, 112, 112, 3)
+
+
+def test_a_training_that_was_stopped_goes_on_where_it_was(people: data.Faces, tiny_networks: Path, tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(RECIPE.format(steps=8, every=4))
+    r = recipe.read(tmp_path / "small.toml")
+    train.train(r, people, tiny_networks, tmp_path / "run", minutes=0)  # stops, saved, after its first step
+    saved = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert saved["step"] == 1
+    train.train(r, people, tiny_networks, tmp_path / "run")
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 8
+    other = recipe.read(tmp_path / "small.toml")
+    object.__setattr__(other, "digest", "another")
+    with pytest.raises(ExportError, match="made by another recipe"):
+        train.train(other, people, tiny_networks, tmp_path / "run")
+
+
+def test_training_is_reproducible(people: data.Faces, tiny_networks: Path, tmp_path: Path) -> None:
+    (tmp_path / "small.toml").write_text(RECIPE.format(steps=6, every=6))
+    r = recipe.read(tmp_path / "small.toml")
+    first, second = (train.train(r, people, tiny_networks, tmp_path / name).state_dict() for name in ("a", "b"))
+    assert all(torch.equal(first[k], second[k]) for k in first)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("stepz = 3", "unknown key stepz"), ('steps = "3"', "must be a int"), ("alpha_default = 2.0", "within 0..1"),
+     ("steps = 0", "must be positive"), ("= 1", "is not TOML")],
+)  # fmt: skip
+def test_a_wrong_recipe_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "r.toml").write_text(text)
+    with pytest.raises(RecipeError, match=words):
+        recipe.read(tmp_path / "r.toml")
+    with pytest.raises(RecipeError, match="no recipe at"):
+        recipe.read(tmp_path / "missing.toml")
+
+
+def test_every_recipe_of_the_project_can_be_read() -> None:
+    recipes = sorted(Path(recipe.__file__).parent.glob("recipes/*.toml"))
+    assert [recipe.read(path).name for path in recipes] == [path.stem for path in recipes]
+
+
+def test_the_known_answers_inputs_are_the_same_on_both_sides() -> None:
+    for ours, theirs in zip(compile.known_inputs(3, 50), runtime.known_inputs(3, 50), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_folder_in_lfws_layout_is_read_and_split_by_people(tmp_path: Path, clip: list[Pixels]) -> None:
+    import cv2
+
+    for person, columns in (("Ann", slice(0, 240)), ("Bob", slice(240, 480))):
+        (tmp_path / "people" / person).mkdir(parents=True)
+        for i in range(2):
+            cv2.imwrite(str(tmp_path / "people" / person / f"{i}.png"), clip[i][:, columns])
+    (tmp_path / "who.csv").write_text("person,gender,hair\nAnn,F,dark\nBob,M,short\n")
+    read = data.load_folder(tmp_path / "people", tmp_path / "who.csv", runtime_faces.DETECTOR)
+    assert read.chips.shape == (4, 112, 112, 3)
+    assert read["hair"].tolist() == ["dark", "dark", "short", "short"]
+    assert len(set(zip(read["identity"].tolist(), read["identity_split"].tolist(), strict=True))) == 2
+    (tmp_path / "who.csv").write_text("person,gender\nAnn,F\n")
+    with pytest.raises(DataError, match="no row for 'Bob'"):
+        data.load_folder(tmp_path / "people", tmp_path / "who.csv", runtime_faces.DETECTOR)
+    with pytest.raises(DataError, match="expected a folder"):
+        data.load_folder(tmp_path / "x", tmp_path / "y", runtime_faces.DETECTOR)
+
+
+def test_both_sides_cut_the_same_chip(clip: list[Pixels]) -> None:
+    landmarks = runtime_faces.Detector(320)(clip[0])[0].landmarks
+    ours = data.align(clip[0][..., ::-1], landmarks)
+    theirs = runtime_faces.cut(clip[0], runtime_faces.alignment(landmarks))
+    difference = np.abs(ours.astype(int) - theirs)
+    assert difference.max() <= 3  # float32 against float64 in the template
+    assert difference.mean() < 0.05
+
+
+def test_scores_agree_with_their_definitions() -> None:
+    odds = np.array([2.0, 1.0, -1.0, -2.0, 0.5, -0.5])
+    truth = np.array([True, True, False, False, False, True])
+    s = audit.scores(odds, truth, (odds, truth))
+    assert s["accuracy"] == pytest.approx(4 / 6)
+    assert s["balanced"] == pytest.approx(4 / 6)
+    assert s["auc"] == pytest.approx(8 / 9)  # of 9 pairs one is the wrong way round
+    assert 0 < s["leak_nats"] < math.log(2)
+
+
+def test_a_confident_attacker_that_knows_nothing_leaks_nothing() -> None:
+    random = np.random.default_rng(0)
+    truth = random.random(4000) < 0.56
+    odds = 30 * random.standard_normal(4000)
+    assert abs(audit.leak(odds[:2000], truth[:2000], odds[2000:], truth[2000:])) < 0.005
+
+
+def test_the_fresh_attacker_finds_a_mark_that_old_classifiers_cannot_know(people: data.Faces) -> None:
+    """A planted cheat: grey pictures, but for one pixel's block that tells the class."""
+    random = np.random.default_rng(0)
+    truth = random.random(512) < 0.5
+    chips = random.integers(96, 160, (512, 112, 112, 3)).astype(np.uint8)
+    chips[truth, 40:44, 60:64] = 255
+    net = audit.fresh_cnn([chips[:384]], truth[:384], (chips[384:448], truth[384:448]), epochs=12, seed=0, stem=4)
+    assert ((audit.log_odds(net, chips[448:]) > 0) == truth[448:]).mean() > 0.9
+
+
+@pytest.mark.data
+def test_the_real_networks_agree_with_onnxruntime(networks_folder: Path, people: data.Faces) -> None:
+    import onnxruntime as ort
+
+    for name, folder_contract in (("id_mobilefacenet_paddle", False), ("gender_faceapi", True), ("gender_dlib", True)):
+        provider = Provider(name, networks_folder)
+        kept = provider.net.output
+        session = ort.InferenceSession(networks_folder / f"{name}.onnx")
+        size = provider.size
+        x = torch.rand(2, 3, size, size) * (255 if folder_contract else 2) - (0 if folder_contract else 1)
+        expected = session.run(None, {"input": x.numpy()})[0]
+        out = provider.net(x)
+        actual = torch.softmax(out, 1) if folder_contract else out
+        np.testing.assert_allclose(actual.numpy(), expected, rtol=2e-3, atol=2e-4, err_msg=f"{name} {kept}")
+
+
+@pytest.mark.data
+def test_a_set_is_read_with_its_labels(data_folder: Path) -> None:
+    glint = data.load_set(data_folder, "glint")
+    assert glint.chips.shape == (4148, 112, 112, 3)
+    assert set(glint["gender"].tolist()) == {"M", "F"}
+    assert not (data.training_rows(glint) & data.validation_rows(glint)).any()
+    assert not (data.training_rows(glint) & (glint["closed_set_split"] == "test")).any()
