@@ -50,7 +50,17 @@ def measure(size: tuple[int, int], seconds: float, options: list[str]) -> dict[s
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         probe.close()
-        command = [sys.executable, "-m", "edgesan", "run", "--camera", str(path), "--out", f"http://127.0.0.1:{port}", *options]
+        command = [
+            sys.executable,
+            "-m",
+            "edgesan",
+            "run",
+            "--camera",
+            str(path),
+            "--out",
+            f"http://127.0.0.1:{port}",
+            *options,
+        ]
         with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
             deadline = time.monotonic() + seconds - 1
             stream = connect(port, "/stream.mjpg")
@@ -75,7 +85,11 @@ def connect(port: int, path: str) -> http.client.HTTPResponse:
 
 def machine() -> dict[str, Any]:
     """What the figures were measured on."""
-    names = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    names = [
+        line.split(":")[1].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
     return {
         "processor": names[0] if names else platform.machine(),
         "cores": len(names),

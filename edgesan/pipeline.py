@@ -90,18 +90,17 @@ def run(config: Config) -> None:
                 sanitizer.alpha = min(max(asked, low), high)
             try:
                 frame = source.sanitized(sanitizer, metrics)
+                ring.put(frame)
             except EndOfStream:
                 break
             except Reject as reject:
                 metrics.count(f"rejected_{reject.reason}")
-                frame = None
-            now_ns = time.monotonic_ns()
-            if frame is not None:
-                ring.put(frame)
+            else:
                 transmitter.notify()
                 if not frame.stamps.slate:
                     faces_now = frame.stamps.faces
-                    record(metrics, frame, now_ns)
+                    record(metrics, frame, time.monotonic_ns())
+            now_ns = time.monotonic_ns()
             if now_ns >= status_due_ns:
                 transmitter.check()
                 ring.put_status(status(config, sanitizer, source, metrics, faces_now, time.monotonic() - started))

@@ -34,7 +34,7 @@ from export.networks import Attacker, Provider
 CLOSED_SETS = ("lfw", "glint", "pins")
 JPEG_QUALITY = 85  # the device's own
 UTILITY = "id_mobilefacenet_paddle"
-CLASSIFIERS = ("gender_faceapi", "gender_dlib", "gender_gear")
+CLASSIFIERS = ("gender_faceapi", "gender_dlib")
 EMBED_BATCH = 128
 
 
@@ -98,7 +98,9 @@ def top(head: nn.Linear, embeddings: Tensor, labels: Tensor, k: int) -> float:
     return float((best == labels[:, None]).any(1).float().mean())
 
 
-def scores(log_odds: NDArray[np.float64], truth: NDArray[np.bool_], calibration: tuple[NDArray[Any], NDArray[Any]]) -> dict[str, float]:
+def scores(
+    log_odds: NDArray[np.float64], truth: NDArray[np.bool_], calibration: tuple[NDArray[Any], NDArray[Any]]
+) -> dict[str, float]:
     """Accuracy, balanced accuracy, AUC and the leak in nats of a binary attacker's log-odds [N].
 
     The leak is H(P) - cross-entropy after temperature scaling on `calibration` (log-odds and truth of validation rows).
@@ -118,7 +120,10 @@ def scores(log_odds: NDArray[np.float64], truth: NDArray[np.bool_], calibration:
 def leak(log_odds: NDArray[Any], truth: NDArray[Any], fit_odds: NDArray[Any], fit_truth: NDArray[Any]) -> float:
     """H(P) - cross-entropy in nats, once temperature and bias are fitted on other rows."""
     x, y = torch.from_numpy(fit_odds).double(), torch.from_numpy(fit_truth).double()
-    scale, bias = torch.ones((), dtype=torch.double, requires_grad=True), torch.zeros((), dtype=torch.double, requires_grad=True)
+    scale, bias = (
+        torch.ones((), dtype=torch.double, requires_grad=True),
+        torch.zeros((), dtype=torch.double, requires_grad=True),
+    )
     optimizer = torch.optim.LBFGS([scale, bias], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
@@ -129,17 +134,31 @@ def leak(log_odds: NDArray[Any], truth: NDArray[Any], fit_odds: NDArray[Any], fi
 
     optimizer.step(closure)
     with torch.no_grad():
-        crossed = F.binary_cross_entropy_with_logits(scale * torch.from_numpy(log_odds).double() + bias, torch.from_numpy(truth).double())
+        crossed = F.binary_cross_entropy_with_logits(
+            scale * torch.from_numpy(log_odds).double() + bias, torch.from_numpy(truth).double()
+        )
     p = truth.mean()
     return float(-(p * np.log(p) + (1 - p) * np.log(1 - p)) - crossed)
 
 
 def fresh_cnn(
-    draws: list[NDArray[np.uint8]], truth: NDArray[np.bool_], val: tuple[NDArray[np.uint8], NDArray[np.bool_]], epochs: int, seed: int, stem: int
+    draws: list[NDArray[np.uint8]],
+    truth: NDArray[np.bool_],
+    val: tuple[NDArray[np.uint8], NDArray[np.bool_]],
+    *,
+    epochs: int,
+    seed: int,
+    stem: int,
+    start: Attacker | None = None,
 ) -> Attacker:
-    """An attacker from scratch on sanitized training chips (several draws of each); the epoch best on validation is kept."""
+    """An attacker of our own on sanitized training chips (several draws of each); the epoch best on validation is kept.
+
+    It begins from scratch, or from `start`: one that was trained on raw faces and learns the sanitized ones now.
+    """
     torch.manual_seed(seed)
     net = Attacker(2, stem).to(memory_format=torch.channels_last)
+    if start is not None:
+        net.load_state_dict(start.state_dict())
     optimizer = torch.optim.AdamW(net.parameters(), 2e-3, weight_decay=0.02)
     batch, labels = 64, torch.from_numpy(truth).long()
     steps = epochs * (len(labels) // batch)
@@ -201,7 +220,9 @@ def probe(train: Tensor, truth: NDArray[np.bool_], val: Tensor, val_truth: NDArr
             optimizer.step()
         net.eval()
         with torch.no_grad():
-            crossed = float(F.binary_cross_entropy_with_logits(net(val * scale)[:, 0], torch.from_numpy(val_truth).float()))
+            crossed = float(
+                F.binary_cross_entropy_with_logits(net(val * scale)[:, 0], torch.from_numpy(val_truth).float())
+            )
         if crossed < best:
             best, kept = crossed, {k: v.clone() for k, v in net.state_dict().items()}
     net.load_state_dict(kept)
@@ -236,7 +257,11 @@ def found_again(model: runtime.Model, chips: NDArray[np.uint8], alpha: float) ->
         found += 1
         before = door.tracker.tracks[0]
         _, packet = cv2.imencode(".jpg", frame.pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-        after = [f for f in detector(cv2.imdecode(packet, cv2.IMREAD_COLOR)) if runtime_faces.overlap(f.box, before.box) > 0.3]
+        after = [
+            f
+            for f in detector(cv2.imdecode(packet, cv2.IMREAD_COLOR))
+            if runtime_faces.overlap(f.box, before.box) > 0.3
+        ]
         if after:
             again += 1
             matrix = runtime_faces.alignment(before.landmarks)
@@ -246,7 +271,9 @@ def found_again(model: runtime.Model, chips: NDArray[np.uint8], alpha: float) ->
             "landmark_error_px": float(np.median(errors)) if errors else float("nan")}  # fmt: skip
 
 
-def audit(path: Path, folder: Path, networks: Path, alpha: float | None, epochs: int, limit: int | None) -> dict[str, Any]:
+def audit(
+    path: Path, folder: Path, networks: Path, alpha: float | None, epochs: int, limit: int | None
+) -> dict[str, Any]:
     """The whole table of one model at one alpha, beside raw."""
     model = runtime.load(path, threads=2)
     alpha = model.metadata.alpha_default if alpha is None else alpha
@@ -284,20 +311,31 @@ def audit(path: Path, folder: Path, networks: Path, alpha: float | None, epochs:
     for kind, embeddings in (("raw", raw), ("sanitized", seen)):
         net_p = probe(embeddings[split.train], truth[split.train], embeddings[split.val], truth[split.val])
         rows["fresh probe on the embedding"][kind] = scores(
-            probe_odds(net_p, embeddings[split.test]), truth[split.test], (probe_odds(net_p, embeddings[split.val]), truth[split.val])
+            probe_odds(net_p, embeddings[split.test]),
+            truth[split.test],
+            (probe_odds(net_p, embeddings[split.val]), truth[split.val]),
         )
-    for stem in (4, 2):
-        name = f"fresh CNN (stem {stem})"
-        rows[name] = {}
-        for kind, source in (("raw", [closed.chips]), ("sanitized", draws)):
-            cnn = fresh_cnn([s[split.train] for s in source], truth[split.train], (source[0][split.val], truth[split.val]), epochs, 0, stem)
-            rows[name][kind] = scores(log_odds(cnn, source[0][split.test]), truth[split.test], (log_odds(cnn, source[0][split.val]), truth[split.val]))
+
+    def attack(source: list[NDArray[np.uint8]], stem: int, start: Attacker | None) -> tuple[Attacker, dict[str, float]]:
+        cnn = fresh_cnn([s[split.train] for s in source], truth[split.train], (source[0][split.val], truth[split.val]),
+                        epochs=epochs, seed=0, stem=stem, start=start)  # fmt: skip
+        calibration = log_odds(cnn, source[0][split.val]), truth[split.val]
+        return cnn, scores(log_odds(cnn, source[0][split.test]), truth[split.test], calibration)
+
+    raw_cnn, on_raw = attack([closed.chips], 4, None)
+    rows["fresh CNN (stem 4, begun on raw faces)"] = {"raw": on_raw, "sanitized": attack(draws, 4, raw_cnn)[1]}
+    rows["fresh CNN (stem 2, from scratch)"] = {"sanitized": attack(draws, 2, None)[1]}
 
     faces_again = found_again(model, closed.chips[split.test][:400], alpha)
     return {
         "model": {"name": model.metadata.name, "version": model.metadata.version, "graph_sha256": graph_digest(path)},
         "alpha": alpha,
-        "closed_set": {"people": len(people), "pictures": len(closed), "test": int(split.test.sum()), "prior": float(truth.mean())},
+        "closed_set": {
+            "people": len(people),
+            "pictures": len(closed),
+            "test": int(split.test.sum()),
+            "prior": float(truth.mean()),
+        },
         "epochs": epochs,
         "rows": rows,
         "found_again": faces_again,
@@ -315,14 +353,19 @@ def claims(report: dict[str, Any]) -> list[dict[str, Any]]:
     n, alpha = report["closed_set"]["test"], report["alpha"]
     common = {"n": n, "alpha": alpha, "set": "closed"}
     out: list[dict[str, Any]] = []
-    for kind in ("raw", "sanitized"):
-        for k in ("top1", "top5"):
-            out.append({"figure": f"identity {k}, {kind}", "value": round(report["rows"]["utility"][kind][k], 4), "by": UTILITY, **common})
+    for kind, values in report["rows"]["utility"].items():
+        out += [
+            {"figure": f"identity {k}, {kind}", "value": round(v, 4), "by": UTILITY, **common}
+            for k, v in values.items()
+        ]
     for name, row in report["rows"].items():
         if name != "utility":
-            for kind, s in row.items():
-                out.append({"figure": f"gender accuracy, {kind}", "value": round(s["accuracy"], 4), "attack": name,
-                            "balanced": round(s["balanced"], 4), "auc": round(s["auc"], 4), "leak_nats": round(s["leak_nats"], 4), **common})  # fmt: skip
+            out += [
+                {"figure": f"gender accuracy, {kind}", "value": round(s["accuracy"], 4), "attack": name}
+                | {key: round(s[key], 4) for key in ("balanced", "auc", "leak_nats")}
+                | common
+                for kind, s in row.items()
+            ]
     again = report["found_again"]
     out.append({"figure": "faces found again in the output frame", "value": round(again["share"], 4), "n": again["found_raw"],
                 "alpha": alpha, "landmark_error_px": round(again["landmark_error_px"], 2)})  # fmt: skip
@@ -333,21 +376,27 @@ def table(report: dict[str, Any]) -> str:
     """The report as Markdown."""
     c, again = report["closed_set"], report["found_again"]
     lines = [
-        f"{report['model']['name']} v{report['model']['version']} at alpha {report['alpha']:g}; closed set: {c['people']} people,"
-        f" {c['test']} test pictures, prior {c['prior']:.3f} male; fresh attackers trained for {report['epochs']} epochs",
+        f"{report['model']['name']} v{report['model']['version']} at alpha {report['alpha']:g}; closed set: {c['people']} people, {c['test']} test pictures, prior {c['prior']:.3f} male; fresh attackers trained for {report['epochs']} epochs",
         "",
         "| | raw | sanitized |",
         "|---|---|---|",
     ]
     for k in ("top1", "top5"):
-        lines.append(f"| identity, {k} | {100 * report['rows']['utility']['raw'][k]:.1f} | {100 * report['rows']['utility']['sanitized'][k]:.1f} |")
+        values = [f"{100 * report['rows']['utility'][kind][k]:.1f}" for kind in ("raw", "sanitized")]
+        lines.append(f"| identity, {k} | {' | '.join(values)} |")
     for name, row in report["rows"].items():
         if name != "utility":
-            cells = [f"{100 * row[k]['accuracy']:.1f} (balanced {100 * row[k]['balanced']:.1f}, AUC {row[k]['auc']:.3f}, leak {row[k]['leak_nats']:.3f} nats)"
-                     for k in ("raw", "sanitized")]  # fmt: skip
-            lines.append(f"| gender by {name} | {cells[0]} | {cells[1]} |")
-    lines.append(f"| faces found again in the output frame | {again['found_raw']} | {again['found_again']} ({100 * again['share']:.1f} %), landmarks {again['landmark_error_px']:.2f} px off |")
+            lines.append(f"| gender by {name} | {' | '.join(cell(row.get(kind)) for kind in ('raw', 'sanitized'))} |")
+    share = f"{again['found_again']} ({100 * again['share']:.1f} %), landmarks {again['landmark_error_px']:.2f} px off"
+    lines.append(f"| faces found again in the output frame | {again['found_raw']} | {share} |")
     return "\n".join(lines)
+
+
+def cell(s: dict[str, float] | None) -> str:
+    """One attacker's scores in a table."""
+    if s is None:
+        return "–"
+    return f"{100 * s['accuracy']:.1f} (balanced {100 * s['balanced']:.1f}, AUC {s['auc']:.3f}, leak {s['leak_nats']:.3f} nats)"
 
 
 def write_claims(path: Path, report: dict[str, Any]) -> None:

@@ -56,7 +56,11 @@ def restore(path: Path) -> tuple[Sanitizer, Recipe, dict[str, Any]]:
 
 def export_fp32(sanitizer: Sanitizer, path: Path) -> None:
     """The fp32 graph, with uint8 NHWC tensors at both ends."""
-    example = (torch.zeros(2, 112, 112, 3, dtype=torch.uint8), torch.zeros(2, sanitizer.noise_dim), torch.full((2, 1), 0.5))
+    example = (
+        torch.zeros(2, 112, 112, 3, dtype=torch.uint8),
+        torch.zeros(2, sanitizer.noise_dim),
+        torch.full((2, 1), 0.5),
+    )
     batch = {0: "N"}
     with torch.no_grad():
         torch.onnx.export(
@@ -166,7 +170,9 @@ def parity(fp32: Run, int8: Run, chips: NDArray[np.uint8], noise_dim: int, alpha
     report: dict[str, Any] = {}
     for alpha in alphas:
         differences = []
-        for part in tqdm(np.array_split(chips, max(1, len(chips) // 32)), desc=f"parity at alpha {alpha:g}", leave=False):
+        for part in tqdm(
+            np.array_split(chips, max(1, len(chips) // 32)), desc=f"parity at alpha {alpha:g}", leave=False
+        ):
             noise = random.standard_normal((len(part), noise_dim), np.float32)
             differences.append(np.abs(fp32(part, noise, alpha).astype(np.int16) - int8(part, noise, alpha)))
         d = np.concatenate(differences).astype(np.float64)
@@ -181,7 +187,9 @@ def parity(fp32: Run, int8: Run, chips: NDArray[np.uint8], noise_dim: int, alpha
 
 def git_commit() -> str:
     """The commit of this source tree, "unknown" outside a repository."""
-    git = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent)  # noqa: S607
+    git = subprocess.run(
+        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent
+    )
     return git.stdout.strip() or "unknown"
 
 
@@ -218,7 +226,9 @@ def compile_model(
         }
         seal(out, metadata)
         sample = validation[random.permutation(len(validation))[:256]]
-        return parity(runner(fp32.read_bytes()), runner(out.read_bytes()), sample, sanitizer.noise_dim, (0.0, default, 1.0))
+        return parity(
+            runner(fp32.read_bytes()), runner(out.read_bytes()), sample, sanitizer.noise_dim, (0.0, default, 1.0)
+        )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -243,5 +253,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-
     sys.exit(main())

@@ -242,9 +242,7 @@ def train(r: Recipe, faces: data.Faces, networks: Path, out: Path, minutes: floa
     return average
 
 
-def renew(
-    opponents: Opponents, optimizers: list[torch.optim.Optimizer], which: int, device: torch.device
-) -> None:
+def renew(opponents: Opponents, optimizers: list[torch.optim.Optimizer], which: int, device: torch.device) -> None:
     """Start one attacker afresh: S must not win by fooling one opponent's habits."""
     fresh = opponents.makers[which]().to(device, memory_format=torch.channels_last)
     opponents.nets[which].load_state_dict(fresh.state_dict())

@@ -44,7 +44,9 @@ def clip() -> list[Pixels]:
 def sanitized_frame() -> Callable[..., SanitizedFrame]:
     """Makes frames as the door would: grey of one level, or random."""
 
-    def make(number: int = 1, size: tuple[int, int] = (64, 48), captured_ns: int = 0, level: int = 99) -> SanitizedFrame:
+    def make(
+        number: int = 1, size: tuple[int, int] = (64, 48), captured_ns: int = 0, level: int = 99
+    ) -> SanitizedFrame:
         pixels = np.full((size[1], size[0], 3), level, np.uint8)
         return SanitizedFrame._create(pixels, Stamps(number, captured_ns, sanitized_ns=captured_ns))
 

@@ -105,7 +105,10 @@ def test_the_dial_turns_a_running_sanitizer() -> None:
     running = Running("--camera", "demo", "--alpha", "0.5")
     running.until("alpha", 0.5)
     request = urllib.request.Request(
-        f"http://127.0.0.1:{running.port}/api/alpha", b'{"alpha": 1.0}', {"Content-Type": "application/json"}, method="PUT"
+        f"http://127.0.0.1:{running.port}/api/alpha",
+        b'{"alpha": 1.0}',
+        {"Content-Type": "application/json"},
+        method="PUT",
     )
     with urllib.request.urlopen(request, timeout=5):
         pass
@@ -151,7 +154,11 @@ def test_a_camera_that_is_lost_shows_a_slate_and_comes_back() -> None:
     ],
 )
 def test_bad_input_is_a_clear_error_with_its_exit_code(
-    arguments: tuple[str, ...], code: int, words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    arguments: tuple[str, ...],
+    code: int,
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(ROOT)
     assert main(list(arguments)) == code

@@ -13,7 +13,8 @@ from onnx import TensorProto, helper, numpy_helper
 from edgesan import faces as runtime_faces
 from edgesan import model as runtime
 from edgesan.frames import Pixels
-from export import audit, compile, data, losses, recipe, train
+from export import audit, data, losses, recipe, train
+from export import compile as compiler
 from export.errors import DataError, ExportError, NetworkError, RecipeError
 from export.networks import FrozenOnnx, Provider, Sanitizer
 
@@ -179,7 +180,9 @@ evaluate_every = {every}
 """
 
 
-def test_a_small_training_becomes_a_model_that_the_runtime_runs(people: data.Faces, tiny_networks: Path, tmp_path: Path) -> None:
+def test_a_small_training_becomes_a_model_that_the_runtime_runs(
+    people: data.Faces, tiny_networks: Path, tmp_path: Path
+) -> None:
     (tmp_path / "small.toml").write_text(RECIPE.format(steps=10, every=5))
     r = recipe.read(tmp_path / "small.toml")
     before = {p.name: p.read_bytes() for p in tiny_networks.iterdir()}
@@ -190,7 +193,7 @@ def test_a_small_training_becomes_a_model_that_the_runtime_runs(people: data.Fac
     assert [entry["step"] for entry in log] == [5, 10]
     assert before == {p.name: p.read_bytes() for p in tiny_networks.iterdir()}
 
-    report = compile.compile_model(tmp_path / "run", people, tmp_path / "small.onnx", [])
+    report = compiler.compile_model(tmp_path / "run", people, tmp_path / "small.onnx", [])
     assert report["0.5"]["mean_levels"] < 3
     loaded = runtime.load(tmp_path / "small.onnx")
     assert loaded.noise_dimensions == 4 * 49
@@ -199,7 +202,9 @@ def test_a_small_training_becomes_a_model_that_the_runtime_runs(people: data.Fac
     assert out.shape == (5, 112, 112, 3)
 
 
-def test_a_training_that_was_stopped_goes_on_where_it_was(people: data.Faces, tiny_networks: Path, tmp_path: Path) -> None:
+def test_a_training_that_was_stopped_goes_on_where_it_was(
+    people: data.Faces, tiny_networks: Path, tmp_path: Path
+) -> None:
     (tmp_path / "small.toml").write_text(RECIPE.format(steps=8, every=4))
     r = recipe.read(tmp_path / "small.toml")
     train.train(r, people, tiny_networks, tmp_path / "run", minutes=0)  # stops, saved, after its first step
@@ -239,7 +244,7 @@ def test_every_recipe_of_the_project_can_be_read() -> None:
 
 
 def test_the_known_answers_inputs_are_the_same_on_both_sides() -> None:
-    for ours, theirs in zip(compile.known_inputs(3, 50), runtime.known_inputs(3, 50), strict=True):
+    for ours, theirs in zip(compiler.known_inputs(3, 50), runtime.known_inputs(3, 50), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 

@@ -172,7 +172,9 @@ def test_every_onnxruntime_error_is_mapped() -> None:
     theirs = {
         value
         for value in vars(ort_errors).values()
-        if isinstance(value, type) and issubclass(value, Exception) and value is not ort_errors.__dict__.get("DeviceReset")
+        if isinstance(value, type)
+        and issubclass(value, Exception)
+        and value is not ort_errors.__dict__.get("DeviceReset")
     }
     assert theirs == set(model.ORT_ERRORS), "onnxruntime has exceptions that edgesan.model does not map"
 

@@ -41,7 +41,9 @@ def lying(real: model.Model, answer: Callable[[NDArray[np.uint8]], NDArray[Any]]
 @pytest.fixture
 def door(sanitizer_model: model.Model, detector: faces.Detector) -> Make:
     def make(**changes: Any) -> sanitize.FrameSanitizer:
-        settings = sanitize.Settings(changes.pop("background", "pixelate"), changes.pop("zones", ()), changes.pop("detect_every", 1))
+        settings = sanitize.Settings(
+            changes.pop("background", "pixelate"), changes.pop("zones", ()), changes.pop("detect_every", 1)
+        )
         arguments = {"model": sanitizer_model, "detector": detector, "alpha": 0.7, "hold_ns": 10**9} | changes
         return sanitize.FrameSanitizer(settings=settings, **arguments)
 
@@ -122,7 +124,10 @@ LIES: dict[str, tuple[Callable[[NDArray[np.uint8]], NDArray[Any]], str]] = {
     "the raw chips themselves": (lambda chips: chips, "alias"),
     "a view of them": (lambda chips: chips[:, ::-1], "alias"),
     "a copy of them": (lambda chips: chips.copy(), "identity"),
-    "a copy with one pixel changed": (lambda chips: chips ^ (np.arange(112 * 112 * 3).reshape(112, 112, 3) == 0), "identity"),
+    "a copy with one pixel changed": (
+        lambda chips: chips ^ (np.arange(112 * 112 * 3).reshape(112, 112, 3) == 0),
+        "identity",
+    ),
     "floats": (lambda chips: np.full(chips.shape, np.nan, np.float32), "shape"),
     "one chip too few": (lambda chips: np.zeros_like(chips[1:]), "shape"),
     "another size": (lambda chips: np.zeros((len(chips), 56, 56, 3), np.uint8), "shape"),

@@ -67,7 +67,12 @@ def test_the_runtime_never_imports(forbidden: str) -> None:
 
 
 def test_the_runtime_draws_no_numpy_randomness() -> None:
-    users = [p for p, tree in sources().items() for n in ast.walk(tree) if isinstance(n, ast.Attribute) and n.attr == "random"]
+    users = [
+        p
+        for p, tree in sources().items()
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Attribute) and n.attr == "random"
+    ]
     assert users == []
 
 
@@ -103,7 +108,9 @@ def test_the_transmit_process_loads_neither_camera_nor_model() -> None:
 
 
 def test_onnxruntimes_telemetry_is_off_before_it_is_loaded() -> None:
-    program = "import sys, os, edgesan; assert 'onnxruntime' not in sys.modules; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    program = (
+        "import sys, os, edgesan; assert 'onnxruntime' not in sys.modules; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    )
     clean = {k: v for k, v in os.environ.items() if k not in {"CI", "ORT_DISABLE_TELEMETRY"}}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=clean)
     assert done.stdout.strip() == "1"

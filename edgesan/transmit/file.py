@@ -1,9 +1,13 @@
-"""The file sink: H.264 in .mkv or .mp4, with the time stamps of the camera."""
+"""The file sink: H.264 in .mkv or .mp4, with the time stamps of the camera.
+
+A power cut costs an .mkv its last second, and an .mp4 everything: its index is written at the end.
+"""
 
 import errno
+import itertools
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import av
 import numpy as np
@@ -12,6 +16,9 @@ from edgesan.errors import SinkError
 from edgesan.frames import SanitizedFrame
 
 TIME_BASE = Fraction(1, 1000)
+CODEC: Final = "libx264"
+CODEC_OPTIONS = {"preset": "veryfast", "crf": "23"}
+CONTAINER_OPTIONS = {".mkv": {"cluster_time_limit": "1000"}}  # ms that are held back; FFmpeg's own 5 s hide a full disk
 
 
 class ClipWriter:
@@ -25,10 +32,16 @@ class ClipWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if CODEC not in av.codecs_available:
+            there = ", ".join(sorted(name for name in av.codecs_available if "264" in name)) or "none"
+            raise SinkError(
+                f"cannot write {path}: PyAV {av.__version__} has no {CODEC} here (H.264 that it has: {there}); pip install av"
+            )
         try:
             path.touch(exist_ok=False)  # FFmpeg would open it with the first frame only
-            self._container = av.open(str(path), "w")
-            self._stream: Any = self._container.add_stream("libx264", options={"preset": "veryfast", "crf": "23"})
+            # "file:", or FFmpeg takes 10:30.mkv for a protocol
+            self._container = av.open(f"file:{path}", "w", options=CONTAINER_OPTIONS.get(path.suffix, {}))
+            self._stream: Any = self._container.add_stream(CODEC, options=CODEC_OPTIONS)
         except FileExistsError as error:
             raise SinkError(f"{path} exists: name another file, or move it away first") from error
         except (av.FFmpegError, OSError) as error:
@@ -66,23 +79,30 @@ class ClipWriter:
             raise self._failure(error) from error
 
     def close(self) -> None:
-        """Write what is left and the index. Idempotent."""
+        """Write what is left and the index; a clip without a frame leaves no file. Idempotent."""
         if not self._open:
             return
         self._open = False
+        if self._size is None:
+            self.path.unlink(missing_ok=True)
+            return
         try:
-            if self._size is not None:
-                self._mux(None)
+            self._mux(None)
         finally:
             try:
                 self._container.close()
             except (av.FFmpegError, OSError) as error:
                 raise self._failure(error) from error
 
-    def _failure(self, error: Exception) -> SinkError:
-        if getattr(error, "errno", None) == errno.ENOSPC:
+    def _failure(self, error: av.FFmpegError | OSError) -> SinkError:
+        if error.errno == errno.ENOSPC:
             return SinkError(f"{self.path}: the disk is full; make room, or name a file on another disk")
-        return SinkError(f"cannot write {self.path}: {error}; name a file in a folder that you may write to")
+        return SinkError(f"cannot write {self.path}: {error.strerror}; name a file in a folder that you may write to")
+
+
+def next_free(path: Path) -> Path:
+    """clip.mkv -> clip-2.mkv, or the next number that is free."""
+    return next(p for n in itertools.count(2) if not (p := path.with_stem(f"{path.stem}-{n}")).exists())
 
 
 class FileSink:

@@ -1,13 +1,15 @@
 """The HTTP server: a live page, MJPEG, snapshots, health, metrics, and the dial.
 
 A frame is encoded once, whoever watches, and not at all when nobody does. Each viewer has at most one frame under
-way: a slow one loses frames and holds nobody up.
+way: a slow one loses frames, sees no old ones, and holds nobody up.
 """
 
 import asyncio
+import errno
 import hmac
 import json
 import math
+import socket
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -29,7 +31,9 @@ WEB: Final = Path(__file__).parent.parent / "web"
 BOUNDARY: Final = "edgesan-frame"
 JPEG_QUALITY: Final = 85
 FRESH_NS: Final = 2_000_000_000
-MOST_BODY_BYTES: Final = 1024
+UNSENT_BYTES: Final = 16384  # of a viewer's picture that the kernel may hold before it is sent
+MOST_BODY_BYTES: Final = 256
+OPEN: Final = ("/page.js", "/page.css", "/icon.svg")  # a page cannot present its token for these; they tell nothing
 HEADERS: Final = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
@@ -46,11 +50,11 @@ class HttpSink:
 
     Args:
         status: gives the sanitize process's counters.
-        ask_alpha: passes on a viewer's wish.
+        ask_alpha: passes on a viewer's wish; False if nobody listens.
     """
 
     def __init__(
-        self, address: str, token: str, status: Callable[[], dict[str, Any]], ask_alpha: Callable[[float], None]
+        self, address: str, token: str, status: Callable[[], dict[str, Any]], ask_alpha: Callable[[float], bool]
     ) -> None:
         self.name = address
         self._host, self._port = http_address(address)
@@ -71,7 +75,8 @@ class HttpSink:
                 web.get("/", _asset("index.html", "text/html")),
                 web.get("/page.js", _asset("page.js", "text/javascript")),
                 web.get("/page.css", _asset("page.css", "text/css")),
-                web.get("/stream.mjpg", self._stream),
+                web.get("/icon.svg", _asset("icon.svg", "image/svg+xml")),
+                web.get("/stream.mjpg", self._stream, allow_head=False),  # it would be answered without end
                 web.get("/snapshot.jpg", self._snapshot),
                 web.get("/healthz", self._health),
                 web.get("/readyz", self._ready),
@@ -82,7 +87,7 @@ class HttpSink:
                 web.post("/api/alpha", self._put_alpha),
             ]
         )
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.2, handle_signals=False)
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1, handle_signals=False)
 
     async def start(self) -> None:
         """Listen.
@@ -95,10 +100,16 @@ class HttpSink:
             await web.TCPSite(self._runner, self._host, self._port).start()
         except OSError as error:
             await self._runner.cleanup()
-            raise SinkError(
-                f"cannot listen on {self.name}: {error.strerror or error}; end the program that holds the port,"
-                f" or choose another one, such as --out http://{self._host}:{self._port + 1}"
-            ) from error
+            raise SinkError(f"cannot listen on {self.name}: {error.strerror or error}; {self._cure(error)}") from error
+
+    def _cure(self, error: OSError) -> str:
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        other = f"such as --out http://{host}:{8081 if self._port == 8080 else 8080}"
+        if error.errno == errno.EADDRINUSE:
+            return f"end the program that holds the port, or choose another one, {other}"
+        if error.errno == errno.EACCES:
+            return f"ports below 1024 belong to root: choose a higher one, {other}"
+        return "name an address of this machine, such as --out http://127.0.0.1:8080"
 
     async def send(self, frame: SanitizedFrame) -> None:
         self._frame, self._count = frame, self._count + 1
@@ -129,13 +140,19 @@ class HttpSink:
         response = web.StreamResponse(
             headers={"Content-Type": f"multipart/x-mixed-replace; boundary={BOUNDARY}", "X-Accel-Buffering": "no"}
         )
+        transport = request.transport
+        if transport is None:
+            return response  # the viewer is gone already
+        # Neither asyncio nor the kernel queues pictures: what could not be sent at once is the newest one later.
+        transport.set_write_buffer_limits(0)
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         await response.prepare(request)
         async with self._watching():
             shown = 0
             opening = f"--{BOUNDARY}\r\n".encode()
             while not self._closing:
-                if shown == self._count:
-                    await self._arrived.wait()
+                if shown == self._count or transport.get_write_buffer_size():
+                    await self._arrived.wait()  # also where its last picture is still under way: it loses this one
                     continue
                 shown, frame = self._count, self._frame
                 assert frame is not None
@@ -203,19 +220,15 @@ class HttpSink:
         if request.content_type != "application/json":
             raise web.HTTPUnsupportedMediaType(text='send application/json, such as {"alpha": 0.5}\n')
         try:
-            body = json.loads(await request.text())
+            body = json.loads(await request.read())
         except ValueError as error:
             raise web.HTTPBadRequest(text=f'this is not JSON ({error}); send {{"alpha": 0.5}}\n') from error
         alpha = body.get("alpha") if isinstance(body, dict) and len(body) == 1 else None
         low, high = self._status().get("model", {}).get("alpha_range", (0.0, 1.0))
-        if (
-            isinstance(alpha, bool)
-            or not isinstance(alpha, int | float)
-            or not math.isfinite(alpha)
-            or not low <= alpha <= high
-        ):
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not low <= alpha <= high:  # so NaN too
             raise web.HTTPBadRequest(text=f'alpha must be a number within {low:g}..{high:g}; send {{"alpha": 0.5}}\n')
-        self._ask_alpha(float(alpha))
+        if not self._ask_alpha(float(alpha)):
+            raise web.HTTPServiceUnavailable(text="the sanitizer does not answer; ask again\n")
         return web.json_response({"asked": float(alpha)}, status=202)
 
     @web.middleware
@@ -225,10 +238,13 @@ class HttpSink:
         The name is checked because a page from elsewhere can make its own name point here (DNS rebinding).
         """
         if self._token:
-            given = request.query.get("token") or request.headers.get("Authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(given.encode(), self._token.encode()):
+            scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
+            given = request.query.get("token") or (bearer if scheme.lower() == "bearer" else "")
+            # aiohttp decodes headers with surrogates for what is not UTF-8
+            right = hmac.compare_digest(given.encode(errors="surrogateescape"), self._token.encode())
+            if not right and request.path not in OPEN:
                 raise web.HTTPUnauthorized(text="present the token\n", headers={"WWW-Authenticate": "Bearer"})
-        elif not is_loopback(_host_name(request.host)):
+        elif not is_loopback(_host_name(request.headers.get("Host", ""))):
             raise web.HTTPForbidden(text="this server answers to http://127.0.0.1 only\n")
         response: web.StreamResponse = await handler(request)
         return response
@@ -253,6 +269,12 @@ async def _add_headers(request: web.Request, response: web.StreamResponse) -> No
     response.headers.pop("Server", None)
 
 
+NOT_FRAMES: Final = {  # totals that count something else
+    "faces": ("edgesan_sanitized_faces", "Faces that were sanitized."),
+    "camera_lost": ("edgesan_camera_losses", "How often the camera was lost."),
+}
+
+
 class _Families(Collector):
     """Both processes' counters in Prometheus' terms."""
 
@@ -262,14 +284,24 @@ class _Families(Collector):
     def collect(self) -> list[Metric]:
         r = self._report()
         transmit = r["transmit"]
+        totals, spans = r.get("totals", {}) | transmit["totals"], r.get("ms", {}) | transmit["ms"]
         frames = CounterMetricFamily("edgesan_frames", "Frames by what became of them.", labels=["state"])
-        for state, value in (r.get("totals", {}) | transmit["totals"]).items():
-            frames.add_metric([state], value)
+        for state, value in totals.items():
+            if state not in NOT_FRAMES:
+                frames.add_metric([state], value)
+        families: list[Metric] = [frames]
+        for state, (name, text) in NOT_FRAMES.items():
+            families.append(CounterMetricFamily(name, text, value=totals.get(state, 0)))
         stages = GaugeMetricFamily("edgesan_stage_seconds", "Time in each stage, lately.", labels=["stage", "quantile"])
-        for stage, values in (r.get("ms", {}) | transmit["ms"]).items():
-            for name, value in values.items():
-                stages.add_metric([stage, f"0.{name[1:]}"], value / 1000)
-        families: list[Metric] = [frames, stages]
+        age = GaugeMetricFamily("edgesan_frame_age_seconds", "From glass to wire, lately.", labels=["quantile"])
+        for stage, values in spans.items():
+            for percentile, value in values.items():
+                quantile = f"{int(percentile[1:]) / 100:g}"
+                if stage == "glass_to_wire":
+                    age.add_metric([quantile], value / 1000)
+                else:
+                    stages.add_metric([stage, quantile], value / 1000)
+        families += [stages, age]
         for name, text, value in (
             ("edgesan_fps", "Sanitized frames per second.", r.get("fps", 0)),
             ("edgesan_faces", "Faces in the newest frame.", r.get("faces", 0)),

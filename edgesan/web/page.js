@@ -11,11 +11,13 @@ function show(status) {
   const live = status.camera_up && status.ready;
   $("status").textContent = live ? "live" : status.camera_up === false ? "camera lost – trying again" : "waiting for a picture";
   $("status").className = live ? "live" : "lost";
+  $("picture").classList.toggle("old", !status.ready);
   $("fps").textContent = (status.fps ?? 0).toFixed(1);
   $("faces").textContent = status.faces ?? "–";
   $("age").textContent = status.transmit.ms.glass_to_wire?.p50.toFixed(0) ?? "–";
   $("viewers").textContent = status.transmit.viewers;
   const warnings = status.warnings ?? [];
+  if (status.background === "keep" && !warnings.length) warnings.push("the background is RAW"); // never silent
   $("warning").hidden = warnings.length === 0;
   $("warning").textContent = warnings.join(" · ");
   if (!status.model) return;
@@ -48,6 +50,7 @@ async function poll() {
     broken = true;
     $("status").textContent = `no connection (${error.message.trim()})`;
     $("status").className = "lost";
+    $("picture").classList.add("old");
   }
 }
 

@@ -1,0 +1,60 @@
+"""The README's pictures, from the bundled clip: `make screenshot`. Needs Chromium for the page."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+
+from edgesan.capture import DEMO_CLIP
+
+HERE = Path(__file__).parent
+FRAMES = (2, 28, 46)
+
+
+def before_after() -> None:
+    """docs/before-after.jpg: frames of the clip above, what leaves the device below."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "out.mp4"
+        subprocess.run([sys.executable, "-m", "edgesan", "sanitize", str(DEMO_CLIP), str(out)], check=True)
+        rows = [np.hstack([frame(path, number) for number in FRAMES]) for path in (DEMO_CLIP, out)]
+    cv2.imwrite(str(HERE / "before-after.jpg"), np.vstack(rows), [cv2.IMWRITE_JPEG_QUALITY, 88])
+
+
+def frame(path: Path, number: int) -> np.ndarray:
+    capture = cv2.VideoCapture(str(path))
+    for _ in range(number + 1):
+        done, pixels = capture.read()
+        if not done:
+            raise SystemExit(f"error: {path} has no frame {number}")
+    return np.asarray(pixels[: pixels.shape[0] // 2 * 2, : pixels.shape[1] // 2 * 2])
+
+
+def page() -> None:
+    """docs/page.png: the live page, as a browser shows it."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = "/usr/bin/chromium"
+    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage",
+                 "--window-size=760,1080", "--hide-scrollbars"):  # fmt: skip
+        options.add_argument(flag)
+    with subprocess.Popen([sys.executable, "-m", "edgesan", "run", "--camera", "demo"]) as run:
+        driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
+        for _ in range(100):
+            time.sleep(0.2)
+            driver.get("http://127.0.0.1:8080/")
+            if "edgesan" in driver.title:
+                break
+        time.sleep(5)
+        driver.save_screenshot(str(HERE / "page.png"))
+        driver.quit()
+        run.terminate()
+
+
+if __name__ == "__main__":
+    before_after()
+    page()

@@ -1,0 +1,52 @@
+"""The README tells the truth: its commands, options and figures exist."""
+
+import re
+import shlex
+
+import pytest
+
+from edgesan.cli import parser
+from edgesan.config import DEMO_MODEL, Config
+from edgesan.model import load
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text()
+COMMANDS = sorted({line.split("#")[0].strip() for line in README.splitlines() if line.startswith("edgesan ")})
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_readme_can_be_given(command: str) -> None:
+    parser().parse_args(shlex.split(command)[1:])
+
+
+def test_the_readme_has_commands_of_every_verb() -> None:
+    verbs = {command.split()[1] for command in COMMANDS}
+    assert verbs == set(parser()._subparsers._group_actions[0].choices)  # type: ignore[union-attr, arg-type]
+
+
+def test_every_file_that_the_readme_names_is_there() -> None:
+    linked = re.findall(r"\]\(([^)#:]+)\)", README) + re.findall(r"`((?:edgesan|export|docs)/[\w./]+)`", README)
+    assert linked
+    assert [name for name in linked if not (ROOT / name).exists()] == []
+
+
+def test_every_figure_of_the_readmes_table_is_a_claim_of_the_model() -> None:
+    """The table is what `export.audit` printed; the model carries the same figures."""
+    claims = load(Config().model).metadata.claims
+    assert claims, "the bundled model claims nothing: run export.audit --write"
+    values = {f"{100 * claim['value']:.1f}" for claim in claims}
+    rows = [line for line in README.splitlines() if line.startswith(("| identity", "| gender by"))]
+    assert len(rows) >= 6
+    for row in rows:
+        for cell in row.split("|")[2:4]:
+            assert cell.split()[0] in values, row
+
+
+def test_the_bundled_model_is_small_enough_for_the_board() -> None:
+    assert DEMO_MODEL.stat().st_size <= 1_000_000
+
+
+def test_nothing_names_paths_of_one_machine() -> None:
+    for path in [*ROOT.glob("edgesan/**/*.py"), *ROOT.glob("export/**/*"), *ROOT.glob("docs/*.md"), ROOT / "README.md"]:
+        if path.suffix in {".py", ".md", ".toml"}:
+            assert not re.search(r"/(home|root)/\w", path.read_text()), path
