@@ -12,7 +12,7 @@ from tqdm import tqdm
 from edgesan import faces
 from edgesan.capture.opencv import FileSource, read_picture
 from edgesan.config import FILE_SUFFIXES, Config
-from edgesan.errors import CameraError, ConfigError, EndOfStream, SinkError
+from edgesan.errors import ConfigError, EndOfStream, SinkError
 from edgesan.frames import RawFrame, lend
 from edgesan.pipeline import build
 from edgesan.sanitize import FrameSanitizer
@@ -117,12 +117,21 @@ def write_whole(target: Path, content: bytes) -> None:
 
 
 def _sanitize_clip(source: Path, target: Path, sanitizer: FrameSanitizer, report: Report, stats: bool) -> None:
+    part = target.with_name(f".{target.stem}.part{target.suffix}")  # so that OUT is whole, or as it was
+    part.unlink(missing_ok=True)
+    try:
+        _write_clip(source, part, sanitizer, report, stats)
+        part.replace(target)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _write_clip(source: Path, target: Path, sanitizer: FrameSanitizer, report: Report, stats: bool) -> None:
     with ExitStack() as stack:
         clip = stack.enter_context(closing(FileSource(source, None, None, loop=False, paced=False)))
-        target.unlink(missing_ok=True)
         writer = stack.enter_context(closing(ClipWriter(target)))
         counter = Counter(max(clip.size)) if stats else None
-        bar = stack.enter_context(tqdm(total=clip.frame_count or None, unit="frame", desc=source.name, leave=False))
+        bar = stack.enter_context(tqdm(total=clip.frame_count, unit="frame", desc=source.name, leave=False))
         while True:
             try:
                 with clip.frame(10.0) as raw:
@@ -135,5 +144,3 @@ def _sanitize_clip(source: Path, target: Path, sanitizer: FrameSanitizer, report
             report.frames += 1
             report.faces += frame.stamps.faces
             bar.update()
-    if not report.frames:
-        raise CameraError(f"{source} has no frame that can be read: give a clip or a picture")
