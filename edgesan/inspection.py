@@ -21,7 +21,7 @@ def facts(path: Path) -> dict[str, Any]:
         **{k: v for k, v in table["known_answer"].items() if k != "samples"},
     }
     return {"file": str(path), "bytes": model.size_bytes, "sha256": model.sha256, "parameters": model.parameters,
-            "tensors": tensors(model), **table}  # fmt: skip
+            "strongest_attack": model.metadata.strongest_attack, "tensors": tensors(model), **table}  # fmt: skip
 
 
 def tensors(model: Model) -> dict[str, str]:
@@ -43,7 +43,8 @@ def text(path: Path) -> str:
     lines = [
         f"{f['name']} version {f['version']}   {f['file']}",
         f"  {f['bytes'] / 2**20:.2f} MiB, {f['parameters']:,} parameters, sha256 {f['sha256']}",
-        f"  hides {f['private']}, keeps {f['utility']}",
+        f"  private {f['private']}, useful {f['utility']}",
+        f"  {f['strongest_attack']}",
         f"  alpha {low:g} (useful) .. {high:g} (private), default {f['alpha_default']:g}",
         "contract",
         *(f"  {name:<10} {kind}" for name, kind in f["tensors"].items()),

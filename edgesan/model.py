@@ -58,6 +58,15 @@ class Metadata:
     known_answer: dict[str, Any]
     provenance: dict[str, Any]
 
+    @property
+    def strongest_attack(self) -> str:
+        """The best attacker among the claims, in words: what "private" is worth, as far as it was measured."""
+        attacks = [c for c in self.claims if str(c.get("figure", "")).endswith("accuracy, sanitized") and "attack" in c]
+        if not attacks:
+            return "nobody has measured what this model hides"
+        best = max(attacks, key=lambda claim: float(claim["value"]))
+        return f"{self.private} is still read right in {100 * float(best['value']):.1f} % by the best attacker measured ({best['attack']})"
+
 
 @dataclass(frozen=True)
 class Model:
@@ -209,8 +218,8 @@ def _metadata(path: Path, texts: dict[str, str]) -> Metadata:
         raise ModelError(
             f"{path}: alpha_range, alpha_default or version make no sense: {span}, {table['alpha_default']}"
         )
-    if not all(isinstance(claim, dict) for claim in table["claims"]):
-        raise ModelError(f"{path}: each of the metadata's claims must be an object")
+    if not all(isinstance(claim, dict) and type(claim.get("value")) in (int, float) for claim in table["claims"]):
+        raise ModelError(f"{path}: each of the metadata's claims must be an object with a number as its value")
     return Metadata(**(table | {"alpha_range": (float(span[0]), float(span[1]))}))
 
 

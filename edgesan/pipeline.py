@@ -196,7 +196,7 @@ def status(
         "camera_up": source.up,
         "model": {
             "name": facts.name, "version": facts.version, "sha256": model.sha256, "private": facts.private,
-            "utility": facts.utility, "alpha_range": facts.alpha_range,
+            "utility": facts.utility, "alpha_range": facts.alpha_range, "measured": facts.strongest_attack,
         },
         "alpha": sanitizer.alpha,
         "background": config.background,
@@ -220,8 +220,9 @@ def announce(config: Config, model: Model, source: Camera, alpha: float) -> None
     facts = model.metadata
     print(
         f"edgesan {__version__}: {source.name} {source.size[0]}x{source.size[1]} -> {', '.join(config.out)}\n"
-        f"  model {facts.name} v{facts.version} ({model.sha256[:8]}): hides {facts.private}, keeps {facts.utility};"
-        f" alpha {alpha:g}, background {config.background}",
+        f"  model {facts.name} v{facts.version} ({model.sha256[:8]}): private {facts.private}, useful {facts.utility};"
+        f" alpha {alpha:g}, background {config.background}\n"
+        f"  measured: {facts.strongest_attack}",
         *(f"  WARNING: {text}" for text in warnings(config)),
         sep="\n",
         file=sys.stderr,

@@ -69,7 +69,8 @@ def test_a_signal_ends_the_run_cleanly(number: signal.Signals) -> None:
     code, said, seconds = running.end(number)
     assert code == 0
     assert "Traceback" not in said
-    assert "hides gender, keeps identity; alpha" in said
+    assert "private gender, useful identity; alpha" in said
+    assert "by the best attacker measured" in said
     assert seconds < 5  # generous: the aim is one second
 
 

@@ -24,6 +24,7 @@ function show(status) {
   $("model").textContent = `${status.model.name} v${status.model.version} (${status.model.sha256.slice(0, 8)})`;
   $("private").textContent = status.model.private;
   $("utility").textContent = status.model.utility;
+  $("measured").textContent = status.model.measured;
   $("camera").textContent = status.camera;
   $("background").textContent = status.background;
   $("isolation").textContent = status.isolation;
