@@ -140,7 +140,7 @@ def http_address(sink: str) -> tuple[str, int]:
         host, port = parts.hostname, 8080 if parts.port is None else parts.port
     except ValueError as error:
         raise ConfigError(f"out is {sink!r}: {error}; write it as http://HOST:PORT") from error
-    if not host or not port or parts.path not in ("", "/") or parts.query or parts.username:
+    if not host or parts.path not in ("", "/") or parts.query or parts.username:
         raise ConfigError(f"out is {sink!r}: write it as http://HOST:PORT, with nothing after the port")
     return host, port
 

@@ -34,12 +34,14 @@ def test_every_figure_of_the_readmes_table_is_a_claim_of_the_model() -> None:
     """The table is what `export.audit` printed; the model carries the same figures."""
     claims = load(Config().model).metadata.claims
     assert claims, "the bundled model claims nothing: run export.audit --write"
-    values = {f"{100 * claim['value']:.1f}" for claim in claims}
+    values = [100 * claim["value"] for claim in claims]
     rows = [line for line in README.splitlines() if line.startswith(("| identity", "| gender by"))]
     assert len(rows) >= 6
     for row in rows:
-        for cell in row.split("|")[2:4]:
-            assert cell.split()[0] in values, row
+        figures = [float(cell.split()[0]) for cell in row.split("|")[2:4] if cell.strip() != "–"]
+        assert figures
+        for figure in figures:
+            assert min(abs(figure - value) for value in values) <= 0.06, row
 
 
 def test_the_bundled_model_is_small_enough_for_the_board() -> None:
