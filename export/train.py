@@ -128,8 +128,10 @@ class Opponents(nn.Module):
         return [net(embeddings if isinstance(net, Probe) else pictures, alpha).float() for net in self.nets]
 
 
-def train(r: Recipe, faces: data.Faces, networks: Path, out: Path, minutes: float = float("inf")) -> Sanitizer:
-    """Run the loop to its end, or for `minutes`; the result is the running mean of the weights, also in `out`."""
+def train(
+    r: Recipe, faces: data.Faces, networks: Path, out: Path, minutes: float = float("inf"), until: int | None = None
+) -> Sanitizer:
+    """Run the loop to its end, for `minutes`, or `until` a step; the result is the running mean of the weights, also in `out`."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(r.seed)
     utility = Provider(r.utility, networks).to(device).eval().requires_grad_(False)
@@ -151,7 +153,8 @@ def train(r: Recipe, faces: data.Faces, networks: Path, out: Path, minutes: floa
     first = resume(out, state, r)
     started = time.monotonic()
 
-    bar = tqdm(range(first, r.steps), initial=first, total=r.steps, desc=r.name)
+    last = r.steps if until is None else min(until, r.steps)
+    bar = tqdm(range(first, last), initial=first, total=r.steps, desc=r.name)
     for step in bar:
         # first a face (half of the warm-up), then a recognisable one, then the game
         start = min(1.0, max(0.0, 2 * step / max(1, r.warm_up) - 1))
@@ -227,7 +230,7 @@ def train(r: Recipe, faces: data.Faces, networks: Path, out: Path, minutes: floa
                 attackers=" ".join(f"{v:.2f}" for v in loss_p.tolist()),
             )
         over = time.monotonic() - started > 60 * minutes
-        if (step + 1) % r.evaluate_every == 0 or step + 1 == r.steps or over:
+        if (step + 1) % r.evaluate_every == 0 or step + 1 == last or over:
             report = {
                 "step": step + 1,
                 "loss_p": [round(v, 3) for v in loss_p.tolist()],
@@ -345,12 +348,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--networks", type=Path, required=True, help="folder of the providers' ONNX networks")
     parser.add_argument("--out", type=Path, help="where to write checkpoints and the log (default: runs/NAME)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop, saved, after so long")
+    parser.add_argument("--until", type=int, help="stop, saved, after this step (the schedule stays the recipe's)")
     a = parser.parse_args(arguments)
     try:
         r = recipes.read(a.recipe)
         faces = data.join(data.load_set(a.data, name) for name in r.sets)
         faces = faces.where(data.training_rows(faces) | data.validation_rows(faces))
-        train(r, faces, a.networks, a.out or Path("runs") / r.name, a.minutes)
+        train(r, faces, a.networks, a.out or Path("runs") / r.name, a.minutes, a.until)
     except ExportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -210,6 +210,8 @@ def test_a_training_that_was_stopped_goes_on_where_it_was(
     train.train(r, people, tiny_networks, tmp_path / "run", minutes=0)  # stops, saved, after its first step
     saved = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert saved["step"] == 1
+    train.train(r, people, tiny_networks, tmp_path / "run", until=3)
+    assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 3
     train.train(r, people, tiny_networks, tmp_path / "run")
     assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == 8
     other = recipe.read(tmp_path / "small.toml")
