@@ -9,7 +9,7 @@ from typing import Any
 import cv2
 from tqdm import tqdm
 
-from edgesan import faces
+from edgesan import faces, isolation
 from edgesan.capture.opencv import FileSource, read_picture
 from edgesan.config import FILE_SUFFIXES, Config
 from edgesan.errors import ConfigError, EndOfStream, SinkError
@@ -73,6 +73,7 @@ def sanitize_file(source: Path, target: Path, config: Config, *, force: bool, st
         raise ConfigError(
             f"cannot write {target}: expected {', '.join(PICTURE_SUFFIXES)} for a picture, or .mkv, .mp4 for a clip"
         )
+    isolation.forbid_dumps()
     report = Report()
     started = time.monotonic()
     if picture:
@@ -108,12 +109,25 @@ def write_whole(target: Path, content: bytes) -> None:
     part = target.with_name(f".{target.name}.part")
     try:
         part.write_bytes(content)
-        part.replace(target)
     except OSError as error:
         part.unlink(missing_ok=True)
         raise SinkError(
             f"cannot write {target}: {error.strerror}; name a place with room that you may write to"
         ) from error
+    move_whole(part, target)
+
+
+def move_whole(part: Path, target: Path) -> None:
+    """Put a finished file in its place; nothing of it stays elsewhere.
+
+    Raises:
+        SinkError: the place cannot be written.
+    """
+    try:
+        part.replace(target)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise SinkError(f"cannot write {target}: {error.strerror}; name a place that you may write to") from error
 
 
 def _sanitize_clip(source: Path, target: Path, sanitizer: FrameSanitizer, report: Report, stats: bool) -> None:
@@ -121,7 +135,7 @@ def _sanitize_clip(source: Path, target: Path, sanitizer: FrameSanitizer, report
     part.unlink(missing_ok=True)
     try:
         _write_clip(source, part, sanitizer, report, stats)
-        part.replace(target)
+        move_whole(part, target)
     finally:
         part.unlink(missing_ok=True)
 

@@ -4,7 +4,7 @@ One writer, any number of readers. The memory is an anonymous file (memfd): it h
 open. Once the writer has mapped it, it is sealed with F_SEAL_FUTURE_WRITE, so that whoever gets the descriptor can map
 it for reading only, by the kernel's word (Linux 5.1; memfd_create(2), fcntl(2)).
 
-    header   magic, slots, slot bytes, number of the newest frame, "ended"
+    header   magic, slots, slot bytes, number of the newest frame
     status   sequence, length, JSON: the sanitize process's counters
     slots    sequence, stamps, height, width, BGR bytes
 
@@ -27,10 +27,9 @@ from edgesan.frames import STAGES, SanitizedFrame, Stamps
 MAGIC: Final = b"esanring"
 SLOTS: Final = 4
 STATUS_BYTES: Final = 16384
-HEADER: Final = struct.Struct("<8sIQQI")  # magic, slots, slot bytes, newest frame's count, ended
+HEADER: Final = struct.Struct("<8sIQQ")  # magic, slots, slot bytes, newest frame's count
 NEWEST: Final = struct.Struct("<Q")
 NEWEST_AT: Final = 8 + 4 + 8
-ENDED_AT: Final = NEWEST_AT + 8
 STATUS_AT: Final = 64
 STATUS: Final = struct.Struct("<QI")
 SLOT: Final = struct.Struct(f"<QqqqI?II{len(STAGES)}q")
@@ -49,7 +48,7 @@ class RingWriter:
         os.ftruncate(self.fd, size)
         self._map = mmap.mmap(self.fd, size)
         fcntl.fcntl(self.fd, fcntl.F_ADD_SEALS, _SEALS)
-        HEADER.pack_into(self._map, 0, MAGIC, SLOTS, slot_bytes, 0, 0)
+        HEADER.pack_into(self._map, 0, MAGIC, SLOTS, slot_bytes, 0)
         self._count = 0
         self._status_sequence = 0
 
@@ -85,10 +84,6 @@ class RingWriter:
         self._map[at : at + len(text)] = text
         STATUS.pack_into(self._map, STATUS_AT, self._status_sequence, len(text))
 
-    def end(self) -> None:
-        """Tell the readers that no further frame will come."""
-        struct.pack_into("<I", self._map, ENDED_AT, 1)
-
     def close(self) -> None:
         """Give the descriptor back. The memory goes when the last reader has closed too."""
         os.close(self.fd)
@@ -106,7 +101,7 @@ class RingReader:
         if size < SLOTS_AT:
             raise SinkError(f"descriptor {fd} holds {size} bytes: not a ring of sanitized frames")
         self._map = mmap.mmap(fd, size, prot=mmap.PROT_READ)
-        magic, slots, self.slot_bytes, _, _ = HEADER.unpack_from(self._map)
+        magic, slots, self.slot_bytes, _ = HEADER.unpack_from(self._map)
         if magic != MAGIC or slots != SLOTS or size != SLOTS_AT + SLOTS * (SLOT.size + self.slot_bytes):
             raise SinkError(f"descriptor {fd} is not a ring of sanitized frames of this version of edgesan")
 
@@ -114,10 +109,6 @@ class RingReader:
     def newest(self) -> int:
         """How many frames were published so far; 0 before the first."""
         return int(NEWEST.unpack_from(self._map, NEWEST_AT)[0])
-
-    @property
-    def ended(self) -> bool:
-        return bool(struct.unpack_from("<I", self._map, ENDED_AT)[0])
 
     def read(self) -> SanitizedFrame | None:
         """A copy of the newest frame; None before the first one, or if the writer overtook the copy three times."""

@@ -22,6 +22,7 @@ from edgesan.model import Model
 BLOCKS: Final = 6
 """Blocks along the frame's shorter side when it is pixelated: one covers most of a face. Coarse blocks hide who it is;
 fine ones still tell the gender (a face of 8x8 blocks gives it to a fresh attacker at 82-92 %)."""
+LEAST_SIDE: Final = 64  # a smaller picture has no room for coarse blocks, and none for a face: it comes out black
 FEATHER: Final = 8  # pixels of the chip over which it fades into the canvas
 
 
@@ -91,7 +92,7 @@ class FrameSanitizer:
             sanitized = gate.check_chips(chips, self.model.run(chips, z, self.alpha))
         stamps.append(self._clock())
 
-        canvas = obfuscate(pixels, self.settings.background, [track.box for track in tracks])
+        canvas = obfuscate(pixels, self.settings.background, [track.box for track in self.tracker.tracks])
         for chip, matrix in zip(sanitized, matrices, strict=True):
             put_back(canvas, chip, matrix)
         blacken(canvas, self.settings.zones)
@@ -116,7 +117,7 @@ def obfuscate(pixels: Pixels, background: str, boxes: list[NDArray[np.float32]])
     that the detector missed. It is never the default.
     """
     height, width = pixels.shape[:2]
-    if background == "black":
+    if background == "black" or (background != "keep" and min(height, width) < LEAST_SIDE):
         return np.zeros_like(pixels)
     coarse = max(1, -(-min(height, width) // BLOCKS))
     grid = (max(1, round(width / coarse)), max(1, round(height / coarse)))

@@ -5,7 +5,6 @@ int8 weights per channel) -> metadata with the known answer -> a parity report, 
 """
 
 import argparse
-import hashlib
 import json
 import os
 import subprocess
@@ -221,7 +220,7 @@ def compile_model(
             "claims": claims,
             "provenance": {
                 "commit": git_commit(),
-                "recipe_sha256": saved["recipe"].get("digest") or hashlib.sha256(repr(r).encode()).hexdigest(),
+                "recipe_sha256": saved["recipe"]["digest"],
                 "data_sha256": saved["data_digest"],
                 "steps": saved["step"],
                 "seed": r.seed,

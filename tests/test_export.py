@@ -149,17 +149,18 @@ def test_a_network_that_cannot_be_used_is_refused_at_the_door(tiny_networks: Pat
         FrozenOnnx(tmp_path / "erf.onnx", "embedding")
 
 
-def test_there_is_no_way_around_the_noise() -> None:
+def test_there_is_no_way_around_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With one code for all, all faces come out the same; and the code cannot outshout the noise."""
     torch.manual_seed(0)
     sanitizer = Sanitizer(16, 24, 4)
-    x, alpha = torch.rand(1, 48, 28, 28), torch.ones(1, 1)
-    z = torch.randn(1, 4, 7, 7)
-    code = sanitizer.encode(x, z, alpha)
-    painted = sanitizer.decode(code, alpha)
-    other = sanitizer.decode(code, alpha)
-    assert torch.equal(painted, other), "the picture depends on the code alone"
+    faces, alpha, noise = torch.rand(2, 3, 112, 112), torch.ones(2, 1), torch.randn(1, 196).expand(2, -1)
+    code = sanitizer.encode(torch.rand(2, 48, 28, 28) * 100, noise.reshape(2, 4, 7, 7), alpha)
     assert code.abs().max() <= 1
-    assert sanitizer.noise_dim == 4 * 49
+    first, second = sanitizer(faces, noise, alpha)
+    assert not torch.equal(first, second)
+    monkeypatch.setattr(sanitizer, "encode", lambda x, z, a: torch.zeros(len(x), 4, 28, 28))
+    first, second = sanitizer(faces, noise, alpha)
+    assert torch.equal(first, second)
 
 
 RECIPE = """

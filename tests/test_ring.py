@@ -97,10 +97,3 @@ def test_the_status_arrives(writer: ring.RingWriter) -> None:
     assert reader.status() == {"fps": 12.5, "warnings": ["ä"]}
     writer.put_status({})
     assert reader.status() == {}
-
-
-def test_the_end_is_seen(writer: ring.RingWriter) -> None:
-    reader = ring.RingReader(writer.fd)
-    assert not reader.ended
-    writer.end()
-    assert reader.ended

@@ -71,12 +71,8 @@ def test_each_face_of_the_clip_comes_out_rewritten(door: Make, clip: list[Pixels
 def test_a_missed_face_is_obfuscated(door: Make, clip: list[Pixels], background: str) -> None:
     frame = through(door(detector=Blind(320), background=background), clip[0])
     assert frame.stamps.faces == 0
-    coarse = -(-min(clip[0].shape[:2]) // sanitize.BLOCKS)
-    small = frame.pixels[coarse // 2 :: coarse, coarse // 2 :: coarse]
-    rebuilt = np.kron(small, np.ones((coarse, coarse, 1), np.uint8))[: clip[0].shape[0], : clip[0].shape[1]]
     if background == "pixelate":
-        assert len(np.unique(frame.pixels.reshape(-1, 3), axis=0)) <= small.shape[0] * small.shape[1]
-    assert rebuilt.shape == frame.pixels.shape
+        assert len(np.unique(frame.pixels.reshape(-1, 3), axis=0)) <= 11 * 6  # blocks of a sixth of 270 pixels
     detail = np.abs(np.diff(frame.pixels.astype(int), axis=1)).mean()
     assert detail < 0.35 * np.abs(np.diff(clip[0].astype(int), axis=1)).mean()
 
@@ -110,7 +106,12 @@ def test_one_track_keeps_one_draw_of_noise(door: Make, clip: list[Pixels]) -> No
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (33, 1), (271, 481), (2160, 3840)])
 def test_any_size_of_frame_comes_out_in_its_own_size(door: Make, shape: tuple[int, int]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
-    assert through(door(), pixels).pixels.shape == pixels.shape
+    out = through(door(), pixels).pixels
+    assert out.shape == pixels.shape
+    if min(shape) < sanitize.LEAST_SIDE:
+        assert not out.any(), "too small for coarse blocks: black, and no raw pixel"
+    else:
+        assert (out == pixels).all(2).mean() < 0.01
 
 
 def test_sixty_faces_are_all_rewritten(door: Make, clip: list[Pixels]) -> None:

@@ -19,7 +19,7 @@ FLOORS = {
     "cli": 5, "__main__": 6, "__init__": -1,
 }  # fmt: skip
 # On one floor, these may look at each other: the model's sessions are set up as the detector's are.
-SAME_FLOOR = {("model", "faces"), ("ring", "config")}
+SAME_FLOOR = {("model", "faces")}
 
 
 def sources() -> dict[Path, ast.Module]:

@@ -137,7 +137,6 @@ class Transmitter:
             )
 
     def _end(self, timeout_s: float) -> None:
-        self._ring.end()
         os.close(self._wake)  # the child sees the end of the pipe
         try:
             self._child.wait(timeout_s)
