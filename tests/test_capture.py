@@ -127,7 +127,7 @@ def test_a_device_that_is_no_camera_is_refused() -> None:
 
 def test_the_demo_is_the_bundled_clip_lent_for_one_block() -> None:
     with closing(open_source("demo", None, None)) as source:
-        assert (source.name, source.size, source.live) == ("demo", (480, 270), False)
+        assert (source.name, source.size) == ("demo", (480, 270))
         with source.frame(PATIENCE_S) as raw:
             assert raw.pixels.dtype == np.uint8
             assert raw.pixels.shape == (270, 480, 3)
@@ -357,7 +357,7 @@ def test_a_picture_is_shown_again_and_again(tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     cv2.imwrite(str(path), flat(9, (200, 100)))
     with closing(open_source(str(path), (100, 100), 50)) as source:
-        assert (source.size, source.live) == ((100, 50), False)
+        assert source.size == (100, 50)
         seen = [take(source) for _ in range(5)]
     assert [number for _, number in seen] == [1, 2, 3, 4, 5]
     assert {index_of(pixels) for pixels, _ in seen} == {9}
@@ -534,7 +534,7 @@ def http_camera() -> Iterator[HttpCamera]:
 
 def test_a_network_camera_gives_its_newest_frame_however_slow_the_consumer_is(http_camera: HttpCamera) -> None:
     with closing(open_source(http_camera.url, (160, 160), None)) as source:
-        assert (source.name, source.size, source.live) == (f"http://127.0.0.1:{http_camera.port}", (160, 120), True)
+        assert (source.name, source.size) == (f"http://127.0.0.1:{http_camera.port}", (160, 120))
         numbers = []
         for _ in range(3):
             time.sleep(0.7)
@@ -620,7 +620,7 @@ def pi(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_a_pi_camera_gives_bgr_frames_and_all_its_buffers_back(pi: Any) -> None:
     with closing(open_source("picamera", (320, 240), 60)) as source:
-        assert (source.name, source.size, source.live) == ("picamera:0", (320, 240), True)
+        assert (source.name, source.size) == ("picamera:0", (320, 240))
         numbers = []
         for _ in range(12):  # three times its buffers
             with source.frame(PATIENCE_S) as raw:

@@ -127,8 +127,6 @@ def open_file(path: Path, size: tuple[int, int] | None, fps: float | None) -> So
 class FileSource:
     """A clip, played in real time (`paced`: newest frame only), or frame by frame."""
 
-    live = False
-
     def __init__(
         self, path: Path, size: tuple[int, int] | None, fps: float | None, *, loop: bool, paced: bool, name: str = ""
     ) -> None:
@@ -233,8 +231,6 @@ def open_clip(path: Path) -> cv2.VideoCapture:
 
 class StillSource:
     """A picture that is shown again and again, so that a run can be tried without a camera. Never ends."""
-
-    live = False
 
     def __init__(self, path: Path, size: tuple[int, int] | None, fps: float | None) -> None:
         self.name = path.name

@@ -27,7 +27,6 @@ class Source(Protocol):
 
     name: str  # for people; never holds a password
     size: tuple[int, int]  # width, height of every frame
-    live: bool  # a camera, which may be lost and come back; not a recording, which only ends
 
     def frame(self, timeout_s: float) -> AbstractContextManager[RawFrame]:
         """Lend the newest frame; never one that was lent before.
@@ -111,8 +110,6 @@ class Device(Protocol):
 
 class LiveSource:
     """A Source over a Device: the grabbing thread and the place for the newest picture."""
-
-    live = True
 
     def __init__(self, name: str, device: Device, size: tuple[int, int] | None, fps: float | None) -> None:
         """Start grabbing, and wait for the first picture: only it tells the true size.
