@@ -1,8 +1,14 @@
 """Audit the shipped int8 model: `python -m export.audit MODEL --data DIR --networks DIR`.
 
-What the *device* produces is judged: the int8 file through `edgesan`'s own reader, noise and composition, after JPEG.
-Closed set: the people of lfw, glint and pins that have a `closed_set_split`; people, not the network, are what the
-fresh attackers know already, for they train on other pictures of them. Every figure stands beside the raw one.
+What the *device* produces is judged: the int8 file through `edgesan`'s own reader, noise and composition, after JPEG,
+beside what others do to faces. Two protocols:
+
+* closed set: the people of lfw, glint and pins that have a `closed_set_split`. The attackers know these people: they
+  train on other pictures of them;
+* open set: people of `identity_split = test`, whom neither the sanitizer nor the attackers have seen.
+
+Every cell of the table (one mechanism, one attacker, one seed) is a small file in `--work`: an audit that was
+stopped goes on where it was.
 """
 
 import argparse
@@ -10,7 +16,8 @@ import hashlib
 import json
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,58 +32,356 @@ from tqdm import tqdm
 
 from edgesan import faces as runtime_faces
 from edgesan import model as runtime
-from edgesan import noise, sanitize
+from edgesan import sanitize
 from edgesan.frames import lend
-from export import data
+from export import attackers, data, measure, mechanisms
+from export import report as pages
+from export.attackers import Chips, Convolutional, FineTuned, Judge, Lesson, Linear
 from export.errors import ExportError
-from export.networks import Attacker, Provider
+from export.mechanisms import Mechanism
+from export.networks import Provider
 
+FORMAT = 2  # of the cells: raised whenever a figure is computed in another way
 CLOSED_SETS = ("lfw", "glint", "pins")
+OPEN_SETS = (*CLOSED_SETS, "celeba", "aaf")
 JPEG_QUALITY = 85  # the device's own
-UTILITY = "id_mobilefacenet_paddle"
-CLASSIFIERS = ("gender_faceapi", "gender_dlib")
-EMBED_BATCH = 128
+UTILITY = "id_mobilefacenet_paddle"  # took part in the training
+MATCHERS = (UTILITY, "id_mobilefacenet_b")  # the second did not
+FROZEN = ("gender_faceapi", "gender_dlib", "gender_gear")  # the first took part in the training
+FALSE_ACCEPTS = (1e-2, 1e-3)
 
 
 @dataclass(frozen=True)
-class Split:
-    """Rows of the closed set."""
+class Plan:
+    """How much is measured."""
 
+    seeds: int = 3  # of every fresh attacker on the audited model
+    baseline_seeds: int = 1  # and on each baseline
+    epochs: int = 6
+    draws: int = 2  # of each training picture
+    mean_draws: int = 8  # that are averaged, for the attacker who gets one still many times
+    limit: int | None = None  # pictures of the closed set: a quick look, no claim
+    open_limit: int = 3000  # pictures of the open set
+    again: int = 400  # faces that are looked for again in the output frame
+
+
+class Work:
+    """The folder of finished cells. A cell is named by what it says and by a digest of all that it depends on."""
+
+    def __init__(self, folder: Path, *context: object) -> None:
+        self.folder, self.context = folder, context
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def path(self, name: str, *depends: object, suffix: str) -> Path:
+        digest = hashlib.sha256(repr((FORMAT, self.context, name, depends)).encode()).hexdigest()[:16]
+        safe = "".join(c if c.isalnum() else "-" for c in name)
+        return self.folder / f"{safe}-{digest}.{suffix}"
+
+    def cell(self, name: str, compute: Callable[[], dict[str, Any]], *depends: object) -> dict[str, Any]:
+        """A figure: read if it is there, else computed and kept."""
+        path = self.path(name, *depends, suffix="json")
+        if not path.exists():
+            result = compute()
+            part = path.with_suffix(".part")
+            part.write_text(json.dumps(result))
+            part.replace(path)
+        value: dict[str, Any] = json.loads(path.read_text())
+        return value
+
+    def packets(self, mechanism: Mechanism, chips: Chips, truth: NDArray[np.bool_], draw: int, part: str) -> Chips:
+        """What a viewer gets of each chip, after the device's JPEG; kept as the packets that were sent."""
+        path = self.path(f"{mechanism.name} {part} draw {draw}", mechanism.identity, suffix="npz")
+        if not path.exists():
+            out = mechanism.apply(chips, truth, draw)
+            sent = [
+                cv2.imencode(".jpg", np.ascontiguousarray(c[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
+                for c in out
+            ]
+            half = path.with_suffix(".part.npz")
+            np.savez(half, bytes=np.concatenate(sent), sizes=np.array([len(s) for s in sent]))
+            half.replace(path)
+        with np.load(path) as stored:
+            ends = np.cumsum(stored["sizes"])[:-1]
+            parts = np.split(stored["bytes"], ends)
+        return np.stack([cv2.imdecode(p, cv2.IMREAD_COLOR)[..., ::-1] for p in parts])
+
+    def tensor(self, name: str, compute: Callable[[], Tensor], *depends: object) -> Tensor:
+        """Embeddings or logits, kept."""
+        path = self.path(name, *depends, suffix="pt")
+        if not path.exists():
+            half = path.with_suffix(".part")
+            torch.save(compute(), half)
+            half.replace(path)
+        value: Tensor = torch.load(path, weights_only=True)
+        return value
+
+
+@dataclass(frozen=True)
+class ClosedSet:
+    """The closed set's chips and labels; `train`, `val`, `test` are masks [N]."""
+
+    faces: data.Faces
+    person: NDArray[np.int64]
+    truth: NDArray[np.bool_]
     train: NDArray[np.bool_]
     val: NDArray[np.bool_]
     test: NDArray[np.bool_]
 
-
-def sanitized(model: runtime.Model, chips: NDArray[np.uint8], alpha: float, seed: int) -> NDArray[np.uint8]:
-    """What a viewer gets of each chip: one draw of S, then JPEG. The noise is seeded, so that an audit can be repeated."""
-    entropy = np.random.default_rng(seed).bytes
-    out = np.empty_like(chips)
-    for i in tqdm(range(0, len(chips), 16), desc=f"sanitizing, draw {seed}", leave=False):
-        part = chips[i : i + 16]
-        z = np.stack([noise.draw(model.noise_dimensions, entropy) for _ in part])
-        out[i : i + 16] = model.run(part, z, alpha)
-    return jpeg(out)
+    @property
+    def people(self) -> int:
+        return int(self.person.max()) + 1
 
 
-def jpeg(chips: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Each chip through the device's JPEG."""
-    out = np.empty_like(chips)
-    for i, chip in enumerate(chips):
-        _, packet = cv2.imencode(".jpg", chip[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-        out[i] = cv2.imdecode(packet, cv2.IMREAD_COLOR)[..., ::-1]
-    return out
+def closed_set(folder: Path, limit: int | None) -> ClosedSet:
+    """Read the closed set.
+
+    Raises:
+        DataError: a set is missing or broken.
+    """
+    everyone = data.join(data.load_set(folder, name) for name in CLOSED_SETS)
+    faces = everyone.where(everyone["closed_set_split"] != "")
+    if limit is not None:
+        faces = faces.where(np.random.default_rng(0).permutation(len(faces)) < limit)
+    person, _ = faces.labels("identity")
+    masks = (faces["closed_set_split"] == name for name in ("train", "val", "test"))
+    return ClosedSet(faces, person, faces["gender"] == "M", *masks)
 
 
-def pictures(chips: NDArray[np.uint8]) -> Tensor:
-    """[N, 112, 112, 3] uint8 -> [N, 3, 112, 112] in 0..1."""
-    return torch.from_numpy(chips.transpose(0, 3, 1, 2).copy()).float() / 255
+def open_set(folder: Path, limit: int) -> tuple[data.Faces, NDArray[np.int64], NDArray[np.bool_]]:
+    """People whom neither the sanitizer nor an attacker has seen, with their numbers (alone if unknown) and truth."""
+    everyone = data.join(data.load_set(folder, name) for name in OPEN_SETS)
+    faces = everyone.where((everyone["identity_split"] == "test") & (everyone["gender"] != ""))
+    if len(faces) > limit:
+        faces = faces.where(np.random.default_rng(0).permutation(len(faces)) < limit)
+    person, _ = faces.labels("identity")
+    strangers = person < 0
+    person[strangers] = person.max() + 1 + np.arange(int(strangers.sum()))
+    return faces, person, faces["gender"] == "M"
 
 
-@torch.no_grad()
-def outputs(network: Provider, chips: NDArray[np.uint8], name: str) -> Tensor:
-    """Embeddings [N, D] or logits [N, classes] of all chips."""
-    steps = tqdm(range(0, len(chips), EMBED_BATCH), desc=name, leave=False)
-    return torch.cat([network(pictures(chips[i : i + EMBED_BATCH])).float() for i in steps])
+class Audit:
+    """One run of the protocol; each method is a part of the table."""
+
+    def __init__(self, folder: Path, networks: Path, work: Path, plan: Plan) -> None:
+        self.networks, self.plan, self.folder = networks, plan, folder
+        self.closed = closed_set(folder, plan.limit)
+        self.work = Work(work, self.closed.faces.digest(), plan.epochs, plan.draws)
+        self.matchers = {name: self._provider(name) for name in MATCHERS}
+        c = self.closed
+        self.raw = {name: self._embed(mechanisms.raw(), name, c.faces.chips, "closed") for name in MATCHERS}
+        self.service = identification(
+            self.raw[UTILITY][c.train], torch.from_numpy(c.person[c.train]), c.people
+        )  # fmt: skip
+        self._raw_judges: dict[tuple[str, int], nn.Module] = {}
+
+    def _provider(self, name: str) -> Provider:
+        return Provider(name, self.networks).eval().requires_grad_(False)
+
+    def _embed(self, m: Mechanism, matcher: str, chips: Chips, part: str, draw: int = 0) -> Tensor:
+        return self.work.tensor(
+            f"{m.name} {part} {matcher} draw {draw}",
+            lambda: attackers.outputs(self.matchers[matcher], chips, f"{matcher} of {m.name}"),
+            m.identity,
+        )
+
+    def draws(self, m: Mechanism) -> list[Chips]:
+        """Draws of the whole closed set: several of a stochastic mechanism, one of another."""
+        c = self.closed
+        count = self.plan.draws if m.stochastic else 1
+        return [self.work.packets(m, c.faces.chips, c.truth, draw, "closed") for draw in range(count)]
+
+    def lesson(self, draws: list[Chips]) -> Lesson:
+        c = self.closed
+        return Lesson([d[c.train] for d in draws], c.truth[c.train], draws[0][c.val], c.truth[c.val])
+
+    def judged(self, odds: Callable[[NDArray[np.bool_]], measure.Odds]) -> dict[str, Any]:
+        """Scores of an attacker given as a function from a mask of the closed set to log-odds."""
+        c = self.closed
+        test, val = odds(c.test), odds(c.val)
+        result = measure.scores(test, c.truth[c.test], (val, c.truth[c.val]), c.person[c.test])
+        both, person = np.concatenate([test, val]), np.concatenate([c.person[c.test], c.person[c.val]])
+        result["pooled"] = measure.pooled(both, np.concatenate([c.truth[c.test], c.truth[c.val]]), person)
+        right = (test > 0) == c.truth[c.test]
+        result["slices"] = {
+            f"{column} {value}": round(float(right[c.faces[column][c.test] == value].mean()), 4)
+            for column in ("gender", "set")
+            for value in sorted(set(c.faces[column][c.test].tolist()))
+        }
+        return result
+
+    def utility(self, m: Mechanism) -> dict[str, float]:
+        """The service with its own unchanged algorithm: who is it, among the closed set's people?"""
+        c = self.closed
+        seen = self._embed(m, UTILITY, self.draws(m)[0], "closed")[c.test]
+        person = torch.from_numpy(c.person[c.test])
+        with torch.no_grad():
+            logits = 16 * F.linear(seen, F.normalize(self.service.weight))
+        crossed = F.cross_entropy(logits, person, reduction="none")
+        return {f"top{k}": top(self.service, seen, person, k) for k in (1, 5)} | {"nats": float(crossed.mean())}
+
+    def looks(self, m: Mechanism) -> dict[str, float]:
+        """How far from the raw face: structural similarity, and the distance that a matcher perceives."""
+        c = self.closed
+        sent = self.draws(m)[0][c.test]
+        unseen = self._embed(m, MATCHERS[1], self.draws(m)[0], "closed")[c.test]
+        return {
+            "ssim": measure.ssim(c.faces.chips[c.test], sent),
+            "matcher_distance": float((1 - (unseen * self.raw[MATCHERS[1]][c.test]).sum(1)).mean()),
+        }
+
+    def frozen(self, m: Mechanism, name: str) -> dict[str, Any]:
+        """A pretrained classifier that never saw a sanitized face."""
+        net, chips = self._provider(name), self.draws(m)[0]
+        sign = 1 if net.classes[0] == "M" else -1
+
+        def odds(mask: NDArray[np.bool_]) -> measure.Odds:
+            logits = attackers.outputs(net, chips[mask], f"{name} of {m.name}")
+            return np.asarray((sign * (logits[:, 0] - logits[:, 1])).double().numpy())
+
+        return self.judged(odds)
+
+    def along(self, m: Mechanism) -> dict[str, Any]:
+        """One point of the dial's curve: the service, the frozen classifier, and two fresh attackers."""
+        c, net = self.closed, self._provider(FROZEN[0])
+        logits = attackers.outputs(net, self.draws(m)[0][c.test], f"{FROZEN[0]} of {m.name}")
+        man = net.classes.index("M")
+        p = logits.softmax(1)[:, man].numpy()
+        fresh = [self.fresh(m, name, 0) for name in ("CNN 4, begun on raw faces", f"probe on {UTILITY}")]
+        return self.utility(m) | {
+            "attacker": max(f["accuracy"] for f in fresh),
+            "leak_nats": max(f["leak_nats"] for f in fresh),
+            "frozen": float(((p > 0.5) == c.truth[c.test]).mean()),
+            "distribution": {
+                who: [float(q) for q in np.quantile(p[c.truth[c.test] == (who == "M")], (0.25, 0.5, 0.75))]
+                for who in ("F", "M")
+            },
+        }
+
+    def fresh(self, m: Mechanism, attacker: str, seed: int) -> dict[str, Any]:
+        """An attacker of our own on the sanitized closed set, judged on its test pictures."""
+        draws = self.draws(m)
+        if attacker.startswith("probe on "):
+            matcher = attacker.removeprefix("probe on ")
+            seen = [self._embed(m, matcher, d, "closed", i) for i, d in enumerate(draws)]
+            c = self.closed
+            net = attackers.probe((s[c.train] for s in seen), c.truth[c.train], seen[0][c.val], c.truth[c.val], seed)
+            return self.judged(lambda mask: net.odds(seen[0][mask]))
+        judge = self.fit(attacker, draws, seed)
+        return self.judged(lambda mask: judge(draws[0][mask]))
+
+    def fit(self, attacker: str, draws: list[Chips], seed: int) -> Judge:
+        """Train one of `PIXEL_ATTACKERS` on draws of the closed set."""
+        net, rate = PIXEL_ATTACKERS[attacker](self.networks)
+        if attacker.endswith("begun on raw faces"):
+            net = self.begun_on_raw(attacker, net, seed)
+        return attackers.fit(net, self.lesson(draws), epochs=self.plan.epochs, seed=seed, rate=rate, name=attacker)
+
+    def begun_on_raw(self, attacker: str, net: nn.Module, seed: int) -> nn.Module:
+        """The same network, once it tells raw faces apart."""
+        path = self.work.path(f"{attacker}, raw, seed {seed}", suffix="pt")
+        if not path.exists():
+            lesson = self.lesson(self.draws(mechanisms.raw()))
+            attackers.fit(net, lesson, epochs=self.plan.epochs, seed=seed, rate=2e-3, name=attacker)
+            torch.save(net.state_dict(), path)
+        net.load_state_dict(torch.load(path, weights_only=True))
+        return net
+
+    def mean_of_draws(self, m: Mechanism, seed: int) -> dict[str, Any]:
+        """An attacker who gets one still many times, averages the pictures, and trained on such averages."""
+        c = self.closed
+        total = np.zeros(c.faces.chips.shape, np.uint16)
+        for draw in range(self.plan.mean_draws):
+            total += self.work.packets(m, c.faces.chips, c.truth, 100 + draw, "closed")
+        mean = (total / self.plan.mean_draws).round().astype(np.uint8)
+        judge = self.fit("CNN 4, begun on raw faces", [mean], seed)
+        return self.judged(lambda mask: judge(mean[mask]))
+
+    def knows_noise(self, m: Mechanism, model: runtime.Model, alpha: float, seed: int) -> dict[str, Any]:
+        """An attacker who is told z: the device's noise is its secret, so this shows what rests on the secret."""
+        c = self.closed
+        z = [mechanisms.draw_noise(model.noise_dimensions, len(c.truth), draw) for draw in range(self.plan.draws)]
+        draws = [attackers.with_noise(chips, noise) for chips, noise in zip(self.draws(m), z, strict=True)]
+        judge = attackers.fit(
+            attackers.Informed(), self.lesson(draws), epochs=self.plan.epochs, seed=seed,
+            rate=2e-3, name="knows z",
+        )  # fmt: skip
+        return self.judged(lambda mask: judge(draws[0][mask]))
+
+    def recovery(self, m: Mechanism, seed: int) -> dict[str, Any]:
+        """Undo first, with a network trained on (sanitized, raw) pairs; then a classifier, begun on raw faces."""
+        c, draws = self.closed, self.draws(m)
+        undo = attackers.restore(draws[0][c.train], c.faces.chips[c.train], epochs=self.plan.epochs, seed=seed)
+        restored = [undo(d) for d in draws]
+        judge = self.fit("CNN 4, begun on raw faces", restored, seed)
+        return self.judged(lambda mask: judge(restored[0][mask]))
+
+    def track(self, m: Mechanism, model: runtime.Model, alpha: float, seed: int) -> dict[str, Any]:
+        """The best pixel attacker over many frames of one track, under the device's noise: one draw per track.
+
+        Each of 200 test faces is seen 150 times, as a camera would see it: aligned a little differently each time
+        (up to 1.5 pixels and 2 degrees) and with the noise of a sensor (2 levels). z stays.
+        """
+        c = self.closed
+        judge = self.fit("CNN 4, begun on raw faces", self.draws(m), seed)
+        generator = np.random.default_rng(seed)
+        rows = np.flatnonzero(c.test)[generator.permutation(int(c.test.sum()))[:200]]
+        z = mechanisms.draw_noise(model.noise_dimensions, len(rows), 900 + seed)
+        odds = []
+        for _ in tqdm(range(150), desc="frames of a track", leave=False):
+            seen = np.stack([shaken(chip, generator) for chip in c.faces.chips[rows]])
+            odds.append(judge(jpeg(np.concatenate([model.run(seen[i : i + 20], z[i : i + 20], alpha) for i in range(0, len(seen), 20)]))))  # fmt: skip
+        by_frames = {}
+        for n in (1, 10, 30, 150):
+            right = (np.mean(odds[:n], axis=0) > 0) == c.truth[rows]
+            by_frames[str(n)] = float((right[c.truth[rows]].mean() + right[~c.truth[rows]].mean()) / 2)
+        return {"balanced_by_frames": by_frames, "faces": len(rows)}
+
+    def strangers(self, m: Mechanism) -> dict[str, Any]:
+        """The open set: do matchers still know a stranger again, and do attackers tell a stranger's gender?
+
+        Sanitized probes against raw and against sanitized galleries. The attackers learn from people of
+        `identity_split = train`, so they have seen none of these people.
+        """
+        faces, person, truth = open_set(self.folder, self.plan.open_limit)
+        sent = self.work.packets(m, faces.chips, truth, 0, "open")
+        known = np.isin(person, np.flatnonzero(np.bincount(person) > 1))
+        result: dict[str, Any] = {"pictures": len(faces), "people": len(np.unique(person)), "tar": {}, "attackers": {}}
+        for matcher in MATCHERS:
+            raw = self._embed(mechanisms.raw(), matcher, faces.chips, "open")[known]
+            seen = self._embed(m, matcher, sent, "open")[known]
+            for name, probe, gallery in (
+                ("raw", raw, raw),
+                ("against raw", seen, raw),
+                ("against sanitized", seen, seen),
+            ):
+                result["tar"][f"{matcher}, {name}"] = measure.tar_at_far(probe, gallery, person[known], FALSE_ACCEPTS)
+        c = self.closed
+        train = c.train & (c.faces["identity_split"] == "train")
+        val = c.val & (c.faces["identity_split"] != "test")
+        draws = self.draws(m)
+        lesson = Lesson([d[train] for d in draws], c.truth[train], draws[0][val], c.truth[val])
+        name = "CNN 4, begun on raw faces"
+        net = self.begun_on_raw(name, PIXEL_ATTACKERS[name](self.networks)[0], 0)
+        judge = attackers.fit(net, lesson, epochs=self.plan.epochs, seed=0, rate=1e-3, name="open set")
+        result["attackers"][name] = measure.scores(judge(sent), truth, (judge(lesson.val), lesson.val_truth), person)
+        seen = [self._embed(m, UTILITY, d, "closed", i) for i, d in enumerate(draws)]
+        net_p = attackers.probe((s[train] for s in seen), c.truth[train], seen[0][val], c.truth[val])
+        strangers = self._embed(m, UTILITY, sent, "open")
+        result["attackers"][f"probe on {UTILITY}"] = measure.scores(
+            net_p.odds(strangers), truth, (net_p.odds(seen[0][val]), c.truth[val]), person
+        )
+        return result
+
+
+# name -> (network, learning rate), given the folder of networks
+PIXEL_ATTACKERS: dict[str, Callable[[Path], tuple[nn.Module, float]]] = {
+    "CNN 4, begun on raw faces": lambda networks: (Convolutional(4), 1e-3),
+    "CNN 2": lambda networks: (Convolutional(2), 2e-3),
+    "CNN 1": lambda networks: (Convolutional(1), 2e-3),
+    "linear on pixels": lambda networks: (Linear(), 1e-3),
+    "gender_faceapi, trained on": lambda networks: (FineTuned("gender_faceapi", networks), 3e-4),
+}
+FRESH = (*PIXEL_ATTACKERS, *(f"probe on {matcher}" for matcher in MATCHERS))
 
 
 def identification(train: Tensor, labels: Tensor, people: int) -> nn.Linear:
@@ -92,148 +397,30 @@ def identification(train: Tensor, labels: Tensor, people: int) -> nn.Linear:
     return head
 
 
+@torch.no_grad()
 def top(head: nn.Linear, embeddings: Tensor, labels: Tensor, k: int) -> float:
     """Share of pictures whose person is among the first k."""
     best = F.linear(embeddings, F.normalize(head.weight)).topk(k).indices
     return float((best == labels[:, None]).any(1).float().mean())
 
 
-def scores(
-    log_odds: NDArray[np.float64], truth: NDArray[np.bool_], calibration: tuple[NDArray[Any], NDArray[Any]]
-) -> dict[str, float]:
-    """Accuracy, balanced accuracy, AUC and the leak in nats of a binary attacker's log-odds [N].
-
-    The leak is H(P) - cross-entropy after temperature scaling on `calibration` (log-odds and truth of validation rows).
-    """
-    verdict = log_odds > 0
-    order = np.argsort(np.argsort(log_odds, kind="stable"), kind="stable") + 1.0
-    positives, negatives = truth.sum(), (~truth).sum()
-    auc = (order[truth].sum() - positives * (positives + 1) / 2) / (positives * negatives)
-    return {
-        "accuracy": float((verdict == truth).mean()),
-        "balanced": float(((verdict & truth).sum() / positives + (~verdict & ~truth).sum() / negatives) / 2),
-        "auc": float(auc),
-        "leak_nats": leak(log_odds, truth, *calibration),
-    }
-
-
-def leak(log_odds: NDArray[Any], truth: NDArray[Any], fit_odds: NDArray[Any], fit_truth: NDArray[Any]) -> float:
-    """H(P) - cross-entropy in nats, once temperature and bias are fitted on other rows."""
-    x, y = torch.from_numpy(fit_odds).double(), torch.from_numpy(fit_truth).double()
-    scale, bias = (
-        torch.ones((), dtype=torch.double, requires_grad=True),
-        torch.zeros((), dtype=torch.double, requires_grad=True),
-    )
-    optimizer = torch.optim.LBFGS([scale, bias], max_iter=100, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = F.binary_cross_entropy_with_logits(scale * x + bias, y)
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    with torch.no_grad():
-        crossed = F.binary_cross_entropy_with_logits(
-            scale * torch.from_numpy(log_odds).double() + bias, torch.from_numpy(truth).double()
+def jpeg(chips: Chips) -> Chips:
+    """Each chip through the device's JPEG."""
+    out = np.empty_like(chips)
+    for i, chip in enumerate(chips):
+        _, packet = cv2.imencode(
+            ".jpg", np.ascontiguousarray(chip[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
         )
-    p = truth.mean()
-    return float(-(p * np.log(p) + (1 - p) * np.log(1 - p)) - crossed)
+        out[i] = cv2.imdecode(packet, cv2.IMREAD_COLOR)[..., ::-1]
+    return out
 
 
-def fresh_cnn(
-    draws: list[NDArray[np.uint8]],
-    truth: NDArray[np.bool_],
-    val: tuple[NDArray[np.uint8], NDArray[np.bool_]],
-    *,
-    epochs: int,
-    seed: int,
-    stem: int,
-    start: Attacker | None = None,
-) -> Attacker:
-    """An attacker of our own on sanitized training chips (several draws of each); the epoch best on validation is kept.
-
-    It begins from scratch, or from `start`: one that was trained on raw faces and learns the sanitized ones now.
-    """
-    torch.manual_seed(seed)
-    net = Attacker(2, stem).to(memory_format=torch.channels_last)
-    if start is not None:
-        net.load_state_dict(start.state_dict())
-    optimizer = torch.optim.AdamW(net.parameters(), 2e-3, weight_decay=0.02)
-    batch, labels = 64, torch.from_numpy(truth).long()
-    steps = epochs * (len(labels) // batch)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps + 1)
-    best, kept = float("inf"), net.state_dict()
-    bar = tqdm(total=steps, desc=f"fresh attacker (stem {stem}, seed {seed})", leave=False)
-    for epoch in range(epochs):
-        chips = draws[epoch % len(draws)]
-        net.train()
-        for rows in torch.randperm(len(labels))[: len(labels) // batch * batch].split(batch):
-            x = pictures(chips[rows.numpy()])
-            x = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x)
-            dx, dy = (int(v) for v in torch.randint(-4, 5, (2,)))
-            x = torch.roll(x, (dy, dx), (2, 3))
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                logits = net(x, torch.zeros(len(x), 1))
-            loss = F.cross_entropy(logits.float(), labels[rows], label_smoothing=0.05)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            bar.update()
-        odds = log_odds(net, val[0])
-        crossed = float(F.binary_cross_entropy_with_logits(torch.from_numpy(odds), torch.from_numpy(val[1]).double()))
-        bar.set_postfix(val=f"{((odds > 0) == val[1]).mean():.3f}")
-        if crossed < best:
-            best, kept = crossed, {k: v.clone() for k, v in net.state_dict().items()}
-    bar.close()
-    net.load_state_dict(kept)
-    return net
-
-
-@torch.no_grad()
-def log_odds(net: Attacker, chips: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """log P(positive) / P(negative) [N], the mean over the picture and its mirror image."""
-    net.eval()
-    parts = []
-    for i in range(0, len(chips), 128):
-        x = pictures(chips[i : i + 128])
-        a = torch.zeros(len(x), 1)
-        logits = (net(x, a) + net(x.flip(3), a)) / 2
-        parts.append((logits[:, 1] - logits[:, 0]).double())
-    return torch.cat(parts).numpy()
-
-
-def probe(train: Tensor, truth: NDArray[np.bool_], val: Tensor, val_truth: NDArray[np.bool_]) -> nn.Sequential:
-    """A fresh attacker on the provider's embedding of sanitized chips: two layers, best epoch on validation."""
-    torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(train.shape[1], 256), nn.ReLU(), nn.Dropout(0.3), nn.Linear(256, 1))
-    optimizer = torch.optim.AdamW(net.parameters(), 2e-3, weight_decay=0.05)
-    y, best, kept = torch.from_numpy(truth).float(), float("inf"), net.state_dict()
-    scale = train.shape[1] ** 0.5
-    for _ in range(40):
-        net.train()
-        for rows in torch.randperm(len(y)).split(128):
-            loss = F.binary_cross_entropy_with_logits(net(train[rows] * scale)[:, 0], y[rows])
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        net.eval()
-        with torch.no_grad():
-            crossed = float(
-                F.binary_cross_entropy_with_logits(net(val * scale)[:, 0], torch.from_numpy(val_truth).float())
-            )
-        if crossed < best:
-            best, kept = crossed, {k: v.clone() for k, v in net.state_dict().items()}
-    net.load_state_dict(kept)
-    return net
-
-
-@torch.no_grad()
-def probe_odds(net: nn.Sequential, embeddings: Tensor) -> NDArray[np.float64]:
-    """The probe's log-odds [N]."""
-    result: NDArray[np.float64] = net(embeddings * embeddings.shape[1] ** 0.5)[:, 0].double().numpy()
-    return result
+def shaken(chip: Chips, generator: np.random.Generator) -> Chips:
+    """The chip as the next frame would give it: up to 1.5 pixels and 2 degrees off, with 2 levels of sensor noise."""
+    matrix = cv2.getRotationMatrix2D((56, 56), generator.uniform(-2, 2), 1)
+    matrix[:, 2] += generator.uniform(-1.5, 1.5, 2)
+    moved = cv2.warpAffine(np.ascontiguousarray(chip), matrix, (112, 112), borderMode=cv2.BORDER_REPLICATE)
+    return np.clip(moved + generator.normal(0, 2, chip.shape), 0, 255).astype(np.uint8)
 
 
 def found_again(model: runtime.Model, chips: NDArray[np.uint8], alpha: float) -> dict[str, Any]:
@@ -271,76 +458,82 @@ def found_again(model: runtime.Model, chips: NDArray[np.uint8], alpha: float) ->
             "landmark_error_px": float(np.median(errors)) if errors else float("nan")}  # fmt: skip
 
 
-def audit(
-    path: Path, folder: Path, networks: Path, alpha: float | None, epochs: int, limit: int | None
-) -> dict[str, Any]:
-    """The whole table of one model at one alpha, beside raw."""
+def audit(path: Path, folder: Path, networks: Path, work: Path, plan: Plan, alpha: float | None = None,
+          saved: Path | None = None, others: list[Mechanism] | None = None,
+          curve: tuple[float, ...] = ()) -> dict[str, Any]:  # fmt: skip
+    """The whole report of one model at one alpha: the model itself, raw faces, and the baselines, in the same table.
+
+    `saved`: the training's sanitizer.pt, to set float32 beside int8. `others`: the baselines (None = all). `curve`:
+    alphas of the trade-off.
+    """
     model = runtime.load(path, threads=2)
     alpha = model.metadata.alpha_default if alpha is None else alpha
-    everyone = data.join(data.load_set(folder, name) for name in CLOSED_SETS)
-    closed = everyone.where(everyone["closed_set_split"] != "")
-    if limit is not None:
-        closed = closed.where(np.random.default_rng(0).permutation(len(closed)) < limit)
-    split = Split(*(closed["closed_set_split"] == name for name in ("train", "val", "test")))
-    identity, people = closed.labels("identity")
-    person = torch.from_numpy(identity)
-    truth = closed["gender"] == "M"
     started = time.monotonic()
-
-    utility = Provider(UTILITY, networks).eval().requires_grad_(False)
-    raw = outputs(utility, closed.chips, "raw embeddings")
-    head = identification(raw[split.train], person[split.train], len(people))
-    draws = [sanitized(model, closed.chips, alpha, seed) for seed in range(2)]
-    seen = outputs(utility, draws[0], "sanitized embeddings")
-    rows: dict[str, dict[str, Any]] = {"utility": {}}
-    for name, embeddings in (("raw", raw), ("sanitized", seen)):
-        rows["utility"][name] = {f"top{k}": top(head, embeddings[split.test], person[split.test], k) for k in (1, 5)}
-
-    for name in CLASSIFIERS:
-        net = Provider(name, networks).eval().requires_grad_(False)
-        sign = 1 if net.classes[0] == "M" else -1
-        rows[name] = {}
-        for kind, chips in (("raw", closed.chips), ("sanitized", draws[0])):
-            odds = {}
-            for part, mask in (("val", split.val), ("test", split.test)):
-                logits = outputs(net, chips[mask], f"{name} on {kind}")
-                odds[part] = (sign * (logits[:, 0] - logits[:, 1])).double().numpy()
-            rows[name][kind] = scores(odds["test"], truth[split.test], (odds["val"], truth[split.val]))
-
-    rows["fresh probe on the embedding"] = {}
-    for kind, embeddings in (("raw", raw), ("sanitized", seen)):
-        net_p = probe(embeddings[split.train], truth[split.train], embeddings[split.val], truth[split.val])
-        rows["fresh probe on the embedding"][kind] = scores(
-            probe_odds(net_p, embeddings[split.test]),
-            truth[split.test],
-            (probe_odds(net_p, embeddings[split.val]), truth[split.val]),
+    a = Audit(folder, networks, work, plan)
+    ours, cell, c = mechanisms.sanitizer(model, alpha), a.work.cell, a.closed
+    table: dict[str, Any] = {}
+    compared = mechanisms.baselines(networks) if others is None else others
+    rows = [(mechanisms.raw(), 1), (ours, plan.seeds), *((m, plan.baseline_seeds) for m in compared)]
+    if saved is not None:
+        rows.insert(2, (mechanisms.float_sanitizer(saved, alpha), 1))
+    for m, seeds in rows:
+        name = m.name
+        row: dict[str, Any] = {
+            "utility": cell(f"{name}, utility", lambda m=m: a.utility(m), m.identity),
+            "looks": cell(f"{name}, looks", lambda m=m: a.looks(m), m.identity),
+            "frozen": {f: cell(f"{name}, {f}", lambda m=m, f=f: a.frozen(m, f), m.identity) for f in FROZEN},
+            "fresh": {
+                f: [cell(f"{name}, {f}, seed {s}", lambda m=m, f=f, s=s: a.fresh(m, f, s), m.identity) for s in range(seeds)]
+                for f in (FRESH if m is ours else FRESH[:1] + FRESH[-2:])
+            },
+        }  # fmt: skip
+        print(
+            f"{name}: top-5 {100 * row['utility']['top5']:.1f}, best fresh attacker {describe(measure.strongest(row))}",
+            flush=True,
         )
-
-    def attack(source: list[NDArray[np.uint8]], stem: int, start: Attacker | None) -> tuple[Attacker, dict[str, float]]:
-        cnn = fresh_cnn([s[split.train] for s in source], truth[split.train], (source[0][split.val], truth[split.val]),
-                        epochs=epochs, seed=0, stem=stem, start=start)  # fmt: skip
-        calibration = log_odds(cnn, source[0][split.val]), truth[split.val]
-        return cnn, scores(log_odds(cnn, source[0][split.test]), truth[split.test], calibration)
-
-    raw_cnn, on_raw = attack([closed.chips], 4, None)
-    rows["fresh CNN (stem 4, begun on raw faces)"] = {"raw": on_raw, "sanitized": attack(draws, 4, raw_cnn)[1]}
-    rows["fresh CNN (stem 2, from scratch)"] = {"sanitized": attack(draws, 2, None)[1]}
-
-    faces_again = found_again(model, closed.chips[split.test][:400], alpha)
+        table[name] = row
+    row = table[ours.name]
+    if ours.stochastic:
+        row["fresh"]["knows z"] = [cell("knows z", lambda: a.knows_noise(ours, model, alpha, 0), ours.identity)]
+        row["fresh"][f"mean of {plan.mean_draws} draws"] = [
+            cell("mean of draws", lambda: a.mean_of_draws(ours, 0), ours.identity, plan.mean_draws)
+        ]
+        row["track"] = cell("track", lambda: a.track(ours, model, alpha, 0), ours.identity)
+    row["fresh"]["recovery, then CNN 4"] = [cell("recovery", lambda: a.recovery(ours, 0), ours.identity)]
+    row["open"] = cell("open set", lambda: a.strangers(ours), ours.identity, plan.open_limit)
+    row["found_again"] = cell(
+        "found again", lambda: found_again(model, c.faces.chips[c.test][: plan.again], alpha), ours.identity, plan.again
+    )
+    points = []
+    for at in curve:
+        m = mechanisms.sanitizer(model, at, f"edgesan at {at:g}")
+        points.append({"alpha": at, **cell(f"{m.name}, curve", lambda m=m: a.along(m), m.identity)})
+        print(
+            f"alpha {at:g}: top-5 {100 * points[-1]['top5']:.1f}, attacker {100 * points[-1]['attacker']:.1f}",
+            flush=True,
+        )
     return {
+        "format": FORMAT,
         "model": {"name": model.metadata.name, "version": model.metadata.version, "graph_sha256": graph_digest(path)},
         "alpha": alpha,
-        "closed_set": {
-            "people": len(people),
-            "pictures": len(closed),
-            "test": int(split.test.sum()),
-            "prior": float(truth.mean()),
-        },
-        "epochs": epochs,
-        "rows": rows,
-        "found_again": faces_again,
+        "private": model.metadata.private,
+        "closed_set": {"people": c.people, "pictures": len(c.faces), "test": int(c.test.sum()), "prior": float(c.truth.mean())},
+        "plan": asdict(plan),
+        "table": table,
+        "bound": bound(c),
+        "curve": points,
         "minutes": round((time.monotonic() - started) / 60, 1),
-    }
+    }  # fmt: skip
+
+
+def bound(c: ClosedSet) -> dict[str, float]:
+    """The information-theoretic bound of this label table: identity determines the attribute, so it is a line."""
+    p = c.truth.mean()
+    return {"entropy_nats": float(-(p * np.log(p) + (1 - p) * np.log(1 - p)))}
+
+
+def describe(best: tuple[str, dict[str, Any]]) -> str:
+    return f"{100 * best[1]['accuracy']:.1f} ({best[0]}, leak {best[1]['leak_nats']:.3f} nats)"
 
 
 def graph_digest(path: Path) -> str:
@@ -353,50 +546,73 @@ def claims(report: dict[str, Any]) -> list[dict[str, Any]]:
     n, alpha = report["closed_set"]["test"], report["alpha"]
     common = {"n": n, "alpha": alpha, "set": "closed"}
     out: list[dict[str, Any]] = []
-    for kind, values in report["rows"]["utility"].items():
+    ours = report["table"]["edgesan"]
+    for kind, row in (("raw", report["table"]["raw"]), ("sanitized", ours)):
         out += [
             {"figure": f"identity {k}, {kind}", "value": round(v, 4), "by": UTILITY, **common}
-            for k, v in values.items()
+            for k, v in row["utility"].items()
+            if k.startswith("top")
         ]
-    for name, row in report["rows"].items():
-        if name != "utility":
-            out += [
-                {"figure": f"gender accuracy, {kind}", "value": round(s["accuracy"], 4), "attack": name}
-                | {key: round(s[key], 4) for key in ("balanced", "auc", "leak_nats")}
-                | common
-                for kind, s in row.items()
-            ]
-    again = report["found_again"]
+        attacks = {name: measure.average([cell]) for name, cell in row["frozen"].items()}
+        attacks |= {f"fresh {name}": measure.average(cells) for name, cells in row["fresh"].items()}
+        out += [
+            {
+                "figure": f"gender accuracy, {kind}",
+                "value": round(s["accuracy"], 4),
+                "attack": name,
+                "seeds": s["seeds"],
+            }
+            | {key: round(s[key], 4) for key in ("balanced", "auc", "leak_nats")}
+            | common
+            for name, s in attacks.items()
+        ]
+    again = ours["found_again"]
     out.append({"figure": "faces found again in the output frame", "value": round(again["share"], 4), "n": again["found_raw"],
                 "alpha": alpha, "landmark_error_px": round(again["landmark_error_px"], 2)})  # fmt: skip
     return out
 
 
 def table(report: dict[str, Any]) -> str:
-    """The report as Markdown."""
-    c, again = report["closed_set"], report["found_again"]
+    """The report in short, as Markdown."""
+    c = report["closed_set"]
     lines = [
-        f"{report['model']['name']} v{report['model']['version']} at alpha {report['alpha']:g}; closed set: {c['people']} people, {c['test']} test pictures, prior {c['prior']:.3f} male; fresh attackers trained for {report['epochs']} epochs",
+        f"{report['model']['name']} v{report['model']['version']} at alpha {report['alpha']:g}; closed set: {c['people']} people, {c['test']} test pictures, prior {c['prior']:.3f} male; fresh attackers trained for {report['plan']['epochs']} epochs",
         "",
-        "| | raw | sanitized |",
-        "|---|---|---|",
+        "| | top-1 | top-5 | best fresh attacker (leak) | pooling 5 | gender_faceapi | gender_dlib | gender_gear (AUC) |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for k in ("top1", "top5"):
-        values = [f"{100 * report['rows']['utility'][kind][k]:.1f}" for kind in ("raw", "sanitized")]
-        lines.append(f"| identity, {k} | {' | '.join(values)} |")
-    for name, row in report["rows"].items():
-        if name != "utility":
-            lines.append(f"| gender by {name} | {' | '.join(cell(row.get(kind)) for kind in ('raw', 'sanitized'))} |")
-    share = f"{again['found_again']} ({100 * again['share']:.1f} %), landmarks {again['landmark_error_px']:.2f} px off"
-    lines.append(f"| faces found again in the output frame | {again['found_raw']} | {share} |")
+    for name, row in report["table"].items():
+        best, u = measure.strongest(row), row["utility"]
+        pool = best[1]["pooled"].get("5")
+        lines.append(
+            f"| {name} | {100 * u['top1']:.1f} | {100 * u['top5']:.1f} | {describe(best)} | {'–' if pool is None else f'{100 * pool:.1f}'}"
+            f" | {100 * row['frozen']['gender_faceapi']['accuracy']:.1f} | {100 * row['frozen']['gender_dlib']['accuracy']:.1f}"
+            f" | {100 * row['frozen']['gender_gear']['auc']:.1f} |"
+        )
+    ours = report["table"]["edgesan"]
+    lines += ["", "| attacker on edgesan | accuracy (seeds: range) | 95 % over people | balanced | AUC | leak, nats | pooling 1 / 3 / 5 / 10 |", "|---|---|---|---|---|---|---|"]  # fmt: skip
+    for name, cells in ours["fresh"].items():
+        s = measure.average(cells)
+        low, high = s["accuracy_95"]
+        pools = " / ".join(f"{100 * v:.1f}" for v in s["pooled"].values())
+        lines.append(
+            f"| {name} | {100 * s['accuracy']:.1f} ({s['seeds']}: {100 * s['range'][0]:.1f}..{100 * s['range'][1]:.1f}) | {100 * low:.1f}..{100 * high:.1f}"
+            f" | {100 * s['balanced']:.1f} | {s['auc']:.3f} | {s['leak_nats']:.3f} | {pools} |"
+        )
+    again = ours["found_again"]
+    lines += ["", f"Found again in the output frame: {again['found_again']} of {again['found_raw']} ({100 * again['share']:.1f} %), landmarks {again['landmark_error_px']:.2f} px off; SSIM {ours['looks']['ssim']:.3f}."]  # fmt: skip
+    if "track" in ours:
+        frames = " / ".join(f"{100 * v:.1f}" for v in ours["track"]["balanced_by_frames"].values())
+        lines.append(f"One track, mean over 1 / 10 / 30 / 150 frames: {frames} (balanced).")
+    for name, rates in ours["open"]["tar"].items():
+        lines.append(
+            f"Strangers, {name}: TAR " + ", ".join(f"{100 * v:.1f} at FAR {k}" for k, v in rates.items()) + "."
+        )
+    for name, s in ours["open"]["attackers"].items():
+        lines.append(
+            f"Strangers, {name}: balanced {100 * s['balanced']:.1f}, AUC {s['auc']:.3f}, leak {s['leak_nats']:.3f} nats."
+        )
     return "\n".join(lines)
-
-
-def cell(s: dict[str, float] | None) -> str:
-    """One attacker's scores in a table."""
-    if s is None:
-        return "–"
-    return f"{100 * s['accuracy']:.1f} (balanced {100 * s['balanced']:.1f}, AUC {s['auc']:.3f}, leak {s['leak_nats']:.3f} nats)"
 
 
 def write_claims(path: Path, report: dict[str, Any]) -> None:
@@ -421,15 +637,44 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("model", type=Path, help="an edgesan .onnx file")
     parser.add_argument("--data", type=Path, required=True, help="folder of sets (.tar and .csv)")
     parser.add_argument("--networks", type=Path, required=True, help="folder of the providers' ONNX networks")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("runs/audit"),
+        help="finished cells; an audit that was stopped goes on from them",
+    )
     parser.add_argument("--alpha", type=float, help="the dial (default: the model's)")
-    parser.add_argument("--epochs", type=int, default=12, help="for the fresh attackers (default 12)")
-    parser.add_argument("--limit", type=int, help="use so many pictures only: a quick look, no claim")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer pictures, epochs, seeds and baselines: a look, no claim"
+    )
+    parser.add_argument("--alone", action="store_true", help="without the baselines")
+    parser.add_argument("--seeds", type=int, default=Plan.seeds, help="of each fresh attacker (default %(default)s)")
+    parser.add_argument("--epochs", type=int, default=Plan.epochs, help="for the fresh attackers (default %(default)s)")
+    parser.add_argument(
+        "--float", type=Path, metavar="FILE", help="the training's sanitizer.pt, to set float32 beside int8"
+    )
     parser.add_argument("--json", type=Path, help="write the report there")
+    parser.add_argument(
+        "--curve", action="store_true", help="also along the dial, at alpha " + ", ".join(f"{c:g}" for c in CURVE)
+    )
+    parser.add_argument("--figures", type=Path, metavar="FOLDER", help="write each figure there")
+    parser.add_argument("--html", type=Path, help="write the report there, with its pictures, as one page")
     parser.add_argument("--write", action="store_true", help="write the claims into the model's metadata")
     a = parser.parse_args(arguments)
     try:
-        report = audit(a.model, a.data, a.networks, a.alpha, a.epochs, a.limit)
+        if a.quick and a.write:
+            raise ExportError("a quick look makes no claims: leave out --quick or --write")
+        plan = QUICK if a.quick else Plan(seeds=a.seeds, epochs=a.epochs)
+        others = [] if a.alone else [mechanisms.blur(4), mechanisms.pixelate(8)] if a.quick else None
+        curve = CURVE if a.curve else ()
+        report = audit(a.model, a.data, a.networks, a.work, plan, a.alpha, a.float, others, curve)
         print(table(report))
+        if a.html or a.figures:
+            shown = runtime.load(a.model, threads=2)
+            if a.html:
+                pages.write_page(report, shown, table(report), a.html)
+            if a.figures:
+                pages.write_figures(report, shown, a.figures)
         if a.json:
             a.json.write_text(json.dumps(report, indent=2) + "\n")
         if a.write:
@@ -439,6 +684,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     return 0
 
+
+CURVE = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
+QUICK = Plan(seeds=1, epochs=2, draws=1, mean_draws=4, limit=1500, open_limit=600, again=60)
 
 if __name__ == "__main__":
     sys.exit(main())

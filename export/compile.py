@@ -49,32 +49,38 @@ def restore(path: Path) -> tuple[Sanitizer, Recipe, dict[str, Any]]:
         raise ExportError(f"no sanitizer.pt in {path}: train one with python -m export.train")
     saved = torch.load(path / "sanitizer.pt", weights_only=True)
     r = Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved["recipe"].items()})
-    sanitizer = Sanitizer(r.width, r.depth, r.code, r.noise)
+    sanitizer = Sanitizer(r.width, r.depth, r.code, r.noise, r.stochastic)
     sanitizer.load_state_dict(saved["weights"])
     return sanitizer.eval(), r, saved
 
 
 def export_fp32(sanitizer: Sanitizer, path: Path) -> None:
     """The fp32 graph, with uint8 NHWC tensors at both ends."""
-    example = (
-        torch.zeros(2, 112, 112, 3, dtype=torch.uint8),
-        torch.zeros(2, sanitizer.noise_dim),
-        torch.full((2, 1), 0.5),
-    )
-    batch = {0: "N"}
+    inputs = {
+        "face": torch.zeros(2, 112, 112, 3, dtype=torch.uint8),
+        "noise": torch.zeros(2, sanitizer.noise_dim),
+        "alpha": torch.full((2, 1), 0.5),
+    }
+    if not sanitizer.noise_dim:
+        del inputs["noise"]
     with torch.no_grad(), warnings.catch_warnings():
         # torch's older exporter: the newer one needs onnxscript, and unrolls the byte shuffles at both ends of the graph.
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.onnx.export(
             Device(sanitizer),
-            example,
+            tuple(inputs.values()),
             str(path),
-            input_names=["face", "noise", "alpha"],
+            input_names=list(inputs),
             output_names=["sanitized"],
-            dynamic_axes={"face": batch, "noise": batch, "alpha": batch, "sanitized": batch},
+            dynamic_axes={name: {0: "N"} for name in (*inputs, "sanitized")},
             opset_version=OPSET,
             dynamo=False,
         )
+
+
+def feed(chips: NDArray[np.uint8], noise: NDArray[np.float32], alpha: NDArray[np.float32]) -> dict[str, Any]:
+    """The model's inputs; a deterministic model has no noise."""
+    return {"face": chips, "alpha": alpha} | ({"noise": noise} if noise.shape[1] else {})
 
 
 class Chips(CalibrationDataReader):
@@ -83,11 +89,11 @@ class Chips(CalibrationDataReader):
     def __init__(self, chips: NDArray[np.uint8], noise_dim: int, batch: int = 16) -> None:
         random = np.random.default_rng(0)
         self._feeds: Iterator[dict[str, Any]] = iter(
-            {
-                "face": part,
-                "noise": random.standard_normal((len(part), noise_dim), np.float32),
-                "alpha": random.random((len(part), 1), np.float32),
-            }
+            feed(
+                part,
+                random.standard_normal((len(part), noise_dim), np.float32),
+                random.random((len(part), 1), np.float32),
+            )
             for part in np.array_split(chips, max(1, len(chips) // batch))
         )
 
@@ -126,7 +132,7 @@ def runner(content: bytes) -> Run:
 
     def run(chips: NDArray[np.uint8], noise: NDArray[np.float32], alpha: float) -> NDArray[np.uint8]:
         dial = np.full((len(chips), 1), alpha, np.float32)
-        result: NDArray[np.uint8] = session.run(["sanitized"], {"face": chips, "noise": noise, "alpha": dial})[0]
+        result: NDArray[np.uint8] = session.run(["sanitized"], feed(chips, noise, dial))[0]
         return result
 
     return run
@@ -156,7 +162,7 @@ def seal(path: Path, metadata: dict[str, Any]) -> None:
     model = onnx.load(str(path))
     del model.metadata_props[:]
     run = runner(model.SerializeToString())
-    noise_dim = next(v.type.tensor_type.shape.dim[1].dim_value for v in model.graph.input if v.name == "noise")
+    noise_dim = sum(v.type.tensor_type.shape.dim[1].dim_value for v in model.graph.input if v.name == "noise")
     metadata["known_answer"] = known_answer(run, noise_dim, metadata["alpha_default"])
     onnx.helper.set_model_props(model, {"edgesan": json.dumps(metadata)})
     model.doc_string = ""

@@ -4,6 +4,7 @@ Pictures are float32 [N, 3, 112, 112] in 0..1 throughout; the sanitizer's ONNX c
 """
 
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -38,10 +39,11 @@ class Sanitizer(nn.Module):
     """S(x, z, alpha): an encoder that rewrites the face into a narrow code, noise, and a decoder that paints it.
 
     face [N, 3, 112, 112] -> unshuffle to 28x28 -> U-Net down to 7x7 and back -> `code` channels of 28x28 within -1..1
-    -> + sigma(alpha) * z, smooth over 4x4 cells -> shuffle to 112x112.
+    -> + sigma(alpha) * noise -> shuffle to 112x112.
 
-    The code is the only way to the picture, so there is no way around the noise. The noise has the grain in which the
-    private attribute lives (coarse shape, shading); it also steers the encoder at 7x7. Dense 3x3 blocks at a quarter
+    The code is the only way to the picture, so there is no way around the noise. z has the grain in which the private
+    attribute lives (coarse shape, shading), steers the encoder at 7x7, and is scattered from there over the code's
+    finer cells by a learned mixture of unit norm: noise that is the same all over a cell could be dodged by details. Dense 3x3 blocks at a quarter
     of the resolution and below run near the peak of int8 kernels; there is no transposed convolution (it has no int8
     kernel) and no normalisation layer (nothing to fold).
     """
@@ -49,17 +51,24 @@ class Sanitizer(nn.Module):
     GRAIN = 7  # the noise is a picture of 7x7 cells
 
     def __init__(
-        self, width: int = 64, depth: int = 96, code: int = 16, noise: tuple[float, float] = (0.1, 0.6)
+        self,
+        width: int = 64,
+        depth: int = 96,
+        code: int = 16,
+        noise: tuple[float, float] = (0.1, 0.6),
+        stochastic: bool = True,
     ) -> None:
+        """`noise`: sigma at alpha = 0 and at alpha = 1. Without `stochastic` there is no noise, and noise_dim is 0."""
         super().__init__()
         self.code, self.noise_low, self.noise_high = code, *noise
-        self.noise_dim = code * self.GRAIN**2
+        self.noise_dim = code * self.GRAIN**2 if stochastic else 0
         deepest = depth * 4 // 3
         self.stem = nn.Conv2d(48, width, 3, padding=1)  # 28x28
         self.down1 = nn.Conv2d(width, depth, 3, stride=2, padding=1)  # 14x14
         self.block1 = nn.Conv2d(depth, depth, 3, padding=1)
         self.down2 = nn.Conv2d(depth, deepest, 3, stride=2, padding=1)  # 7x7
-        self.steer = nn.Conv2d(code, deepest, 1)
+        if stochastic:
+            self.steer = nn.Conv2d(code, deepest, 1)
         self.film2 = Film(deepest)
         self.block2 = nn.Conv2d(deepest, deepest, 3, padding=1)
         self.up2 = nn.Conv2d(deepest, depth, 3, padding=1)
@@ -67,6 +76,8 @@ class Sanitizer(nn.Module):
         self.block3 = nn.Conv2d(depth, depth, 3, padding=1)  # 14x14
         self.up1 = nn.Conv2d(depth, width, 3, padding=1)
         self.to_code = nn.Conv2d(width, code, 3, padding=1)  # 28x28
+        if stochastic:
+            self.scatter = nn.Conv2d(code, 16 * code, 1, bias=False)
         self.from_code = nn.Conv2d(code, width, 3, padding=1)
         self.film0 = Film(width)
         self.paint = nn.Conv2d(width, width, 3, padding=1)
@@ -74,7 +85,11 @@ class Sanitizer(nn.Module):
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+        if stochastic:  # each code channel begins with its own noise, the same over the 4x4 cells
+            with torch.no_grad():
+                self.scatter.weight.copy_(torch.eye(code).repeat_interleave(16, 0)[:, :, None, None])
         # At the start the code must stand out of the noise, or the decoder learns to ignore it and never looks again.
         nn.init.normal_(self.to_code.weight, std=0.4 / (9 * width) ** 0.5)
         nn.init.normal_(self.head.weight, std=0.1 / (9 * width) ** 0.5)
@@ -84,12 +99,13 @@ class Sanitizer(nn.Module):
         """Standard deviation of the code's noise [N, 1], against codes within -1..1."""
         return self.noise_low + (self.noise_high - self.noise_low) * alpha
 
-    def encode(self, x: Tensor, z: Tensor, alpha: Tensor) -> Tensor:
+    def encode(self, x: Tensor, z: Tensor | None, alpha: Tensor) -> Tensor:
         """The code [N, code, 28, 28] of an unshuffled picture [N, 48, 28, 28], steered by the noise [N, code, 7, 7]."""
         fine = F.relu(self.stem(x))
         middle = F.relu(self.down1(fine))
         middle = F.relu(middle + self.block1(middle))
-        coarse = F.relu(self.film2(self.down2(middle) + self.steer(z), alpha))
+        coarse = self.down2(middle) if z is None else self.down2(middle) + self.steer(z)
+        coarse = F.relu(self.film2(coarse, alpha))
         coarse = F.relu(coarse + self.block2(coarse))
         middle = F.relu(middle + self.film1(larger(self.up2(coarse), 2), alpha))
         middle = F.relu(middle + self.block3(middle))
@@ -100,12 +116,22 @@ class Sanitizer(nn.Module):
         h = F.relu(self.film0(self.from_code(noisy), alpha))
         return clip(self.head(F.relu(h + self.paint(h))), 0, 1)
 
-    def body(self, x: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
+    def body(self, x: Tensor, noise: Tensor | None, alpha: Tensor) -> Tensor:
+        """An unshuffled picture in, another out."""
+        if not self.noise_dim or noise is None:
+            return self.decode(self.encode(x, None, alpha), alpha)
         z = noise.reshape(-1, self.code, self.GRAIN, self.GRAIN)
-        return self.decode(self.encode(x, z, alpha) + larger(self.sigma(alpha)[:, :, None, None] * z, 4), alpha)
+        scattered = F.pixel_shuffle(self.scatter(z), 4)  # standard normal in each of the code's entries
+        return self.decode(self.encode(x, z, alpha) + self.sigma(alpha)[:, :, None, None] * scattered, alpha)
+
+    @torch.no_grad()
+    def renormalise(self) -> None:
+        """Bring the mixture of the noise back to unit norm: training may choose where noise goes, not how much."""
+        if self.noise_dim:
+            self.scatter.weight.div_(self.scatter.weight.norm(dim=1, keepdim=True))
 
     def forward(self, face: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
-        """face [N, 3, 112, 112] in 0..1, noise [N, noise_dim] standard normal, alpha [N, 1] -> [N, 3, 112, 112]."""
+        """face [N, 3, 112, 112] in 0..1, noise [N, noise_dim] standard normal (unused if noise_dim is 0), alpha [N, 1]."""
         return shuffle(self.body(unshuffle(face), noise, alpha))
 
 
@@ -124,7 +150,10 @@ class Device(nn.Module):
         super().__init__()
         self.sanitizer = sanitizer
 
-    def forward(self, face: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
+    def forward(self, face: Tensor, *rest: Tensor) -> Tensor:
+        """face uint8 [N, 112, 112, 3], noise [N, noise_dim] (absent if that is 0), alpha [N, 1] -> as face."""
+        noise, alpha = rest if self.sanitizer.noise_dim else (None, *rest)
+        assert alpha is not None
         n = face.shape[0]
         x = face.reshape(n, 28, 4, 28, 4, 3).permute(0, 5, 2, 4, 1, 3).reshape(n, 48, 28, 28)
         y = self.sanitizer.body(x.float() / 255, noise, alpha)
@@ -185,9 +214,9 @@ class Attacker(nn.Module):
         self.head = nn.Linear(channels, classes)
 
     def forward(self, face: Tensor, alpha: Tensor) -> Tensor:
-        """face [N, 3, 112, 112] in 0..1, alpha [N, 1] -> logits [N, classes]."""
+        """face [N, 3, 112, 112] in 0..1, alpha [N, 1] (or a map of the stem's size) -> logits [N, classes]."""
         x = F.pixel_unshuffle(face * 4 - 2, self.stem) if self.stem > 1 else face * 4 - 2
-        dial = alpha[:, :, None, None].expand(-1, -1, *x.shape[2:])
+        dial = alpha if alpha.ndim == 4 else alpha[:, :, None, None].expand(-1, -1, *x.shape[2:])
         x = torch.cat([x, dial], 1).contiguous(memory_format=torch.channels_last)
         return self.head(self.body(x).mean((2, 3)))
 
@@ -235,7 +264,7 @@ class Provider(nn.Module):
         c = contracts[name]
         self.box: tuple[int, int, int, int] = tuple(c["box"])
         self.size, self.bgr, self.classes = int(c["size"]), c["order"] == "BGR", list(c.get("classes", []))
-        self.net = FrozenOnnx(folder / c["file"], c["output"], logits=bool(self.classes))
+        self.net = FrozenOnnx(folder / c["file"], [c["output"]], logits=bool(self.classes))
         self.register_buffer("mean", torch.tensor(c["mean"]).view(1, 3, 1, 1))
         self.register_buffer("scale", torch.tensor(c["scale"]).view(1, 3, 1, 1))
 
@@ -248,8 +277,34 @@ class Provider(nn.Module):
         if self.bgr:
             x = x.flip(1)
         x = ((x - self.mean) / self.scale).contiguous(memory_format=torch.channels_last)
-        out = self.net(x)
+        (out,) = self.net(x)
         return out if self.classes else F.normalize(out.float())
+
+
+class Finder(nn.Module):
+    """The provider's detector (YuNet) on chips, differentiable: is there a face, and where are its landmarks?
+
+    A chip stands in a margin of repeated edge pixels, for a detector sees faces in frames. The decoding is that of
+    the detector's own description: score = sqrt(cls * obj), landmark = anchor + offset, both in units of the stride.
+    """
+
+    STRIDES: ClassVar = (8, 16, 32)
+    MARGIN: ClassVar = 24
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        heads = [f"{head}_{stride}" for head in ("cls", "obj", "kps") for stride in self.STRIDES]
+        self.net = FrozenOnnx(path, heads)
+        side = 112 + 2 * self.MARGIN
+        self.register_buffer("stride", torch.cat([torch.full(((side // s) ** 2,), float(s)) for s in self.STRIDES]))
+
+    def forward(self, face: Tensor) -> tuple[Tensor, Tensor]:
+        """face [N, 3, 112, 112] in 0..1 -> log score [N, anchors], landmarks [N, anchors, 10] in pixels from the anchor."""
+        x = F.pad(face, (self.MARGIN,) * 4, mode="replicate").flip(1) * 255
+        parts = [part.float().reshape(len(face), -1, part.shape[-1]) for part in self.net(x)]
+        cls, obj, kps = (torch.cat(parts[i : i + 3], 1) for i in (0, 3, 6))
+        log_score = 0.5 * ((cls + 1e-4).log() + (obj + 1e-4).log())[..., 0]
+        return log_score, kps * self.stride[:, None]
 
 
 class FrozenOnnx(nn.Module):
@@ -259,7 +314,8 @@ class FrozenOnnx(nn.Module):
         NetworkError: the file cannot be read, or holds an operator that is not in the table below.
     """
 
-    def __init__(self, path: Path, output: str, logits: bool = False) -> None:
+    def __init__(self, path: Path, outputs: Sequence[str], logits: bool = False) -> None:
+        """`logits`: an output that is a softmax is taken before it."""
         super().__init__()
         try:
             graph = onnx.load(path).graph
@@ -270,32 +326,34 @@ class FrozenOnnx(nn.Module):
             self.weights[tensor.name] = f"w{i}"
             self.register_buffer(f"w{i}", torch.from_numpy(np.array(numpy_helper.to_array(tensor))))
         producers = {name: node for node in graph.node for name in node.output}
-        if output not in producers:
-            raise NetworkError(f"{path} has no output {output!r}; it has {', '.join(o.name for o in graph.output)}")
-        while producers[output].op_type == "Identity" or (logits and producers[output].op_type == "Softmax"):
-            output = producers[output].input[0]
+        self.outputs: list[str] = []
+        for name in outputs:
+            if name not in producers:
+                raise NetworkError(f"{path} has no output {name!r}; it has {', '.join(o.name for o in graph.output)}")
+            source = name
+            while producers[source].op_type == "Identity" or (logits and producers[source].op_type == "Softmax"):
+                source = producers[source].input[0]
+            self.outputs.append(source)
         unknown = sorted({node.op_type for node in graph.node} - OPERATORS.keys())
         if unknown:
             raise NetworkError(
                 f"{path} uses {', '.join(unknown)}; differentiable here are {', '.join(sorted(OPERATORS))}"
             )
-        needed, self.nodes = {output}, []
+        needed, self.nodes = set(self.outputs), []
         for node in reversed(graph.node):
             if needed & set(node.output):
                 needed |= set(node.input)
                 attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
                 self.nodes.insert(0, (node.op_type, list(node.input), node.output[0], attributes))
         self.input = next(i.name for i in graph.input if i.name not in self.weights)
-        self.output = output
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> list[Tensor]:
+        """The chosen outputs, in their order."""
         values: dict[str, Tensor | None] = {self.input: x, "": None}
         for op, inputs, output, attributes in self.nodes:
             arguments = [values[i] if i in values else getattr(self, self.weights[i]) for i in inputs]
             values[output] = OPERATORS[op](attributes, *arguments)
-        result = values[self.output]
-        assert result is not None
-        return result
+        return [value for value in (values[name] for name in self.outputs) if value is not None]
 
 
 def _pads(x: Tensor, attributes: dict[str, Any], value: float = 0.0) -> tuple[Tensor, tuple[int, int]]:
@@ -308,9 +366,12 @@ def _pads(x: Tensor, attributes: dict[str, Any], value: float = 0.0) -> tuple[Te
 
 def _conv(a: dict[str, Any], x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     x, padding = _pads(x, a)
-    return F.conv2d(
-        x, w, b, tuple(a.get("strides", (1, 1))), padding, tuple(a.get("dilations", (1, 1))), a.get("group", 1)
-    )
+    strides, groups = tuple(a.get("strides", (1, 1))), a.get("group", 1)
+    dilations = tuple(a.get("dilations", (1, 1)))
+    if groups > 1 and strides == (2, 2):
+        # the gradient of a strided depthwise convolution takes ten times as long on a CPU as this one's
+        return F.max_pool2d(F.conv2d(x, w, b, 1, padding, dilations, groups), 1, 2)
+    return F.conv2d(x, w, b, strides, padding, dilations, groups)
 
 
 def _max_pool(a: dict[str, Any], x: Tensor) -> Tensor:
@@ -341,6 +402,18 @@ def _pad(a: dict[str, Any], x: Tensor, pads: Tensor, value: Tensor | None = None
     return F.pad(x, flat, value=0.0 if value is None else float(value))
 
 
+def _prelu(a: dict[str, Any], x: Tensor, slope: Tensor) -> Tensor:
+    """As a sum: torch's own also computes the slope's gradient, which nobody asks for, and takes twice as long."""
+    slope = slope.to(x.dtype)
+    return slope * x + (1 - slope) * F.relu(x)
+
+
+def _resize(a: dict[str, Any], x: Tensor, roi: Tensor | None, scales: Tensor) -> Tensor:
+    if a.get("mode") != b"nearest":
+        raise NetworkError(f"Resize is differentiable here in mode nearest only, not {a.get('mode')}")
+    return F.interpolate(x, scale_factor=scales.tolist()[2:], mode="nearest")
+
+
 def _clip(a: dict[str, Any], x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
     bounds = (a.get("min") if low is None else float(low), a.get("max") if high is None else float(high))
     return x.clamp(*bounds)
@@ -360,14 +433,17 @@ OPERATORS: dict[str, Any] = {
     "MaxPool": _max_pool,
     "Min": lambda a, x, y: torch.minimum(x, y),
     "Mul": lambda a, x, y: x * y,
-    "PRelu": lambda a, x, slope: F.prelu(x, slope.reshape(-1)),
+    "PRelu": _prelu,
     "Pad": _pad,
     "ReduceMax": lambda a, x: x.amax(tuple(a["axes"]), bool(a.get("keepdims", 1))),
     "ReduceMean": lambda a, x, axes=None: x.mean(
         tuple(a["axes"] if axes is None else axes.tolist()), bool(a.get("keepdims", 1))
     ),
     "Relu": lambda a, x: F.relu(x),
+    "Reshape": lambda a, x, shape: x.reshape(shape.tolist()),
+    "Resize": _resize,
     "Sigmoid": lambda a, x: torch.sigmoid(x),
     "Softmax": lambda a, x: torch.softmax(x, a.get("axis", -1)),
     "Sub": lambda a, x, y: x - y,
+    "Transpose": lambda a, x: x.permute(a["perm"]),
 }

@@ -24,22 +24,27 @@ class Recipe:
     # the opponents that train in turn with S (adversarial); none = plug-and-play
     attackers: tuple[int, ...] = (4, 1)  # one convolutional attacker per entry: its stem (1, 2 or 4)
     probe: bool = True  # an attacker on the utility network's embedding
+    attacker_warm_up: int = 400  # steps on raw faces before the game: an opponent that knows faces learns faster
     attacker_steps: int = 1  # updates of the attackers for each of S
     attacker_batch: int = 48
     attacker_lr: float = 1e-3
-    renew_every: int = 800  # steps after which the next attacker starts afresh, so that none grows stale
+    renew_every: int = 0  # steps after which the next attacker starts again as it was before the game; 0 = never
     replay: int = 1536  # sanitized pictures that the attackers remember
     # the sanitizer
     width: int = 64
     depth: int = 96
     code: int = 16
     noise: tuple[float, float] = (0.1, 0.6)  # sigma at alpha = 0 and at alpha = 1
+    stochastic: bool = True  # false: a deterministic sanitizer, without noise
     # the dial
     alpha_default: float = 0.5
     alpha_focus: float = 0.5  # share of pictures trained at alpha_default; the rest is uniform in 0..1
     # the losses
     people_min: int = 5  # a person with this many pictures is a class of the utility variable
     cosine_scale: float = 16.0  # utility logits = scale * cosine to each person's mean raw embedding
+    spread: float = 0.2  # of the noise that hides the provider's embedding at alpha = 1, per dimension of a unit vector
+    match: float = 3.0  # weight of `channel_loss`
+    detect: float = 0.5  # weight of what a face detector loses: score and landmarks
     reconstruct: float = 4.0  # weight of the L1 distance to the raw face: the output stays a face
     # the loop
     start: str = ""  # a run to begin from: its sanitizer and its opponents, not its optimizers

@@ -19,10 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from edgesan.faces import DETECTOR
 from export import data, losses
 from export import recipe as recipes
 from export.errors import DataError, ExportError
-from export.networks import Attacker, Probe, Provider, Sanitizer
+from export.networks import Attacker, Finder, Probe, Provider, Sanitizer
 from export.recipe import Recipe
 
 
@@ -136,11 +137,12 @@ def train(
     torch.manual_seed(r.seed)
     utility = Provider(r.utility, networks).to(device).eval().requires_grad_(False)
     frozen = [Provider(name, networks).to(device).eval().requires_grad_(False) for name in r.frozen]
+    finder = Finder(DETECTOR).to(device).eval().requires_grad_(False)
     out.mkdir(parents=True, exist_ok=True)
     m = gather(faces, r, utility, out, device)
     order = [[m.classes.index(c) for c in net.classes] for net in frozen]
 
-    sanitizer = Sanitizer(r.width, r.depth, r.code, r.noise).to(device, memory_format=torch.channels_last)
+    sanitizer = Sanitizer(r.width, r.depth, r.code, r.noise, r.stochastic).to(device, memory_format=torch.channels_last)
     average = copy.deepcopy(sanitizer).requires_grad_(False)
     opponents = Opponents(r, len(m.classes), m.prototypes.shape[1]).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(sanitizer.parameters(), r.lr, weight_decay=1e-4)
@@ -151,57 +153,71 @@ def train(
     if r.start:
         begin(out.parent / r.start, state)
     first = resume(out, state, r)
+    if first == 0 and not r.start:
+        warm_up(opponents, optimizer_p, m, r, device)
+    veteran = copy.deepcopy(opponents)  # what a renewed attacker begins from
     started = time.monotonic()
 
     last = r.steps if until is None else min(until, r.steps)
     bar = tqdm(range(first, last), initial=first, total=r.steps, desc=r.name)
     for step in bar:
-        # first a face (half of the warm-up), then a recognisable one, then the game
+        # first a face (half of the warm-up), then a recognisable one, then the game, which comes in as slowly
         start = min(1.0, max(0.0, 2 * step / max(1, r.warm_up) - 1))
-        warm = step < r.warm_up
+        warm, eager = step < r.warm_up, min(1.0, max(0.0, 2 * step / max(1, r.warm_up) - 2))
         lr = r.lr * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / r.steps)))
         for group in optimizer.param_groups:
             group["lr"] = lr
 
-        # a batch of raw faces x, half of them mirrored
-        rows = m.train[torch.randint(len(m.train), (r.batch,))].to(device)
+        # a batch of raw faces x, half of them mirrored; each is there twice, for two draws of S
+        half = r.batch // 2
+        rows = m.train[torch.randint(len(m.train), (half,))].to(device).repeat(2)
         x, truth = m.chips[rows].float() / 255, m.private[rows]
-        mirrored = torch.rand(r.batch, 1, 1, 1, device=device) < 0.5
+        mirrored = (torch.rand(half, 1, 1, 1, device=device) < 0.5).repeat(2, 1, 1, 1)
         x = torch.where(mirrored, x.flip(3), x).contiguous(memory_format=torch.channels_last)
         # noise comes in slowly: drowned in it from the start, the code would carry nothing, and never learn to
-        alpha, z = dial(r, r.batch, device), torch.randn(r.batch, sanitizer.noise_dim, device=device)
+        alpha, z = dial(r, half, device).repeat(2, 1), torch.randn(2 * half, sanitizer.noise_dim, device=device)
         z = z * min(1.0, step / max(1, r.warm_up))
 
-        # Loss_S: the utility's posterior stays, every opponent's goes to the prior
+        # Loss_S: the utility's posterior stays where the dial allows it, every opponent's goes to the prior, and a
+        # detector still finds the face
         opponents.requires_grad_(False)
         with torch.autocast(device.type, dtype=torch.bfloat16):
             y = sanitizer(x, z, alpha).float()
             embedding = utility(y) if start else m.embeddings[rows]
             verdicts = [] if warm else opponents.logits(y, embedding, alpha)
             verdicts += [] if warm else [net(y).float()[:, order[i]] for i, net in enumerate(frozen)]
+            lost = losses.finding_loss(finder(x), finder(y))
+        raw_embedding = m.embeddings[rows]
         u = losses.utility_loss(
-            r.cosine_scale * m.embeddings[rows] @ m.prototypes.T, r.cosine_scale * embedding @ m.prototypes.T
+            r.cosine_scale * raw_embedding @ m.prototypes.T, r.cosine_scale * embedding @ m.prototypes.T
         )
+        share = losses.likeness(alpha[:half], r.spread, embedding.shape[1])
+        channel = losses.channel_loss(raw_embedding[:half], *embedding.chunk(2), share).repeat(2)
         p = (
             torch.stack([losses.privacy_loss(m.prior, v) for v in verdicts]).mean(0)
             if verdicts
             else torch.zeros_like(u)
         )
         distance = (y - x).abs().mean((1, 2, 3))
-        loss = start * losses.sanitizer_loss(u, p, alpha) + r.reconstruct * distance
+        loss = start * (losses.sanitizer_loss(u, eager * p, alpha) + r.match * channel + r.detect * lost)
+        loss = loss + r.reconstruct * distance
         optimizer.zero_grad(set_to_none=True)
         loss.mean().backward()
         norm = nn.utils.clip_grad_norm_(sanitizer.parameters(), 1.0)
         optimizer.step()
+        sanitizer.renormalise()
         with torch.no_grad():
             for mean, now in zip(average.parameters(), sanitizer.parameters(), strict=True):
                 mean.lerp_(now, 1 - min(r.average, (step + 1) / (step + 10)))
+        average.renormalise()
 
         # Loss_P: the opponents learn from what S has made lately, and stay right on raw pictures
         opponents.requires_grad_(True)
         replay.push(y.detach(), embedding.detach(), alpha, truth)
         if r.renew_every and optimizer_p and step > r.warm_up and step % r.renew_every == 0:
-            renew(opponents, optimizer_p, (step // r.renew_every) % len(optimizer_p), device)
+            which = (step // r.renew_every) % len(optimizer_p)
+            opponents.nets[which].load_state_dict(veteran.nets[which].state_dict())
+            optimizer_p[which].state.clear()
         loss_p = torch.zeros(len(opponents.nets))
         for _ in range(r.attacker_steps if len(opponents.nets) else 0):
             pictures, embeddings, dials, labels = replay.draw(r.attacker_batch)
@@ -224,6 +240,8 @@ def train(
         if step % 10 == 0:
             bar.set_postfix(
                 u=f"{u.mean():.2f}",
+                channel=f"{channel.mean():.2f}",
+                lost=f"{lost.mean():.2f}",
                 p=f"{p.mean():.3f}",
                 l1=f"{distance.mean():.3f}",
                 norm=f"{norm:.1f}",
@@ -234,7 +252,7 @@ def train(
             report = {
                 "step": step + 1,
                 "loss_p": [round(v, 3) for v in loss_p.tolist()],
-                **validate(average, utility, frozen, order, opponents, m, r, device),
+                **validate(average, finder, utility, frozen, order, opponents, m, r, device),
             }
             with (out / "log.jsonl").open("a") as log:
                 log.write(json.dumps(report) + "\n")
@@ -245,16 +263,30 @@ def train(
     return average
 
 
-def renew(opponents: Opponents, optimizers: list[torch.optim.Optimizer], which: int, device: torch.device) -> None:
-    """Start one attacker afresh: S must not win by fooling one opponent's habits."""
-    fresh = opponents.makers[which]().to(device, memory_format=torch.channels_last)
-    opponents.nets[which].load_state_dict(fresh.state_dict())
-    optimizers[which].state.clear()
+def warm_up(
+    opponents: Opponents, optimizers: list[torch.optim.Optimizer], m: Material, r: Recipe, device: torch.device
+) -> None:
+    """Teach the attackers raw faces first: an opponent that knows what it looks for is a strong one from the start."""
+    for step in tqdm(range(r.attacker_warm_up if optimizers else 0), desc="attackers on raw faces"):
+        rows = m.train[torch.randint(len(m.train), (r.attacker_batch,))].to(device)
+        pictures = m.chips[rows].float() / 255
+        pictures = torch.where(torch.rand(len(rows), 1, 1, 1, device=device) < 0.5, pictures.flip(3), pictures)
+        with torch.autocast(device.type, dtype=torch.bfloat16):
+            verdicts = opponents.logits(pictures, m.embeddings[rows], torch.rand(len(rows), 1, device=device))
+        loss = torch.stack([F.cross_entropy(v, m.private[rows]) for v in verdicts]).sum()
+        for o in optimizers:
+            o.zero_grad(set_to_none=True)
+        loss.backward()
+        for o in optimizers:
+            o.step()
+        if step % 100 == 0:
+            tqdm.write(f"attackers on raw faces, step {step}: {loss / len(optimizers):.3f} nats each")
 
 
 @torch.no_grad()
 def validate(
     s: Sanitizer,
+    finder: Finder,
     utility: Provider,
     frozen: list[Provider],
     order: list[list[int]],
@@ -263,19 +295,22 @@ def validate(
     r: Recipe,
     device: torch.device,
 ) -> dict[str, Any]:
-    """On people whom S has not seen, at three alphas: cosine to the raw embedding, and each attacker's accuracy."""
+    """On people whom S has not seen, at three alphas: cosine of the sanitized embedding to the raw one and to another
+    draw's, what the detector lost, and each attacker's accuracy."""
     result: dict[str, Any] = {}
     generator = torch.Generator().manual_seed(0)
     for a in (0.0, r.alpha_default, 1.0):
-        cosines, hits, moved = [], [], []
+        cosines, alike, missed, hits, moved = [], [], [], [], []
         for rows in m.validation.to(device).split(64):
             x = m.chips[rows].float() / 255
             alpha = torch.full((len(rows), 1), a, device=device)
-            z = torch.randn(len(rows), s.noise_dim, generator=generator).to(device)
+            z, other = torch.randn(2, len(rows), s.noise_dim, generator=generator).to(device)
             with torch.autocast(device.type, dtype=torch.bfloat16):
                 y = s(x, z, alpha).float()
                 e = utility(y)
+                alike.append((e * utility(s(x, other, alpha).float())).sum(1))
                 verdicts = opponents.logits(y, e, alpha) + [n(y)[:, order[i]] for i, n in enumerate(frozen)]
+                missed.append(losses.finding_loss(finder(x), finder(y)))
             cosines.append((e * m.embeddings[rows]).sum(1))
             moved.append((y - x).abs().mean((1, 2, 3)))
             hits.append(
@@ -285,6 +320,8 @@ def validate(
             )
         result[f"alpha {a:g}"] = {
             "cosine": round(torch.cat(cosines).mean().item(), 3),
+            "alike": round(torch.cat(alike).mean().item(), 3),
+            "lost": round(torch.cat(missed).mean().item(), 3),
             "l1": round(torch.cat(moved).mean().item(), 3),
             "attackers": [round(v, 3) for v in torch.cat(hits).float().mean(0).tolist()],
         }
