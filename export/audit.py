@@ -275,7 +275,7 @@ def audit(
     path: Path, folder: Path, networks: Path, alpha: float | None, epochs: int, limit: int | None
 ) -> dict[str, Any]:
     """The whole table of one model at one alpha, beside raw."""
-    model = runtime.load(path, threads=2)
+    model = runtime.prepare(path, path.read_bytes(), threads=2)  # not signed yet: it is signed when its claims are in
     alpha = model.metadata.alpha_default if alpha is None else alpha
     everyone = data.join(data.load_set(folder, name) for name in CLOSED_SETS)
     closed = everyone.where(everyone["closed_set_split"] != "")
