@@ -199,19 +199,24 @@ def _check_tensors(path: Path, graph: onnx.GraphProto) -> int:
     """Refuse other tensors than the contract's; the noise's dimensions, 0 if there is none."""
     initialized = {tensor.name for tensor in graph.initializer}
     tensors = {v.name: _describe(v) for v in graph.input if v.name not in initialized}
-    noise = tensors.pop("noise", None)
+    outputs = {v.name: _describe(v) for v in graph.output}
+    if tensors.keys() - {"noise"} != {"face", "alpha"}:
+        names = ", ".join(tensors) or "none"
+        raise ModelError(f"{path} is not a sanitizer: its inputs are {names}; expected face, noise (or none), alpha")
+    if outputs.keys() != {"sanitized"}:
+        names = ", ".join(outputs) or "none"
+        raise ModelError(f"{path} is not a sanitizer: its outputs are {names}; expected sanitized alone")
     face = (onnx.TensorProto.UINT8, (None, CHIP, CHIP, 3))
-    expected = {"face": face, "alpha": (onnx.TensorProto.FLOAT, (None, 1))}
-    if tensors != expected or {v.name: _describe(v) for v in graph.output} != {"sanitized": face}:
-        names = ", ".join([*tensors, *(v.name for v in graph.output)])
-        raise ModelError(
-            f"{path} is not a sanitizer: its tensors ({names}) are not face, noise, alpha -> sanitized of the edgesan format"
-        )
-    if noise is None:
+    expected = {"face": face, "alpha": (onnx.TensorProto.FLOAT, (None, 1)), "sanitized": face}
+    for name, contract in expected.items():
+        given = (tensors | outputs)[name]
+        if given != contract:
+            raise ModelError(f"{path} is not a sanitizer: {name} is {_spell(*given)}; expected {_spell(*contract)}")
+    if "noise" not in tensors:
         return 0
-    kind, shape = noise
+    kind, shape = tensors["noise"]
     if kind != onnx.TensorProto.FLOAT or len(shape) != 2 or shape[0] is not None or not shape[1]:
-        raise ModelError(f"{path}: the input noise must be float32 [N, Z] with N free and Z fixed")
+        raise ModelError(f"{path}: noise is {_spell(kind, shape)}; expected FLOAT [N, Z] with N free and Z fixed")
     return shape[1]
 
 
@@ -219,6 +224,12 @@ def _describe(value: onnx.ValueInfoProto) -> tuple[int, tuple[int | None, ...]]:
     """Element type and shape of a graph's input or output; None is a free dimension."""
     tensor = value.type.tensor_type
     return tensor.elem_type, tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
+
+
+def _spell(kind: int, shape: tuple[int | None, ...]) -> str:
+    """An element type and a shape for people."""
+    names = {number: name for name, number in onnx.TensorProto.DataType.items()}
+    return f"{names.get(kind, 'of no known type')} [{', '.join('N' if d is None else str(d) for d in shape)}]"
 
 
 def _metadata(path: Path, texts: dict[str, str]) -> Metadata:
@@ -231,7 +242,7 @@ def _metadata(path: Path, texts: dict[str, str]) -> Metadata:
         raise ModelError(f"{path} is not a sanitizer: it has no `edgesan` metadata; make one with export.compile")
     try:
         table = json.loads(texts["edgesan"])
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: its metadata is not JSON ({error})") from error
     if not isinstance(table, dict) or table.get("format") != FORMAT:
         given = table.get("format") if isinstance(table, dict) else None
@@ -254,10 +265,12 @@ def _metadata(path: Path, texts: dict[str, str]) -> Metadata:
             )
     span = table["alpha_range"]
     numbers = len(span) == 2 and all(isinstance(a, int | float) and not isinstance(a, bool) for a in span)
-    if not numbers or not 0 <= span[0] <= table["alpha_default"] <= span[1] <= 1 or table["version"] < 1:
+    if not numbers or not 0 <= span[0] <= table["alpha_default"] <= span[1] <= 1:
         raise ModelError(
-            f"{path}: alpha_range, alpha_default or version make no sense: {span}, {table['alpha_default']}"
+            f"{path}: alpha_range is {span} and alpha_default {table['alpha_default']}; expected 0 <= low <= default <= high <= 1"
         )
+    if table["version"] < 1:
+        raise ModelError(f"{path}: the metadata's version is {table['version']}; expected a whole number from 1")
     if not all(isinstance(claim, dict) and type(claim.get("value")) in (int, float) for claim in table["claims"]):
         raise ModelError(f"{path}: each of the metadata's claims must be an object with a number as its value")
     return Metadata(**(table | {"alpha_range": (float(span[0]), float(span[1]))}))
