@@ -23,6 +23,7 @@ examples:
   edgesan run --camera 0 --out walk.mkv          to a file instead
   edgesan sanitize holiday.mp4 shared.mp4        a clip or a picture
   edgesan doctor                                 what could be wrong on this machine, and the cure
+  edgesan keys new mine                          a key to sign your own models with: edgesan sign san.onnx --key mine
 
 exit codes: 0 clean end · 1 unexpected error · 2 option or configuration · 3 camera or input · 4 model · 5 port, file or disk
 """
