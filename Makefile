@@ -6,8 +6,10 @@ TORCH ?= torch==2.13.0
 # Real faces and the providers' networks: not in the project. Tests that need them skip where they are not.
 export EDGESAN_DATA ?= $(abspath ../shared/data)
 export EDGESAN_NETWORKS ?= $(abspath ../shared/models)
+# The release key, which signs the bundled model. It never lies in the project; keep a copy of it in a safe place.
+EDGESAN_SIGNING_KEY ?= $(HOME)/.config/edgesan/edgesan-release
 
-.PHONY: help demo test lint browser data bench screenshot clean
+.PHONY: help demo test lint browser data bench screenshot sign clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
 
@@ -33,6 +35,11 @@ bench: $(VENV)/runtime  ## time each stage, and glass to wire, on this machine
 
 screenshot: $(VENV)/dev  ## docs/page.png and docs/before-after.jpg, from the bundled clip
 	$(BIN)/python docs/pictures.py
+
+sign: $(VENV)/runtime  ## sign the bundled model with EDGESAN_SIGNING_KEY (made where there is none), after each change of it
+	test -e "$(EDGESAN_SIGNING_KEY)" || { mkdir -p -m 700 "$(dir $(EDGESAN_SIGNING_KEY))" && $(BIN)/edgesan keys new "$(EDGESAN_SIGNING_KEY)"; }
+	cp "$(EDGESAN_SIGNING_KEY).pub" edgesan/models/edgesan.pub
+	$(BIN)/edgesan sign edgesan/models/default.onnx --key "$(EDGESAN_SIGNING_KEY)"
 
 $(VENV)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,4 +1,4 @@
-"""The command line: `edgesan run | sanitize | devices | inspect | doctor`."""
+"""The command line: `edgesan run | sanitize | devices | inspect | doctor | keys | sign`."""
 
 import argparse
 import dataclasses
@@ -13,7 +13,8 @@ from edgesan.config import Config, load
 from edgesan.errors import EdgesanError
 
 # Options that mean something when a file is sanitized; all of them mean something to `run`.
-FILE_OPTIONS = ("model", "alpha", "background", "zone", "detect_size", "detect_every", "hold", "threads")
+FILE_OPTIONS = ("model", "alpha", "background", "zone", "detect_size", "detect_every", "hold", "threads",
+                "trusted_keys", "allow_unsigned", "state_dir", "allow_rollback")  # fmt: skip
 
 EPILOG = """\
 examples:
@@ -22,8 +23,16 @@ examples:
   edgesan run --camera 0 --out walk.mkv          to a file instead
   edgesan sanitize holiday.mp4 shared.mp4        a clip or a picture
   edgesan doctor                                 what could be wrong on this machine, and the cure
+  edgesan keys new mine                          a key to sign your own models with: edgesan sign san.onnx --key mine
 
 exit codes: 0 clean end · 1 unexpected error · 2 option or configuration · 3 camera or input · 4 model · 5 port, file or disk
+"""
+
+KEYS_EPILOG = """\
+examples:
+  edgesan keys                                   which keys are trusted, with their fingerprints
+  edgesan keys new mine                          make mine (secret) and mine.pub, and print the line for the configuration
+  edgesan sign san.onnx --key mine               then: edgesan run --model san.onnx --config edgesan.toml
 """
 
 
@@ -64,9 +73,10 @@ def parser() -> argparse.ArgumentParser:
         "inspect", help="show what a model file is", description="Verify a model file and show it."
     )
     inspect.add_argument(
-        "model", type=Path, nargs="?", metavar="MODEL", help="an edgesan .onnx file (default: the bundled one)"
+        "model", type=Path, nargs="?", metavar="MODEL", help="an edgesan .onnx file (default: the configuration's)"
     )
     inspect.add_argument("--json", action="store_true", help="as JSON")
+    add_options(inspect, ("trusted_keys", "allow_unsigned"))
 
     doctor = verbs.add_parser(
         "doctor",
@@ -75,6 +85,34 @@ def parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("--json", action="store_true", help="as JSON")
     add_options(doctor, [f.name for f in dataclasses.fields(Config)])
+
+    keys = verbs.add_parser(
+        "keys",
+        help="list the keys whose models may run, or make one",
+        description="The public keys whose models may run here: the bundled one, and trusted_keys of the configuration.",
+        epilog=KEYS_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    keys.add_argument("--json", action="store_true", help="as JSON")
+    add_options(keys, ("trusted_keys",))
+    new = keys.add_subparsers(dest="keys_verb", metavar="[new]").add_parser(
+        "new",
+        help="make a key pair",
+        description="Make a key pair: NAME, which signs and must stay secret, and NAME.pub, which everybody may have.",
+    )
+    new.add_argument("name", type=Path, metavar="NAME", help="the private key's file; none is overwritten")
+    new.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="as JSON")
+
+    sign = verbs.add_parser(
+        "sign",
+        help="sign a model file",
+        description="Sign a model: MODEL.sig, over its exact bytes. Only what may run is signed; sign again after each change.",
+    )
+    sign.add_argument("model", type=Path, metavar="MODEL", help="an edgesan .onnx file")
+    sign.add_argument(
+        "--key", type=Path, required=True, metavar="FILE", help="the private key, as `edgesan keys new` makes it"
+    )
+    sign.add_argument("--json", action="store_true", help="as JSON")
     return main_parser
 
 
@@ -82,9 +120,17 @@ def add_options(verb: argparse.ArgumentParser, names: list[str] | tuple[str, ...
     """`--name` for the fields of Config; None means "not given", so that the TOML file's value stands."""
     verb.add_argument("--config", type=Path, metavar="FILE", help="a TOML file with the same names")
     kinds: dict[str, Any] = {"model": Path, "alpha": float, "fps": float, "duration": float, "hold": float, "frames": int,
-                             "detect_size": int, "detect_every": int, "threads": int}  # fmt: skip
+                             "detect_size": int, "detect_every": int, "threads": int, "state_dir": Path}  # fmt: skip
     for f in dataclasses.fields(Config):
         if f.name not in names:
+            continue
+        if isinstance(f.default, bool):
+            verb.add_argument(
+                f"--{f.name.replace('_', '-')}",
+                action=argparse.BooleanOptionalAction,
+                default=None,
+                help=f.metadata["help"],
+            )
             continue
         many = isinstance(f.default, tuple)
         shown = "" if f.default in (None, (), "") or f.name == "model" else f" (default: {_text(f.default)})"
@@ -114,7 +160,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="edgesan: %(message)s")
     arguments = parser().parse_args(argv)
     # Each verb imports what it needs: a quick answer must not wait for onnxruntime.
-    verbs = {"run": _run, "sanitize": _sanitize, "devices": _devices, "inspect": _inspect, "doctor": _doctor}
+    verbs = {"run": _run, "sanitize": _sanitize, "devices": _devices, "inspect": _inspect, "doctor": _doctor,
+             "keys": _keys, "sign": _sign}  # fmt: skip
     try:
         return verbs[arguments.verb](arguments)
     except EdgesanError as error:
@@ -150,8 +197,8 @@ def _devices(arguments: argparse.Namespace) -> int:
 def _inspect(arguments: argparse.Namespace) -> int:
     from edgesan import inspection
 
-    path = arguments.model or Config().model
-    print(inspection.as_json(path) if arguments.json else inspection.text(path))
+    config = configuration(arguments)
+    print(inspection.as_json(config) if arguments.json else inspection.text(config))
     return 0
 
 
@@ -161,6 +208,47 @@ def _doctor(arguments: argparse.Namespace) -> int:
     findings = doctor.examine(configuration(arguments))
     print(doctor.to_json(findings) if arguments.json else doctor.render(findings))
     return 1 if any(finding.level == "fail" for finding in findings) else 0
+
+
+def _keys(arguments: argparse.Namespace) -> int:
+    from edgesan import signing
+
+    if arguments.keys_verb == "new":
+        key = signing.new_key(arguments.name)
+        public = signing.public_path(arguments.name)
+        facts = {"private": str(arguments.name), "public": str(public), "fingerprint": key.fingerprint, "key": key.line}
+        print(
+            json.dumps(facts, indent=2)
+            if arguments.json
+            else f"{arguments.name}: the private key. Keep it secret; it signs: edgesan sign MODEL --key {arguments.name}\n"
+            f"{public}: the public key, {key.fingerprint}\n"
+            "Devices run what it signs once this line is in their configuration (--config FILE):\n\n"
+            f"trusted_keys = [{json.dumps(key.line)}]"
+        )
+        return 0
+    trusted = [("bundled", key) for key in signing.bundled()]
+    trusted += [("trusted_keys", key) for key in signing.configured(configuration(arguments).trusted_keys)]
+    if arguments.json:
+        rows = [{"origin": o, "fingerprint": k.fingerprint, "name": k.name, "key": k.line} for o, k in trusted]
+        print(json.dumps(rows, indent=2))
+    else:
+        print("\n".join(f"{origin:<12}  {key}" for origin, key in trusted))
+    return 0
+
+
+def _sign(arguments: argparse.Namespace) -> int:
+    from edgesan import model, signing
+
+    private = signing.private_key(arguments.key)
+    content = model.read(arguments.model)
+    facts = model.prepare(arguments.model, content).metadata
+    path = signing.sign(arguments.model, content, private)
+    print(
+        json.dumps({"signature": str(path), "fingerprint": signing.public_half(private).fingerprint})
+        if arguments.json
+        else f"{path}: {facts.name} version {facts.version}, signed by {signing.public_half(private).fingerprint}"
+    )
+    return 0
 
 
 if __name__ == "__main__":

@@ -55,6 +55,19 @@ class Config:
     detect_every: int = option(1, "find faces on every Nth frame; tracks hold them in between", "N")
     hold: float = option(0.7, "seconds that a track holds a face that is not found any more", "SECONDS")
     threads: int = option(1, "threads of the sanitizer network", "N")
+    trusted_keys: tuple[str, ...] = option(
+        (), "public key whose models may run, besides the bundled one: a line ssh-ed25519 AAAA...; repeatable", "KEY"
+    )
+    allow_unsigned: bool = option(
+        False, "run a model that nobody signed, or a stranger; a signature that is wrong is still refused"
+    )
+    state_dir: Path | None = option(
+        None,
+        "where the highest version that ran is remembered (default: $STATE_DIRECTORY, $XDG_STATE_HOME/edgesan"
+        " or ~/.local/state/edgesan)",
+        "FOLDER",
+    )
+    allow_rollback: bool = option(False, "run a model though a later version ran before, and remember nothing")
     token: str = option(
         "", "secret that viewers must present (better in EDGESAN_TOKEN); needed beyond loopback", "SECRET"
     )
@@ -197,7 +210,7 @@ def _typed(path: Path, key: str, value: Any) -> Any:
     kinds = typing.get_args(hints[key]) if isinstance(hints[key], types.UnionType) else (hints[key],)
     if float in kinds and type(value) in (int, float):
         return float(value)
-    if int in kinds and type(value) is int:
+    if (int in kinds and type(value) is int) or (bool in kinds and type(value) is bool):
         return value
     if (str in kinds or Path in kinds) and type(value) is str:
         return Path(value) if Path in kinds else value

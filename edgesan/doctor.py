@@ -19,8 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from edgesan import rollback
 from edgesan.config import Config, http_address
-from edgesan.errors import CameraError, ModelError
+from edgesan.errors import CameraError, ConfigError, ModelError, RollbackError, SignatureError
 
 # Distribution -> module. Checked by importing: a wheel that is installed may still not load here.
 PACKAGES: Final = {
@@ -28,6 +29,7 @@ PACKAGES: Final = {
     "opencv-python-headless": "cv2",
     "onnx": "onnx",
     "onnxruntime": "onnxruntime",
+    "cryptography": "cryptography",
     "aiohttp": "aiohttp",
     "av": "av",
     "prometheus-client": "prometheus_client",
@@ -64,8 +66,9 @@ def examine(config: Config, root: Path = Path("/")) -> list[Finding]:
     modules = list(packages(PACKAGES))
     missing = {PACKAGES[finding.name] for finding in modules if finding.level == "fail"}
     found: list[Finding | None] = [Finding("python", "ok", ".".join(map(str, sys.version_info[:3]))), *modules]
-    if not missing & {"numpy", "cv2", "onnx", "onnxruntime"}:
-        found.append(model(config))
+    if not missing & {"numpy", "cv2", "onnx", "onnxruntime", "cryptography"}:
+        signed = signature(config)
+        found += [signed] if signed and signed.level == "fail" else [signed, model(config)]
     if not missing & {"numpy", "cv2"}:
         found += [*cameras(config, root), pi_libraries(root), dma_heaps(root)]
     found += [contiguous_memory(root), power(root), temperature(root), dot_products(root)]
@@ -94,18 +97,56 @@ def _recorded_version(distribution: str) -> str:
         return "of unknown version"
 
 
+def signature(config: Config) -> Finding | None:
+    """Who signed the model. None where it cannot be read at all: `model` says so."""
+    from edgesan import signing  # here, as cryptography may be what is missing
+    from edgesan.model import read
+
+    try:
+        trusted = [*signing.bundled(), *signing.configured(config.trusted_keys)]
+        signer = signing.verify(config.model, read(config.model), trusted, allow_unsigned=config.allow_unsigned)
+    except (SignatureError, ConfigError) as error:
+        cure = "get the model and its .sig again; or sign your own (edgesan sign), and put its key into trusted_keys"
+        return Finding("signature", "fail", str(error), cure)
+    except ModelError:
+        return None
+    if signer is None or not signer.trusted:
+        detail = f"the model is {signer or 'unsigned'}; it runs because of allow_unsigned"
+        cure = "edgesan sign MODEL --key KEY, its key into trusted_keys, and remove allow_unsigned"
+        return Finding("signature", "warn", detail, cure)
+    if config.allow_unsigned:
+        detail = f"{signer}, but an unsigned model would run, too (allow_unsigned)"
+        return Finding("signature", "warn", detail, "remove allow_unsigned: this model does not need it")
+    return Finding("signature", "ok", str(signer))
+
+
 def model(config: Config) -> Finding:
-    """Whether the model may be run here: reads it, and runs its known answer."""
+    """Whether the model may be run here: reads it, runs its known answer, and compares it with the versions that ran."""
     from edgesan.model import load  # here, as onnxruntime may be what is missing
 
     try:
-        facts = load(config.model, config.threads).metadata
+        loaded = load(config.model, config.threads, config.trusted_keys, allow_unsigned=config.allow_unsigned)
+        facts = loaded.metadata
     except ModelError as error:
         return Finding("model", "fail", str(error), "name a sanitizer with --model, or install edgesan again")
     low, high = facts.alpha_range
     if config.alpha is not None and not low <= config.alpha <= high:
         detail = f"{facts.name} was made for alpha {low:g}..{high:g}, not {config.alpha:g}"
         return Finding("model", "fail", detail, "choose another alpha or model")
+    if config.allow_rollback:
+        detail = f"{facts.name} v{facts.version}, but an older one would run, too (allow_rollback)"
+        return Finding("model", "warn", detail, "remove allow_rollback, unless nothing can be remembered here")
+    try:
+        folder = rollback.state_folder(config.state_dir, os.environ)
+        rises = rollback.check(folder, facts.name, facts.version)
+    except RollbackError as error:
+        return Finding(
+            "model", "fail", str(error), "install the latest version of the model, or follow the advice above"
+        )
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if rises and loaded.signer and loaded.signer.trusted and not os.access(place, os.W_OK | os.X_OK):
+        detail = f"{folder} cannot be written, so that which version runs cannot be remembered"
+        return Finding("model", "fail", detail, "name a folder that can be, with --state-dir")
     return Finding("model", "ok", f"{facts.name} v{facts.version}; it gives its known answer on this machine")
 
 

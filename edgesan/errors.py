@@ -6,6 +6,8 @@
         CameraLost        it stopped giving frames; it may come back
         EndOfStream       a file has no more frames
       ModelError        the model file is not one that may be run                exit code 4
+        SignatureError    nobody who is trusted signed these bytes
+        RollbackError     a later version ran here, or the record of that cannot be read or kept
       SinkError         a port, a file or a disk refuses what is sent            exit code 5
       Reject            one frame is dropped; the next one may be fine
 
@@ -43,6 +45,14 @@ class ModelError(EdgesanError):
     """The model file is not one that may be run."""
 
     exit_code = 4
+
+
+class SignatureError(ModelError):
+    """Nobody who is trusted signed these bytes."""
+
+
+class RollbackError(ModelError):
+    """A later version of the model ran here, or the record of that cannot be read or kept."""
 
 
 class SinkError(EdgesanError):

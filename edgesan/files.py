@@ -1,5 +1,6 @@
 """`edgesan sanitize IN OUT`: one picture or clip through the same pipeline, every frame of it."""
 
+import sys
 import time
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
@@ -14,7 +15,7 @@ from edgesan.capture.opencv import FileSource, read_picture
 from edgesan.config import FILE_SUFFIXES, Config
 from edgesan.errors import ConfigError, EndOfStream, SinkError
 from edgesan.frames import RawFrame, lend
-from edgesan.pipeline import build
+from edgesan.pipeline import build, warnings
 from edgesan.sanitize import FrameSanitizer
 from edgesan.transmit.file import ClipWriter
 
@@ -61,7 +62,7 @@ def sanitize_file(source: Path, target: Path, config: Config, *, force: bool, st
     """Sanitize a picture or a clip.
 
     Raises:
-        ConfigError: OUT exists, is IN, or has a suffix that does not fit IN.
+        ConfigError: OUT exists, is IN, or has a suffix that does not fit IN. ModelError: the model may not be run.
         CameraError: IN cannot be read. SinkError: OUT cannot be written.
     """
     if target.exists() and source.exists() and target.samefile(source):
@@ -76,10 +77,13 @@ def sanitize_file(source: Path, target: Path, config: Config, *, force: bool, st
     isolation.forbid_dumps()
     report = Report()
     started = time.monotonic()
+    sanitizer = build(config)
+    for text in warnings(config, sanitizer.model):
+        print(f"edgesan: WARNING: {text}", file=sys.stderr)
     if picture:
-        _sanitize_picture(source, target, build(config), report, stats)
+        _sanitize_picture(source, target, sanitizer, report, stats)
     else:
-        _sanitize_clip(source, target, build(config), report, stats)
+        _sanitize_clip(source, target, sanitizer, report, stats)
     report.seconds = time.monotonic() - started
     return report
 

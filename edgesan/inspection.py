@@ -2,25 +2,29 @@
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
+from edgesan.config import Config
 from edgesan.model import Model, load
 
 
-def facts(path: Path) -> dict[str, Any]:
-    """Everything that is known of a verified model.
+def facts(config: Config) -> dict[str, Any]:
+    """Everything that is known of the configuration's model, once verified. Looking at it does not count as running it.
 
     Raises:
         ModelError: it is not one that may be run.
     """
-    model = load(path)
+    model = load(config.model, trusted_keys=config.trusted_keys, allow_unsigned=config.allow_unsigned)
     table = asdict(model.metadata)
     table["known_answer"] = {
         "result": "right on this machine",
         **{k: v for k, v in table["known_answer"].items() if k != "samples"},
     }
-    return {"file": str(path), "bytes": model.size_bytes, "sha256": model.sha256, "parameters": model.parameters,
+    signer = model.signer
+    signature = (
+        {"fingerprint": signer.key.fingerprint, "name": signer.key.name, "trusted": signer.trusted} if signer else None
+    )
+    return {"file": str(config.model), "signature": signature, "bytes": model.size_bytes, "sha256": model.sha256, "parameters": model.parameters,
             "strongest_attack": model.metadata.strongest_attack, "tensors": tensors(model), **table}  # fmt: skip
 
 
@@ -31,18 +35,19 @@ def tensors(model: Model) -> dict[str, str]:
             "sanitized": "uint8 [N, 112, 112, 3], RGB"}  # fmt: skip
 
 
-def as_json(path: Path) -> str:
+def as_json(config: Config) -> str:
     """The facts for a program."""
-    return json.dumps(facts(path), indent=2)
+    return json.dumps(facts(config), indent=2)
 
 
-def text(path: Path) -> str:
+def text(config: Config) -> str:
     """The facts for a person."""
-    f = facts(path)
+    f = facts(config)
     low, high = f["alpha_range"]
     lines = [
         f"{f['name']} version {f['version']}   {f['file']}",
         f"  {f['bytes'] / 2**20:.2f} MiB, {f['parameters']:,} parameters, sha256 {f['sha256']}",
+        f"  {_signature(f['signature'])}",
         f"  private {f['private']}, useful {f['utility']}",
         f"  {f['strongest_attack']}",
         f"  alpha {low:g} (useful) .. {high:g} (private), default {f['alpha_default']:g}",
@@ -56,6 +61,14 @@ def text(path: Path) -> str:
         *(f"  {key}: {value}" for key, value in f["provenance"].items()),
     ]
     return "\n".join(lines)
+
+
+def _signature(signature: dict[str, Any] | None) -> str:
+    """Who vouches for the model, in words."""
+    if signature is None:
+        return "unsigned: nobody vouches for it"
+    name = f" ({signature['name']})" if signature["name"] else ""
+    return f"signed by {signature['fingerprint']}{name}, {'trusted' if signature['trusted'] else 'NOT TRUSTED'}"
 
 
 def _claim(claim: dict[str, Any]) -> str:

@@ -1,4 +1,5 @@
 """The reader of the model file: bytes from outside become a `Model` in one function, `load`; past it nobody checks.
+It is read once: the bytes whose signature was verified (`edgesan.signing`) are the bytes that run.
 
 A model is one ordinary ONNX file:
 
@@ -7,14 +8,15 @@ A model is one ordinary ONNX file:
     input  alpha     float32 [N, 1]             the dial, within alpha_range
     output sanitized uint8   [N, 112, 112, 3]   RGB
 
-and, under the key `edgesan` of its metadata, a JSON object with exactly the keys of `Metadata`. Refused are: anything
-that is no ONNX, another format, a missing or extra key, other tensors, external data, custom operators, randomness in
+and, under the key `edgesan` of its metadata, a JSON object with exactly the keys of `Metadata`. Refused are: what nobody
+who is trusted signed, anything that is no ONNX, another format, a missing or extra key, other tensors, external data, custom operators, randomness in
 the graph, and a model that does not give its own known answer on this machine.
 """
 
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +28,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from edgesan import signing
 from edgesan.errors import ModelError
 from edgesan.faces import CHIP, session_options
 
@@ -35,6 +38,10 @@ RANDOM_OPERATORS: Final = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
 DOMAINS: Final = frozenset({"", "ai.onnx", "com.microsoft"})
+# Numbers, texts and one tensor: what else an attribute may hold could have its content in another file.
+ATTRIBUTES: Final = frozenset(
+    getattr(onnx.AttributeProto, name) for name in ("FLOAT", "FLOATS", "INT", "INTS", "STRING", "STRINGS", "TENSOR")
+)
 # onnxruntime's exceptions have no common base of their own (a test holds this list against the library).
 ORT_ERRORS: Final = (
     ort_errors.EPFail, ort_errors.EngineError, ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.InvalidGraph,
@@ -77,6 +84,7 @@ class Model:
     sha256: str
     parameters: int
     size_bytes: int
+    signer: signing.Signer | None  # None: nobody signed it
     _session: ort.InferenceSession
 
     def run(self, chips: NDArray[np.uint8], noise: NDArray[np.float32], alpha: float) -> NDArray[np.generic]:
@@ -100,13 +108,31 @@ class Model:
         return result
 
 
-def load(path: Path, threads: int = 1) -> Model:
+def load(path: Path, threads: int = 1, trusted_keys: Sequence[str] = (), *, allow_unsigned: bool = False) -> Model:
     """Read, verify and prepare a model file. The bytes that were verified are the bytes that run.
 
+    Args:
+        path: the .onnx file; its signature lies beside it.
+        threads: of the network.
+        trusted_keys: public keys, as lines of text, besides the bundled one.
+        allow_unsigned: also without a signature, or with a right one of a stranger; see `signing.verify`.
+
     Raises:
+        SignatureError: nobody who is trusted signed the file as it is.
         ModelError: the file is not a sanitizer that this version of edgesan may run; the message says why.
+        ConfigError: one of trusted_keys is no key.
     """
-    content = _read(path)
+    trusted = [*signing.bundled(), *signing.configured(trusted_keys)]
+    content = read(path)
+    return prepare(path, content, threads, signing.verify(path, content, trusted, allow_unsigned=allow_unsigned))
+
+
+def prepare(path: Path, content: bytes, threads: int = 1, signer: signing.Signer | None = None) -> Model:
+    """The model that these bytes are, whoever made them: for those who make models. Others use `load`.
+
+    Raises:
+        ModelError: they are not a sanitizer that this version of edgesan may run; `path` is for the message.
+    """
     graph, texts = _parse(path, content)
     noise_dimensions = _check_tensors(path, graph)
     metadata = _metadata(path, texts)
@@ -116,12 +142,17 @@ def load(path: Path, threads: int = 1) -> Model:
         raise ModelError(f"{path} does not run: {error}; export it again") from error
     parameters = sum(math.prod(tensor.dims) for tensor in graph.initializer)
     digest = hashlib.sha256(content).hexdigest()
-    model = Model(metadata, noise_dimensions, digest, parameters, len(content), session)
+    model = Model(metadata, noise_dimensions, digest, parameters, len(content), signer, session)
     check_known_answer(path, model)
     return model
 
 
-def _read(path: Path) -> bytes:
+def read(path: Path) -> bytes:
+    """The bytes of a model file, read once.
+
+    Raises:
+        ModelError: it cannot be read, or is empty or far too large.
+    """
     try:
         size = path.stat().st_size
         if not 0 < size <= MOST_BYTES:
@@ -145,6 +176,8 @@ def _parse(path: Path, content: bytes) -> tuple[onnx.GraphProto, dict[str, str]]
     for tensor in graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
             raise ModelError(f"{path} keeps its weights in another file; a sanitizer is one file: export it again")
+    if graph.sparse_initializer:
+        raise ModelError(f"{path} has sparse weights; a sanitizer's are plain tensors: export it again")
     for node in graph.node:
         if node.domain not in DOMAINS:
             raise ModelError(
@@ -155,6 +188,8 @@ def _parse(path: Path, content: bytes) -> tuple[onnx.GraphProto, dict[str, str]]
         for attribute in node.attribute:
             if attribute.HasField("g") or attribute.graphs:
                 raise ModelError(f"{path} holds a nested graph ({node.op_type}); a sanitizer is one plain graph")
+            if attribute.type not in ATTRIBUTES:
+                raise ModelError(f"{path} has an attribute that no sanitizer needs ({node.op_type}: {attribute.name})")
             if attribute.HasField("t") and (attribute.t.external_data or attribute.t.data_location):
                 raise ModelError(f"{path} keeps its weights in another file; a sanitizer is one file: export it again")
     return graph, {entry.key: entry.value for entry in proto.metadata_props}
@@ -164,19 +199,24 @@ def _check_tensors(path: Path, graph: onnx.GraphProto) -> int:
     """Refuse other tensors than the contract's; the noise's dimensions, 0 if there is none."""
     initialized = {tensor.name for tensor in graph.initializer}
     tensors = {v.name: _describe(v) for v in graph.input if v.name not in initialized}
-    noise = tensors.pop("noise", None)
+    outputs = {v.name: _describe(v) for v in graph.output}
+    if tensors.keys() - {"noise"} != {"face", "alpha"}:
+        names = ", ".join(tensors) or "none"
+        raise ModelError(f"{path} is not a sanitizer: its inputs are {names}; expected face, noise (or none), alpha")
+    if outputs.keys() != {"sanitized"}:
+        names = ", ".join(outputs) or "none"
+        raise ModelError(f"{path} is not a sanitizer: its outputs are {names}; expected sanitized alone")
     face = (onnx.TensorProto.UINT8, (None, CHIP, CHIP, 3))
-    expected = {"face": face, "alpha": (onnx.TensorProto.FLOAT, (None, 1))}
-    if tensors != expected or {v.name: _describe(v) for v in graph.output} != {"sanitized": face}:
-        names = ", ".join([*tensors, *(v.name for v in graph.output)])
-        raise ModelError(
-            f"{path} is not a sanitizer: its tensors ({names}) are not face, noise, alpha -> sanitized of the edgesan format"
-        )
-    if noise is None:
+    expected = {"face": face, "alpha": (onnx.TensorProto.FLOAT, (None, 1)), "sanitized": face}
+    for name, contract in expected.items():
+        given = (tensors | outputs)[name]
+        if given != contract:
+            raise ModelError(f"{path} is not a sanitizer: {name} is {_spell(*given)}; expected {_spell(*contract)}")
+    if "noise" not in tensors:
         return 0
-    kind, shape = noise
+    kind, shape = tensors["noise"]
     if kind != onnx.TensorProto.FLOAT or len(shape) != 2 or shape[0] is not None or not shape[1]:
-        raise ModelError(f"{path}: the input noise must be float32 [N, Z] with N free and Z fixed")
+        raise ModelError(f"{path}: noise is {_spell(kind, shape)}; expected FLOAT [N, Z] with N free and Z fixed")
     return shape[1]
 
 
@@ -184,6 +224,12 @@ def _describe(value: onnx.ValueInfoProto) -> tuple[int, tuple[int | None, ...]]:
     """Element type and shape of a graph's input or output; None is a free dimension."""
     tensor = value.type.tensor_type
     return tensor.elem_type, tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
+
+
+def _spell(kind: int, shape: tuple[int | None, ...]) -> str:
+    """An element type and a shape for people."""
+    names = {number: name for name, number in onnx.TensorProto.DataType.items()}
+    return f"{names.get(kind, 'of no known type')} [{', '.join('N' if d is None else str(d) for d in shape)}]"
 
 
 def _metadata(path: Path, texts: dict[str, str]) -> Metadata:
@@ -196,7 +242,7 @@ def _metadata(path: Path, texts: dict[str, str]) -> Metadata:
         raise ModelError(f"{path} is not a sanitizer: it has no `edgesan` metadata; make one with export.compile")
     try:
         table = json.loads(texts["edgesan"])
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: its metadata is not JSON ({error})") from error
     if not isinstance(table, dict) or table.get("format") != FORMAT:
         given = table.get("format") if isinstance(table, dict) else None
@@ -212,12 +258,19 @@ def _metadata(path: Path, texts: dict[str, str]) -> Metadata:
     for key, kind in kinds.items():
         if not isinstance(table[key], kind) or isinstance(table[key], bool):
             raise ModelError(f"{path}: the metadata's {key} is {table[key]!r}, which is of the wrong type")
+    for key in ("name", "private", "utility"):  # they are printed, and the name is kept by `edgesan.rollback`
+        if not table[key] or not table[key].isprintable():
+            raise ModelError(
+                f"{path}: the metadata's {key} is {table[key]!r}: expected words, without control characters"
+            )
     span = table["alpha_range"]
     numbers = len(span) == 2 and all(isinstance(a, int | float) and not isinstance(a, bool) for a in span)
-    if not numbers or not 0 <= span[0] <= table["alpha_default"] <= span[1] <= 1 or table["version"] < 1:
+    if not numbers or not 0 <= span[0] <= table["alpha_default"] <= span[1] <= 1:
         raise ModelError(
-            f"{path}: alpha_range, alpha_default or version make no sense: {span}, {table['alpha_default']}"
+            f"{path}: alpha_range is {span} and alpha_default {table['alpha_default']}; expected 0 <= low <= default <= high <= 1"
         )
+    if table["version"] < 1:
+        raise ModelError(f"{path}: the metadata's version is {table['version']}; expected a whole number from 1")
     if not all(isinstance(claim, dict) and type(claim.get("value")) in (int, float) for claim in table["claims"]):
         raise ModelError(f"{path}: each of the metadata's claims must be an object with a number as its value")
     return Metadata(**(table | {"alpha_range": (float(span[0]), float(span[1]))}))

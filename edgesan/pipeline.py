@@ -1,5 +1,6 @@
 """The loop: capture -> sanitize -> ring, and what happens when the camera goes away."""
 
+import os
 import signal
 import sys
 import time
@@ -8,7 +9,7 @@ from contextlib import ExitStack, closing, contextmanager
 from types import FrameType
 from typing import Any
 
-from edgesan import __version__, faces, isolation, sanitize
+from edgesan import __version__, faces, isolation, rollback, sanitize
 from edgesan.capture import Source, open_source
 from edgesan.config import Config
 from edgesan.errors import CameraError, CameraLost, ConfigError, EndOfStream, Reject
@@ -50,17 +51,33 @@ def build(config: Config) -> sanitize.FrameSanitizer:
     """The sanitizer that a configuration asks for.
 
     Raises:
-        ModelError: the model file may not be run.
+        ModelError: the model file may not be run, or is older than one that was.
         ConfigError: alpha lies outside the model's range.
     """
-    model = load(config.model, config.threads)
+    model = load(config.model, config.threads, config.trusted_keys, allow_unsigned=config.allow_unsigned)
     low, high = model.metadata.alpha_range
     alpha = model.metadata.alpha_default if config.alpha is None else config.alpha
     if not low <= alpha <= high:
         raise ConfigError(f"alpha is {alpha:g}: the model {model.metadata.name} was made for {low:g}..{high:g}")
     settings = sanitize.Settings(config.background, config.zones, config.detect_every)
     detector = faces.Detector(config.detect_size)
+    hold_version(config, model)
     return sanitize.FrameSanitizer(model, detector, settings, alpha, round(config.hold * 1e9))
+
+
+def hold_version(config: Config, model: Model) -> None:
+    """Let no model run that is older than one that ran, and remember this one.
+
+    Only a trusted signature may raise the record: else any file could lock the signed models out.
+
+    Raises:
+        RollbackError: it is older, or the record cannot be read or kept.
+    """
+    if config.allow_rollback:
+        return
+    folder = rollback.state_folder(config.state_dir, os.environ)
+    hold = rollback.remember if model.signer and model.signer.trusted else rollback.check
+    hold(folder, model.metadata.name, model.metadata.version)
 
 
 def run(config: Config) -> None:
@@ -197,22 +214,30 @@ def status(
         "model": {
             "name": facts.name, "version": facts.version, "sha256": model.sha256, "private": facts.private,
             "utility": facts.utility, "alpha_range": facts.alpha_range, "measured": facts.strongest_attack,
+            "signature": str(model.signer or "unsigned"),
         },
         "alpha": sanitizer.alpha,
         "background": config.background,
         "faces": faces_now,
         "uptime_s": round(uptime_s, 1),
         "isolation": "two processes, joined by read-only memory; no core dumps",
-        "warnings": warnings(config),
+        "warnings": warnings(config, model),
         **metrics.summary(time.monotonic_ns()),
     }  # fmt: skip
 
 
-def warnings(config: Config) -> list[str]:
+def warnings(config: Config, model: Model) -> list[str]:
     """What a viewer and the person who started it must know."""
+    texts = []
     if config.background == "keep":
-        return ["the background is RAW: whatever is not a found face is shown as the camera sees it"]
-    return []
+        texts.append("the background is RAW: whatever is not a found face is shown as the camera sees it")
+    if model.signer is None:
+        texts.append("the model is UNSIGNED (allow_unsigned): nobody vouches for what it hides")
+    elif not model.signer.trusted:
+        texts.append(f"the model is {model.signer} (allow_unsigned): nobody who is trusted vouches for what it hides")
+    if config.allow_rollback:
+        texts.append("an older model would run, too (allow_rollback): it may be known to leak")
+    return texts
 
 
 def announce(config: Config, model: Model, source: Camera, alpha: float) -> None:
@@ -222,8 +247,9 @@ def announce(config: Config, model: Model, source: Camera, alpha: float) -> None
         f"edgesan {__version__}: {source.name} {source.size[0]}x{source.size[1]} -> {', '.join(config.out)}\n"
         f"  model {facts.name} v{facts.version} ({model.sha256[:8]}): private {facts.private}, useful {facts.utility};"
         f" alpha {alpha:g}, background {config.background}\n"
-        f"  measured: {facts.strongest_attack}",
-        *(f"  WARNING: {text}" for text in warnings(config)),
+        f"  measured: {facts.strongest_attack}\n"
+        f"  {model.signer or 'unsigned'}",
+        *(f"  WARNING: {text}" for text in warnings(config, model)),
         sep="\n",
         file=sys.stderr,
         flush=True,

@@ -137,8 +137,9 @@ def test_a_camera_that_is_lost_shows_a_slate_and_comes_back() -> None:
     ("arguments", "code", "words"),
     [
         (("run", "--camera", "63"), 3, "there is no /dev/video63"),
-        (("run", "--camera", "demo", "--model", "pyproject.toml"), 4, "no ONNX file"),
-        (("run", "--camera", "demo", "--model", "edgesan/models/yunet.onnx"), 4, "not a sanitizer"),
+        (("run", "--camera", "demo", "--model", "pyproject.toml"), 4, "is not signed"),
+        (("run", "--camera", "demo", "--allow-unsigned", "--model", "pyproject.toml"), 4, "no ONNX file"),
+        (("run", "--camera", "demo", "--allow-unsigned", "--model", "edgesan/models/yunet.onnx"), 4, "not a sanitizer"),
         (("run", "--camera", "demo", "--alpha", "1.5"), 2, "alpha is 1.5"),
         (("run", "--camera", "demo", "--alpha", "nan"), 2, "alpha is nan"),
         (("run", "--camera", "demo", "--background", "raw"), 2, "choose one of pixelate"),
@@ -151,7 +152,8 @@ def test_a_camera_that_is_lost_shows_a_slate_and_comes_back() -> None:
         (("sanitize", "pyproject.toml", "out.mp4"), 3, ""),
         (("sanitize", "pyproject.toml", "pyproject.toml"), 2, "is the input itself"),
         (("sanitize", "edgesan/capture/demo.mp4", "README.md"), 2, "exists: name another output"),
-        (("inspect", "pyproject.toml"), 4, "no ONNX file"),
+        (("inspect", "pyproject.toml"), 4, "is not signed"),
+        (("inspect", "pyproject.toml", "--allow-unsigned"), 4, "no ONNX file"),
     ],
 )
 def test_bad_input_is_a_clear_error_with_its_exit_code(
@@ -215,7 +217,7 @@ def test_every_option_is_on_the_command_line_and_in_the_file_and_none_switches_t
     options = {action.dest for action in run_parser._actions} - {"help", "config"}
     assert options == {
         "model", "camera", "out", "alpha", "background", "zone", "size", "fps", "frames", "duration", "detect_size",
-        "detect_every", "hold", "threads", "token",
+        "detect_every", "hold", "threads", "token", "trusted_keys", "allow_unsigned", "state_dir", "allow_rollback",
     }  # fmt: skip
     assert options == set(Config.__dataclass_fields__)
 
@@ -236,6 +238,8 @@ def test_a_configuration_file_has_the_same_names(tmp_path: Path) -> None:
         ('alpha = "high"', "wrong type"),
         ("frames = 1.5", "wrong type"),
         ("frames = true", "wrong type"),
+        ("allow_unsigned = 1", "wrong type"),
+        ('allow_unsigned = "yes"', "wrong type"),
         ("frames = 0", "at least 1"),
         ("out = []", "out is empty"),
         ("out = [1]", "wrong type"),
