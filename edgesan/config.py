@@ -20,6 +20,7 @@ from edgesan.errors import ConfigError
 BACKGROUNDS = ("pixelate", "blur", "black", "keep")
 DEMO_MODEL = Path(__file__).parent / "models" / "default.onnx"
 FILE_SUFFIXES = (".mkv", ".mp4")
+SERVERS = ("http://", "https://")
 
 
 def option(default: Any, help: str, metavar: str | None = None) -> Any:  # noqa: A002 - argparse's own word
@@ -36,7 +37,7 @@ class Config:
         "0", "index (0), device (/dev/video0), picamera or picamera:1, a file, a URL (rtsp, http), or demo", "SOURCE"
     )
     out: tuple[str, ...] = option(
-        ("http://127.0.0.1:8080",), "where to send: http://HOST:PORT or a file (.mkv, .mp4); repeatable", "SINK"
+        ("http://127.0.0.1:8080",), "where to send: http[s]://HOST:PORT or a file (.mkv, .mp4); repeatable", "SINK"
     )
     alpha: float | None = option(None, "the dial, 0 = useful .. 1 = private (default: the model's own)", "A")
     background: str = option(
@@ -58,6 +59,8 @@ class Config:
     token: str = option(
         "", "secret that viewers must present (better in EDGESAN_TOKEN); needed beyond loopback", "SECRET"
     )
+    tls_cert: Path | None = option(None, "certificate for https://, with its chain (PEM)", "FILE")
+    tls_key: Path | None = option(None, "its key (PEM; default: it lies in the certificate's file)", "FILE")
 
     def __post_init__(self) -> None:
         check(self)
@@ -113,24 +116,33 @@ def check(c: Config) -> None:
         raise ConfigError("out is empty: name at least one sink, such as http://127.0.0.1:8080 or clip.mkv")
     for text in c.zone:
         _zone(text)
-    for sink in c.out:
-        if sink.startswith("http://"):
-            host, _ = http_address(sink)
-            if not c.token and not is_loopback(host):
-                raise ConfigError(
-                    f"out is {sink}: beyond this machine (127.0.0.1) viewers must present a secret;"
-                    " set EDGESAN_TOKEN or `token`, or use http://127.0.0.1:8080"
-                )
-        elif Path(sink).suffix not in FILE_SUFFIXES:
+    if not (c.token.isascii() and c.token.isprintable() and " " not in c.token):
+        raise ConfigError("token holds a space or a sign that no header can carry: use letters and digits only")
+    servers = [sink for sink in c.out if sink.startswith(SERVERS)]
+    for sink in servers:
+        host, _ = http_address(sink)
+        if not c.token and not is_loopback(host):
             raise ConfigError(
-                f"out is {sink!r}: expected http://HOST:PORT or a file ending in {' or '.join(FILE_SUFFIXES)}"
+                f"out is {sink}: beyond this machine (127.0.0.1) viewers must present a secret;"
+                " set EDGESAN_TOKEN or `token`, or use http://127.0.0.1:8080"
             )
-    if sum(sink.startswith("http://") for sink in c.out) > 1:
+    for sink in c.out:
+        if sink not in servers and Path(sink).suffix not in FILE_SUFFIXES:
+            raise ConfigError(
+                f"out is {sink!r}: expected http://HOST:PORT, https://HOST:PORT or a file ending in"
+                f" {' or '.join(FILE_SUFFIXES)}"
+            )
+    if len(servers) > 1:
         raise ConfigError("out names more than one http:// address: one server is enough for all viewers")
+    encrypted = any(sink.startswith("https://") for sink in servers)
+    if encrypted and c.tls_cert is None:
+        raise ConfigError(f"out is {servers[0]}: https needs a certificate; name its PEM files in tls_cert and tls_key")
+    if not encrypted and (c.tls_cert or c.tls_key):
+        raise ConfigError("tls_cert and tls_key are for https: write out as https://HOST:PORT, or leave them out")
 
 
 def http_address(sink: str) -> tuple[str, int]:
-    """Host and port of an `http://HOST:PORT` sink.
+    """Host and port of an `http://HOST:PORT` sink (or https).
 
     Raises:
         ConfigError: it is not of that form.
