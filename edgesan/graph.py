@@ -14,7 +14,7 @@ from onnx import AttributeProto, TensorProto
 
 from edgesan.errors import ModelError
 
-MOST_PARTS: Final = 10_000  # nodes, or tensors
+MOST_PARTS: Final = 2000  # nodes, or tensors: onnxruntime takes 4 s to prepare so many
 MOST_DIMENSIONS: Final = 8
 MOST_NUMBER: Final = 65536  # of an attribute that is an integer
 LEAST_OPSET: Final = 11
@@ -29,7 +29,7 @@ OPERATORS: Final = frozenset({
     "Gather", "Gelu", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "Greater", "GreaterOrEqual",
     "GroupNormalization", "HardSigmoid", "HardSwish", "Identity", "InstanceNormalization", "LayerNormalization",
     "LeakyRelu", "Less", "LessOrEqual", "Log", "MatMul", "MatMulInteger", "Max", "MaxPool", "Mean", "Min", "Mish",
-    "Mod", "Mul", "Neg", "Not", "Or", "PRelu", "Pad", "Pow", "QLinearConv", "QLinearMatMul", "QuantizeLinear",
+    "Mul", "Neg", "Not", "Or", "PRelu", "Pad", "Pow", "QLinearConv", "QLinearMatMul", "QuantizeLinear",
     "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Resize", "Round", "Selu",
     "Shape", "Sigmoid", "Sign", "Sin", "Slice", "Softmax", "Softplus", "Softsign", "SpaceToDepth", "Split", "Sqrt",
     "Squeeze", "Sub", "Sum", "Tanh", "Tile", "Transpose", "Unsqueeze", "Where"
@@ -38,6 +38,12 @@ MICROSOFT_OPERATORS: Final = frozenset({"DequantizeLinear", "Gelu", "QuantizeLin
 ATTRIBUTES: Final = frozenset(
     {AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.STRING, AttributeProto.TENSOR, AttributeProto.FLOATS, AttributeProto.INTS}
 )  # fmt: skip
+FLOATS: Final = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE})
+# Operators whose output is no float where their input is one; Cast and constants tell for themselves.
+TO_INTEGERS: Final = frozenset({
+    "And", "ArgMax", "ArgMin", "ConvInteger", "DynamicQuantizeLinear", "Equal", "Greater", "GreaterOrEqual", "Less",
+    "LessOrEqual", "MatMulInteger", "Not", "Or", "QLinearConv", "QLinearMatMul", "QuantizeLinear", "Shape",
+})  # fmt: skip
 FROM_ONE: Final = frozenset({"blocksize", "dilations", "group", "kernel_shape", "num_groups", "num_outputs", "strides"})
 BYTES: Final[dict[int, int]] = {  # of one element
     TensorProto.BOOL: 1, TensorProto.INT8: 1, TensorProto.UINT8: 1, TensorProto.INT16: 2, TensorProto.UINT16: 2,
@@ -74,6 +80,35 @@ def check_graph(path: Path, proto: onnx.ModelProto) -> None:
         _check_tensor(path, tensor)
     for node in graph.node:
         _check_node(path, node)
+    _check_divisions(path, graph)
+
+
+def _check_divisions(path: Path, graph: onnx.GraphProto) -> None:
+    """Refuse divisions of integers, except by constants from 1 on: -2^63 / -1 kills the process (SIGFPE)."""
+    floats = {v.name for v in graph.input if v.type.tensor_type.elem_type in FLOATS}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        values = [a.t for a in node.attribute if a.name == "value" and a.HasField("t")]
+        if node.op_type == "Constant" and values and node.output:
+            constants[node.output[0]] = values[0]
+    floats |= {name for name, tensor in constants.items() if tensor.data_type in FLOATS}
+    for node in graph.node:
+        made = node.output[0] if node.output else ""
+        first = node.input[1 if node.op_type == "Where" and len(node.input) > 1 else 0] if node.input else ""
+        if node.op_type == "Cast":
+            is_float = any(a.name == "to" and a.i in FLOATS for a in node.attribute)
+        elif node.op_type == "ConstantOfShape":
+            is_float = all(a.t.data_type in FLOATS for a in node.attribute)
+        elif node.op_type == "Constant":
+            is_float = made in floats or any(a.name in ("value_float", "value_floats") for a in node.attribute)
+        else:
+            is_float = node.op_type == "DequantizeLinear" or (first in floats and node.op_type not in TO_INTEGERS)
+        if is_float:
+            floats.update(node.output if node.op_type == "Split" else [made])
+        elif node.op_type == "Div":
+            divisor = constants.get(node.input[1]) if len(node.input) > 1 else None
+            if divisor is None or not (onnx.numpy_helper.to_array(divisor) >= 1).all():
+                raise ModelError(f"{path} divides integers by what may be zero or less; divide floats, or by constants")
 
 
 def _names(proto: onnx.ModelProto) -> Iterator[object]:

@@ -15,6 +15,9 @@ the graph, and a model that does not give its own known answer on this machine.
 import hashlib
 import json
 import math
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -35,6 +38,7 @@ MOST_BYTES: Final = 64 * 2**20
 MOST_METADATA: Final = 2**18  # characters of JSON
 MOST_TEXT: Final = 500  # characters of one of its texts: they are printed, and shown on the page
 MOST_NOISE: Final = 4096
+MOST_MEMORY: Final = 2**30  # bytes, to prepare a session and try it
 # onnxruntime's exceptions have no common base of their own (a test holds this list against the library).
 ORT_ERRORS: Final = (
     ort_errors.EPFail, ort_errors.EngineError, ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.InvalidGraph,
@@ -95,7 +99,7 @@ class Model:
             feed["noise"] = noise
         try:
             result: NDArray[np.generic] = self._session.run(["sanitized"], feed)[0]
-        except ORT_ERRORS as error:
+        except (*ORT_ERRORS, MemoryError) as error:
             raise ModelError(f"the model {self.metadata.name} failed on {len(chips)} faces: {error}") from error
         return result
 
@@ -108,9 +112,30 @@ def load(path: Path, threads: int = 1) -> Model:
     """
     content = _read(path)
     graph, noise_dimensions, metadata = verify(path, content)
+    with _little_memory():
+        return _prepare(path, content, graph, noise_dimensions, metadata, threads)
+
+
+@contextmanager
+def _little_memory() -> Iterator[None]:
+    """The kernel refuses more than MOST_MEMORY beyond what there is: a small graph can ask for any amount."""
+    used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = used + MOST_MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (most if soft == resource.RLIM_INFINITY else min(most, soft), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _prepare(
+    path: Path, content: bytes, graph: onnx.GraphProto, noise_dimensions: int, metadata: Metadata, threads: int
+) -> Model:
+    """A session of verified bytes that gives the known answer."""
     try:
         session = ort.InferenceSession(content, session_options(threads), ["CPUExecutionProvider"])
-    except ORT_ERRORS as error:
+    except (*ORT_ERRORS, MemoryError) as error:
         raise ModelError(f"{path} does not run: {error}; export it again") from error
     parameters = sum(math.prod(tensor.dims) for tensor in graph.initializer)
     digest = hashlib.sha256(content).hexdigest()
