@@ -93,23 +93,24 @@ def check(c: Config) -> None:
         width, cross, height = c.size.partition("x")
         if not (
             cross
+            and len(c.size) <= 9
             and width.isdecimal()
             and height.isdecimal()
             and 16 <= int(width) <= 7680
             and 16 <= int(height) <= 7680
         ):
             raise ConfigError(f"size is {c.size!r}: write it as WIDTHxHEIGHT, such as 640x480, each within 16..7680")
-    for name, least in (
-        ("fps", 0.1),
-        ("frames", 1),
-        ("duration", 0.1),
-        ("detect_every", 1),
-        ("hold", 0),
-        ("threads", 1),
+    for name, least, most in (
+        ("fps", 0.1, 1000),
+        ("frames", 1, 2**53),
+        ("duration", 0.1, 1e9),
+        ("detect_every", 1, 1_000_000),
+        ("hold", 0, 1_000_000),
+        ("threads", 1, 64),
     ):
         value = getattr(c, name)
-        if value is not None and not value >= least:
-            raise ConfigError(f"{name} is {value}: it must be at least {least}")
+        if value is not None and not least <= value <= most:
+            raise ConfigError(f"{name} is {value}: it must be at least {least}, and at most {most:,}")
     if not 64 <= c.detect_size <= 4096:
         raise ConfigError(f"detect_size is {c.detect_size}: it must lie within 64..4096 pixels")
     if not c.out:
@@ -191,7 +192,7 @@ def load(path: Path | None, overrides: dict[str, Any]) -> Config:
             table = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # TOMLDecodeError is one, and so is a number of 5000 digits
             raise ConfigError(f"{path} is not TOML: {error}") from error
         values = {key: _typed(path, key, value) for key, value in table.items()}
     if "EDGESAN_TOKEN" in os.environ:
@@ -206,8 +207,11 @@ def _typed(path: Path, key: str, value: Any) -> Any:
         near = difflib.get_close_matches(key, hints, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(hints)}"
         raise ConfigError(f"{path} has the unknown key {key!r}; {hint}")
+    texts = value if isinstance(value, list) else [value]
+    if any(isinstance(text, str) and "\0" in text for text in texts):
+        raise ConfigError(f"{path}: {key} = {value!r} holds a zero byte; {option_help(key)}")
     kinds = typing.get_args(hints[key]) if isinstance(hints[key], types.UnionType) else (hints[key],)
-    if float in kinds and type(value) in (int, float):
+    if float in kinds and (type(value) is float or (type(value) is int and abs(value) < 2**53)):
         return float(value)
     if int in kinds and type(value) is int:
         return value
