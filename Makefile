@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 export EDGESAN_DATA ?= $(abspath ../shared/data)
 export EDGESAN_NETWORKS ?= $(abspath ../shared/models)
 
-.PHONY: help demo test lint browser data bench screenshot clean
+.PHONY: help demo test lint browser data bench fuzz screenshot clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
 
@@ -30,6 +30,9 @@ data: $(VENV)/dev  ## only the tests that need real faces and networks
 
 bench: $(VENV)/runtime  ## time each stage, and glass to wire, on this machine
 	$(BIN)/python -m benchmarks.stages
+
+fuzz: $(VENV)/dev  ## a million hostile model files (CASES=..., SEED=...)
+	$(BIN)/python -m tests.fuzz_model --cases $(or $(CASES),1000000) --seed $(or $(SEED),0)
 
 screenshot: $(VENV)/dev  ## docs/page.png and docs/before-after.jpg, from the bundled clip
 	$(BIN)/python docs/pictures.py
