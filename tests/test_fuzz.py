@@ -180,7 +180,7 @@ def test_no_request_passes_without_the_token(guarded: Served, rng: random.Random
     assert guarded.asked == []
 
 
-def test_after_all_that_the_servers_answer_and_have_said_nothing(
+def test_after_all_that_the_servers_still_answer_and_say_nothing_of_it(
     served: Served, guarded: Served, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert served.get("/healthz")[0] == 200
