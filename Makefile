@@ -9,7 +9,7 @@ export EDGESAN_NETWORKS ?= $(abspath ../shared/models)
 # The release key, which signs the bundled model. It never lies in the project; keep a copy of it in a safe place.
 EDGESAN_SIGNING_KEY ?= $(HOME)/.config/edgesan/edgesan-release
 
-.PHONY: help demo test lint browser data bench screenshot sign clean
+.PHONY: help demo test lint browser data bench fuzz screenshot sign clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
 
@@ -32,6 +32,9 @@ data: $(VENV)/dev  ## only the tests that need real faces and networks
 
 bench: $(VENV)/runtime  ## time each stage, and glass to wire, on this machine
 	$(BIN)/python -m benchmarks.stages
+
+fuzz: $(VENV)/dev  ## a million hostile model files (CASES=..., SEED=...)
+	$(BIN)/python -m tests.fuzz_model --cases $(or $(CASES),1000000) --seed $(or $(SEED),0)
 
 screenshot: $(VENV)/dev  ## docs/page.png and docs/before-after.jpg, from the bundled clip
 	$(BIN)/python docs/pictures.py

@@ -119,8 +119,8 @@ def parser() -> argparse.ArgumentParser:
 def add_options(verb: argparse.ArgumentParser, names: list[str] | tuple[str, ...]) -> None:
     """`--name` for the fields of Config; None means "not given", so that the TOML file's value stands."""
     verb.add_argument("--config", type=Path, metavar="FILE", help="a TOML file with the same names")
-    kinds: dict[str, Any] = {"model": Path, "alpha": float, "fps": float, "duration": float, "hold": float, "frames": int,
-                             "detect_size": int, "detect_every": int, "threads": int, "state_dir": Path}  # fmt: skip
+    kinds: dict[str, Any] = {"model": Path, "tls_cert": Path, "tls_key": Path, "state_dir": Path, "alpha": float, "fps": float, "duration": float,
+                             "hold": float, "frames": int, "detect_size": int, "detect_every": int, "threads": int}  # fmt: skip
     for f in dataclasses.fields(Config):
         if f.name not in names:
             continue

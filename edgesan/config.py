@@ -20,6 +20,7 @@ from edgesan.errors import ConfigError
 BACKGROUNDS = ("pixelate", "blur", "black", "keep")
 DEMO_MODEL = Path(__file__).parent / "models" / "default.onnx"
 FILE_SUFFIXES = (".mkv", ".mp4")
+SERVERS = ("http://", "https://")
 
 
 def option(default: Any, help: str, metavar: str | None = None) -> Any:  # noqa: A002 - argparse's own word
@@ -36,7 +37,7 @@ class Config:
         "0", "index (0), device (/dev/video0), picamera or picamera:1, a file, a URL (rtsp, http), or demo", "SOURCE"
     )
     out: tuple[str, ...] = option(
-        ("http://127.0.0.1:8080",), "where to send: http://HOST:PORT or a file (.mkv, .mp4); repeatable", "SINK"
+        ("http://127.0.0.1:8080",), "where to send: http[s]://HOST:PORT or a file (.mkv, .mp4); repeatable", "SINK"
     )
     alpha: float | None = option(None, "the dial, 0 = useful .. 1 = private (default: the model's own)", "A")
     background: str = option(
@@ -71,6 +72,8 @@ class Config:
     token: str = option(
         "", "secret that viewers must present (better in EDGESAN_TOKEN); needed beyond loopback", "SECRET"
     )
+    tls_cert: Path | None = option(None, "certificate for https://, with its chain (PEM)", "FILE")
+    tls_key: Path | None = option(None, "its key (PEM; default: it lies in the certificate's file)", "FILE")
 
     def __post_init__(self) -> None:
         check(self)
@@ -103,47 +106,57 @@ def check(c: Config) -> None:
         width, cross, height = c.size.partition("x")
         if not (
             cross
+            and len(c.size) <= 9
             and width.isdecimal()
             and height.isdecimal()
             and 16 <= int(width) <= 7680
             and 16 <= int(height) <= 7680
         ):
             raise ConfigError(f"size is {c.size!r}: write it as WIDTHxHEIGHT, such as 640x480, each within 16..7680")
-    for name, least in (
-        ("fps", 0.1),
-        ("frames", 1),
-        ("duration", 0.1),
-        ("detect_every", 1),
-        ("hold", 0),
-        ("threads", 1),
+    for name, least, most in (
+        ("fps", 0.1, 1000),
+        ("frames", 1, 2**53),
+        ("duration", 0.1, 1e9),
+        ("detect_every", 1, 1_000_000),
+        ("hold", 0, 1_000_000),
+        ("threads", 1, 64),
     ):
         value = getattr(c, name)
-        if value is not None and not value >= least:
-            raise ConfigError(f"{name} is {value}: it must be at least {least}")
+        if value is not None and not least <= value <= most:
+            raise ConfigError(f"{name} is {value}: it must be at least {least}, and at most {most:,}")
     if not 64 <= c.detect_size <= 4096:
         raise ConfigError(f"detect_size is {c.detect_size}: it must lie within 64..4096 pixels")
     if not c.out:
         raise ConfigError("out is empty: name at least one sink, such as http://127.0.0.1:8080 or clip.mkv")
     for text in c.zone:
         _zone(text)
-    for sink in c.out:
-        if sink.startswith("http://"):
-            host, _ = http_address(sink)
-            if not c.token and not is_loopback(host):
-                raise ConfigError(
-                    f"out is {sink}: beyond this machine (127.0.0.1) viewers must present a secret;"
-                    " set EDGESAN_TOKEN or `token`, or use http://127.0.0.1:8080"
-                )
-        elif Path(sink).suffix not in FILE_SUFFIXES:
+    if not (c.token.isascii() and c.token.isprintable() and " " not in c.token):
+        raise ConfigError("token holds a space or a sign that no header can carry: use letters and digits only")
+    servers = [sink for sink in c.out if sink.startswith(SERVERS)]
+    for sink in servers:
+        host, _ = http_address(sink)
+        if not c.token and not is_loopback(host):
             raise ConfigError(
-                f"out is {sink!r}: expected http://HOST:PORT or a file ending in {' or '.join(FILE_SUFFIXES)}"
+                f"out is {sink}: beyond this machine (127.0.0.1) viewers must present a secret;"
+                " set EDGESAN_TOKEN or `token`, or use http://127.0.0.1:8080"
             )
-    if sum(sink.startswith("http://") for sink in c.out) > 1:
+    for sink in c.out:
+        if sink not in servers and Path(sink).suffix not in FILE_SUFFIXES:
+            raise ConfigError(
+                f"out is {sink!r}: expected http://HOST:PORT, https://HOST:PORT or a file ending in"
+                f" {' or '.join(FILE_SUFFIXES)}"
+            )
+    if len(servers) > 1:
         raise ConfigError("out names more than one http:// address: one server is enough for all viewers")
+    encrypted = any(sink.startswith("https://") for sink in servers)
+    if encrypted and c.tls_cert is None:
+        raise ConfigError(f"out is {servers[0]}: https needs a certificate; name its PEM files in tls_cert and tls_key")
+    if not encrypted and (c.tls_cert or c.tls_key):
+        raise ConfigError("tls_cert and tls_key are for https: write out as https://HOST:PORT, or leave them out")
 
 
 def http_address(sink: str) -> tuple[str, int]:
-    """Host and port of an `http://HOST:PORT` sink.
+    """Host and port of an `http://HOST:PORT` sink (or https).
 
     Raises:
         ConfigError: it is not of that form.
@@ -192,7 +205,7 @@ def load(path: Path | None, overrides: dict[str, Any]) -> Config:
             table = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:  # TOMLDecodeError is one, and so is a number of 5000 digits
             raise ConfigError(f"{path} is not TOML: {error}") from error
         values = {key: _typed(path, key, value) for key, value in table.items()}
     if "EDGESAN_TOKEN" in os.environ:
@@ -207,8 +220,11 @@ def _typed(path: Path, key: str, value: Any) -> Any:
         near = difflib.get_close_matches(key, hints, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(hints)}"
         raise ConfigError(f"{path} has the unknown key {key!r}; {hint}")
+    texts = value if isinstance(value, list) else [value]
+    if any(isinstance(text, str) and "\0" in text for text in texts):
+        raise ConfigError(f"{path}: {key} = {value!r} holds a zero byte; {option_help(key)}")
     kinds = typing.get_args(hints[key]) if isinstance(hints[key], types.UnionType) else (hints[key],)
-    if float in kinds and type(value) in (int, float):
+    if float in kinds and (type(value) is float or (type(value) is int and abs(value) < 2**53)):
         return float(value)
     if (int in kinds and type(value) is int) or (bool in kinds and type(value) is bool):
         return value

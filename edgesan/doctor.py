@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Final, Literal
 
 from edgesan import rollback
-from edgesan.config import Config, http_address
-from edgesan.errors import CameraError, ConfigError, ModelError, RollbackError, SignatureError
+from edgesan.config import SERVERS, Config, http_address
+from edgesan.errors import CameraError, ConfigError, ModelError, RollbackError, SignatureError, SinkError
+from edgesan.transmit.tls import tls_context
 
 # Distribution -> module. Checked by importing: a wheel that is installed may still not load here.
 PACKAGES: Final = {
@@ -275,7 +276,9 @@ def dot_products(root: Path) -> Finding | None:
 def sinks(config: Config) -> Iterator[Finding]:
     """Whether ports are free, and folders have room."""
     for out in config.out:
-        yield port(out) if out.startswith("http://") else room(Path(out))
+        yield port(out) if out.startswith(SERVERS) else room(Path(out))
+    if config.tls_cert is not None:
+        yield certificate(config.tls_cert, config.tls_key)
 
 
 def port(out: str) -> Finding:
@@ -290,6 +293,15 @@ def port(out: str) -> Finding:
         cure = f"end what holds it (ss -ltnp 'sport = :{number}' names it), or choose another with --out"
         return Finding(out, "fail", f"cannot be served: {error.strerror}", cure)
     return Finding(out, "ok", "the port is free")
+
+
+def certificate(file: Path, key: Path | None) -> Finding:
+    """Whether the files for https can be used, tried as the server will."""
+    try:
+        tls_context(file, key)
+    except SinkError as error:
+        return Finding("https", "fail", str(error), "make a pair with openssl req -x509 (see the README)")
+    return Finding("https", "ok", f"{file} and its key belong together")
 
 
 def room(file: Path) -> Finding:

@@ -16,7 +16,9 @@ the graph, and a model that does not give its own known answer on this machine.
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+import resource
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final
@@ -31,17 +33,14 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from edgesan import signing
 from edgesan.errors import ModelError
 from edgesan.faces import CHIP, session_options
+from edgesan.graph import check_graph
 
 FORMAT: Final = 1
 MOST_BYTES: Final = 64 * 2**20
-RANDOM_OPERATORS: Final = frozenset(
-    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
-)
-DOMAINS: Final = frozenset({"", "ai.onnx", "com.microsoft"})
-# Numbers, texts and one tensor: what else an attribute may hold could have its content in another file.
-ATTRIBUTES: Final = frozenset(
-    getattr(onnx.AttributeProto, name) for name in ("FLOAT", "FLOATS", "INT", "INTS", "STRING", "STRINGS", "TENSOR")
-)
+MOST_METADATA: Final = 2**18  # characters of JSON
+MOST_TEXT: Final = 500  # characters of one of its texts: they are printed, and shown on the page
+MOST_NOISE: Final = 4096
+MOST_MEMORY: Final = 2**30  # bytes, to prepare a session and try it
 # onnxruntime's exceptions have no common base of their own (a test holds this list against the library).
 ORT_ERRORS: Final = (
     ort_errors.EPFail, ort_errors.EngineError, ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.InvalidGraph,
@@ -103,7 +102,7 @@ class Model:
             feed["noise"] = noise
         try:
             result: NDArray[np.generic] = self._session.run(["sanitized"], feed)[0]
-        except ORT_ERRORS as error:
+        except (*ORT_ERRORS, MemoryError) as error:
             raise ModelError(f"the model {self.metadata.name} failed on {len(chips)} faces: {error}") from error
         return result
 
@@ -133,18 +132,55 @@ def prepare(path: Path, content: bytes, threads: int = 1, signer: signing.Signer
     Raises:
         ModelError: they are not a sanitizer that this version of edgesan may run; `path` is for the message.
     """
-    graph, texts = _parse(path, content)
-    noise_dimensions = _check_tensors(path, graph)
-    metadata = _metadata(path, texts)
+    graph, noise_dimensions, metadata = verify(path, content)
+    with _little_memory():
+        return _prepare(path, content, graph, noise_dimensions, metadata, threads, signer)
+
+
+@contextmanager
+def _little_memory() -> Iterator[None]:
+    """The kernel refuses more than MOST_MEMORY beyond what there is: a small graph can ask for any amount."""
+    used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    most = used + MOST_MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (most if soft == resource.RLIM_INFINITY else min(most, soft), hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _prepare(
+    path: Path,
+    content: bytes,
+    graph: onnx.GraphProto,
+    noise_dimensions: int,
+    metadata: Metadata,
+    threads: int,
+    signer: signing.Signer | None,
+) -> Model:
+    """A session of verified bytes that gives the known answer."""
     try:
         session = ort.InferenceSession(content, session_options(threads), ["CPUExecutionProvider"])
-    except ORT_ERRORS as error:
+    except (*ORT_ERRORS, MemoryError) as error:
         raise ModelError(f"{path} does not run: {error}; export it again") from error
     parameters = sum(math.prod(tensor.dims) for tensor in graph.initializer)
     digest = hashlib.sha256(content).hexdigest()
     model = Model(metadata, noise_dimensions, digest, parameters, len(content), signer, session)
     check_known_answer(path, model)
     return model
+
+
+def verify(path: Path, content: bytes) -> tuple[onnx.GraphProto, int, Metadata]:
+    """The graph, its noise dimensions and the metadata of a file's bytes; `path` is for the messages.
+
+    Raises:
+        ModelError: it is not a sanitizer, or one that onnxruntime should not even see.
+    """
+    graph, texts = _parse(path, content)
+    noise_dimensions, metadata = _check_tensors(path, graph), _metadata(path, texts)
+    known_answer(path, metadata)
+    return graph, noise_dimensions, metadata
 
 
 def read(path: Path) -> bytes:
@@ -168,31 +204,8 @@ def _parse(path: Path, content: bytes) -> tuple[onnx.GraphProto, dict[str, str]]
         proto = onnx.load_model_from_string(content)
     except DecodeError as error:
         raise ModelError(f"{path} is no ONNX file, or a damaged one; get it again from where it came") from error
-    graph = proto.graph
-    if not graph.node:
-        raise ModelError(f"{path} is no ONNX file, or has an empty graph; get it again from where it came")
-    if len(proto.functions) or len(proto.training_info):
-        raise ModelError(f"{path} holds functions or training information; a sanitizer is one plain graph")
-    for tensor in graph.initializer:
-        if tensor.data_location == onnx.TensorProto.EXTERNAL or tensor.external_data:
-            raise ModelError(f"{path} keeps its weights in another file; a sanitizer is one file: export it again")
-    if graph.sparse_initializer:
-        raise ModelError(f"{path} has sparse weights; a sanitizer's are plain tensors: export it again")
-    for node in graph.node:
-        if node.domain not in DOMAINS:
-            raise ModelError(
-                f"{path} needs the custom operator {node.domain}:{node.op_type}; only ONNX's own are allowed"
-            )
-        if node.op_type in RANDOM_OPERATORS:
-            raise ModelError(f"{path} draws its own randomness ({node.op_type}); noise must come from the noise input")
-        for attribute in node.attribute:
-            if attribute.HasField("g") or attribute.graphs:
-                raise ModelError(f"{path} holds a nested graph ({node.op_type}); a sanitizer is one plain graph")
-            if attribute.type not in ATTRIBUTES:
-                raise ModelError(f"{path} has an attribute that no sanitizer needs ({node.op_type}: {attribute.name})")
-            if attribute.HasField("t") and (attribute.t.external_data or attribute.t.data_location):
-                raise ModelError(f"{path} keeps its weights in another file; a sanitizer is one file: export it again")
-    return graph, {entry.key: entry.value for entry in proto.metadata_props}
+    check_graph(path, proto)
+    return proto.graph, {entry.key: entry.value for entry in proto.metadata_props}
 
 
 def _check_tensors(path: Path, graph: onnx.GraphProto) -> int:
@@ -215,9 +228,12 @@ def _check_tensors(path: Path, graph: onnx.GraphProto) -> int:
     if "noise" not in tensors:
         return 0
     kind, shape = tensors["noise"]
-    if kind != onnx.TensorProto.FLOAT or len(shape) != 2 or shape[0] is not None or not shape[1]:
-        raise ModelError(f"{path}: noise is {_spell(kind, shape)}; expected FLOAT [N, Z] with N free and Z fixed")
-    return shape[1]
+    fixed = shape[1] if kind == onnx.TensorProto.FLOAT and len(shape) == 2 and shape[0] is None else None
+    if fixed is None or not 1 <= fixed <= MOST_NOISE:
+        raise ModelError(
+            f"{path}: noise is {_spell(kind, shape)}; expected FLOAT [N, Z] with N free and Z fixed, 1..{MOST_NOISE}"
+        )
+    return fixed
 
 
 def _describe(value: onnx.ValueInfoProto) -> tuple[int, tuple[int | None, ...]]:
@@ -240,10 +256,13 @@ def _metadata(path: Path, texts: dict[str, str]) -> Metadata:
     """
     if "edgesan" not in texts:
         raise ModelError(f"{path} is not a sanitizer: it has no `edgesan` metadata; make one with export.compile")
+    if len(texts["edgesan"]) > MOST_METADATA:
+        raise ModelError(f"{path}: its metadata has more than {MOST_METADATA:,} characters; leave something out")
     try:
         table = json.loads(texts["edgesan"])
     except (ValueError, RecursionError) as error:
         raise ModelError(f"{path}: its metadata is not JSON ({error})") from error
+    _check_values(path, table)
     if not isinstance(table, dict) or table.get("format") != FORMAT:
         given = table.get("format") if isinstance(table, dict) else None
         raise ModelError(f"{path} has the format {given!r}; this edgesan reads format {FORMAT}: update one of them")
@@ -276,6 +295,21 @@ def _metadata(path: Path, texts: dict[str, str]) -> Metadata:
     return Metadata(**(table | {"alpha_range": (float(span[0]), float(span[1]))}))
 
 
+def _check_values(path: Path, table: Any) -> None:
+    """Refuse texts that would steer a terminal or fill a page, and numbers that are none."""
+    values = [table]
+    while values:
+        value = values.pop()
+        if isinstance(value, dict):
+            values += [*value, *value.values()]
+        elif isinstance(value, list):
+            values += value
+        elif isinstance(value, str) and not (value.isprintable() and len(value) <= MOST_TEXT):
+            raise ModelError(f"{path}: its metadata holds {value[:40]!r}: at most {MOST_TEXT} printable characters")
+        elif isinstance(value, int | float) and not abs(value) < 2**53:  # so NaN too
+            raise ModelError(f"{path}: its metadata holds a number that is infinite, or larger than 2^53")
+
+
 def known_inputs(count: int, noise_dimensions: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """The inputs of the known answer, by rule "waves-1": chips [count, 112, 112, 3] and noise [count, Z].
 
@@ -287,13 +321,13 @@ def known_inputs(count: int, noise_dimensions: int) -> tuple[NDArray[np.uint8], 
     return chips, (1.5 * np.sin(columns + 1.0 + rows)).astype(np.float32)
 
 
-def check_known_answer(path: Path, model: Model) -> None:
-    """Run the model on inputs that everybody can make and compare with what its maker saw.
+def known_answer(path: Path, metadata: Metadata) -> tuple[int, float, NDArray[np.int64], int]:
+    """How many chips, the alpha, samples [n, 5] (index of an output value, and that value), and the tolerance.
 
     Raises:
-        ModelError: the answer is missing, malformed, or another one: the file or this machine's arithmetic is wrong.
+        ModelError: it is missing or malformed.
     """
-    answer = model.metadata.known_answer
+    answer = metadata.known_answer
     try:
         rule, count, alpha = answer["rule"], int(answer["count"]), float(answer["alpha"])
         samples = np.array(answer["samples"], np.int64)
@@ -307,6 +341,16 @@ def check_known_answer(path: Path, model: Model) -> None:
         or (samples < 0).any() or (samples >= (count, *within)).any()
     ):  # fmt: skip
         raise ModelError(f"{path}: its known answer is not one of the rule waves-1 with at least 16 samples")
+    return count, alpha, samples, tolerance
+
+
+def check_known_answer(path: Path, model: Model) -> None:
+    """Run the model on inputs that everybody can make and compare with what its maker saw.
+
+    Raises:
+        ModelError: the answer is another one: the file or this machine's arithmetic is wrong.
+    """
+    count, alpha, samples, tolerance = known_answer(path, model.metadata)
     chips, noise = known_inputs(count, model.noise_dimensions)
     output = model.run(chips, noise, alpha)
     if output.dtype != np.uint8 or output.shape != chips.shape:

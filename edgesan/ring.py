@@ -120,7 +120,7 @@ class RingReader:
             sequence, number, captured, sanitized, faces, slate, height, width, *stages = SLOT.unpack_from(
                 self._map, at
             )
-            if sequence != 2 * count or height * width * 3 > self.slot_bytes:
+            if sequence != 2 * count or not 0 < height * width * 3 <= self.slot_bytes:
                 continue
             pixels = (
                 np.frombuffer(self._map, np.uint8, height * width * 3, at + SLOT.size).reshape(height, width, 3).copy()
@@ -131,12 +131,25 @@ class RingReader:
         return None
 
     def status(self) -> dict[str, Any]:
-        """The sanitize process's counters; empty before the first."""
+        """The sanitize process's counters; empty before the first.
+
+        Raises:
+            SinkError: the ring holds something else.
+        """
         for _ in range(100):
             sequence, length = STATUS.unpack_from(self._map, STATUS_AT)
             at = STATUS_AT + STATUS.size
-            text = self._map[at : at + length]
+            text = self._map[at : at + min(length, STATUS_BYTES)]
             if sequence % 2 == 0 and STATUS.unpack_from(self._map, STATUS_AT)[0] == sequence:
-                status: dict[str, Any] = json.loads(text) if length else {}
-                return status
+                return _status(text)
         return {}
+
+
+def _status(text: bytes) -> dict[str, Any]:
+    try:
+        status = json.loads(text or b"{}")
+    except (ValueError, RecursionError) as error:
+        raise SinkError(f"the ring's status is not JSON ({error}); start edgesan again") from error
+    if not isinstance(status, dict):
+        raise SinkError("the ring's status is not a JSON object; start edgesan again")
+    return status

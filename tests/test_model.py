@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -157,6 +158,61 @@ def broken_graph(proto: onnx.ModelProto) -> None:
     next(n for n in proto.graph.node if n.op_type == "Conv").input[0] = "nowhere"
 
 
+def integer_division(proto: onnx.ModelProto) -> None:
+    """-2^63 / -1: SIGFPE, and the process is gone."""
+    proto.graph.initializer.extend(
+        [
+            helper.make_tensor("least", TensorProto.INT64, [1], [-(2**63)]),
+            helper.make_tensor("less", TensorProto.INT64, [1], [-1]),
+        ]
+    )
+    proto.graph.node.append(helper.make_node("Div", ["least", "less"], ["extra"]))
+
+
+def nested_metadata(proto: onnx.ModelProto) -> None:
+    proto.metadata_props[0].value = "[" * 100_000
+
+
+def long_number(proto: onnx.ModelProto) -> None:
+    proto.metadata_props[0].value = "1" * 5000
+
+
+def no_text(proto: onnx.ModelProto) -> None:
+    proto.graph.output[0].name = "sanitizeX"
+    damaged = proto.SerializeToString().replace(b"sanitizeX", b"sanitize\xff")
+    proto.ParseFromString(damaged)
+
+
+def address(proto: onnx.ModelProto) -> None:
+    """Memory of this process as weights, in an attribute where tensors are seldom looked for."""
+    tensor = helper.make_tensor("t", TensorProto.FLOAT, [0], [])
+    tensor.external_data.add(key="location", value="*/_ORT_MEM_ADDR_/*")
+    node = helper.make_node("Constant", [], ["extra"])
+    node.attribute.add(name="values", type=onnx.AttributeProto.TENSORS).tensors.append(tensor)
+    proto.graph.node.append(node)
+
+
+def many_nodes(proto: onnx.ModelProto) -> None:
+    proto.graph.node.extend(helper.make_node("Neg", ["alpha"], [f"extra{n}"]) for n in range(2000))
+
+
+def hollow_tensor(proto: onnx.ModelProto) -> None:
+    proto.graph.initializer[0].dims[:] = [2**40]
+
+
+def wide_noise(proto: onnx.ModelProto) -> None:
+    next(v for v in proto.graph.input if v.name == "noise").type.tensor_type.shape.dim[1].dim_value = 2**40
+
+
+def claim_of_a_huge_number(proto: onnx.ModelProto) -> None:
+    metadata(proto, claims=[{"figure": "gender accuracy, sanitized", "value": 10**400, "attack": "x"}])
+
+
+def stride_of_zero(proto: onnx.ModelProto) -> None:
+    conv = next(n for n in proto.graph.node if n.op_type == "Conv")
+    next(a for a in conv.attribute if a.name == "strides").ints[0] = 0
+
+
 BAD: dict[str, tuple[Damage, str]] = {
     "randomness in the graph": (random_node, "draws its own randomness"),
     "a custom operator": (custom_node, "custom operator evil.example:Phone"),
@@ -171,10 +227,10 @@ BAD: dict[str, tuple[Damage, str]] = {
     "a dial for all faces at once": (one_dial, "alpha is FLOAT [1, 1]; expected FLOAT [N, 1]"),
     "a type of the future": (future_type, "alpha is of no known type"),
     "a fixed batch": (fixed_batch, "noise is FLOAT [1, 784]; expected FLOAT [N, Z]"),
-    "sparse weights": (sparse, "sparse weights"),
+    "sparse weights": (sparse, "sparse tensors"),
     "sparse weights in an attribute": (
         sparse_attribute,
-        "an attribute that no sanitizer needs (Constant: sparse_value)",
+        "sparse_value of a Constant is out of range or of an unknown kind",
     ),
     "weights of an attribute in another file": (external_attribute, "weights in another file"),
     "a function": (function, "functions or training information"),
@@ -190,10 +246,13 @@ BAD: dict[str, tuple[Damage, str]] = {
     "a version that is a truth": (lambda p: metadata(p, version=True), "version is True, which is of the wrong type"),
     "a version with a fraction": (lambda p: metadata(p, version=1.5), "version is 1.5, which is of the wrong type"),
     "a name that is a number": (lambda p: metadata(p, name=7), "name is 7"),
-    "a name that steers a terminal": (lambda p: metadata(p, name="\x1b[2Jok"), "name is '\\x1b[2Jok'"),
+    "a name that steers a terminal": (
+        lambda p: metadata(p, name="\x1b[2Jok"),
+        "holds '\\x1b[2Jok': at most 500 printable",
+    ),
     "an empty private attribute": (lambda p: metadata(p, private=""), "private is ''"),
     "an alpha out of range": (lambda p: metadata(p, alpha_default=1.5), "alpha_default 1.5; expected 0 <= low"),
-    "an alpha that is no number": (lambda p: metadata(p, alpha_default=float("nan")), "alpha_default nan"),
+    "an alpha that is no number": (lambda p: metadata(p, alpha_default=float("nan")), "a number that is infinite"),
     "an alpha range of three": (lambda p: metadata(p, alpha_range=[0, 0.5, 1]), "alpha_range is [0, 0.5, 1]"),
     "an alpha range upside down": (lambda p: metadata(p, alpha_range=[1, 0]), "alpha_range is [1, 0]"),
     "claims that are words": (lambda p: metadata(p, claims=["private!"]), "must be an object"),
@@ -204,6 +263,24 @@ BAD: dict[str, tuple[Damage, str]] = {
     "an answer outside the picture": (outside_answer, "waves-1"),
     "an answer that is empty": (lambda p: metadata(p, known_answer={}), "lacks or garbles 'rule'"),
     "a graph that does not connect": (broken_graph, "does not run"),
+    "metadata nested without end": (nested_metadata, "not JSON"),
+    "metadata that is one long number": (long_number, "not JSON"),
+    "metadata without end": (lambda p: metadata(p, name="x" * 300_000), "more than 262,144 characters"),
+    "a version larger than any": (lambda p: metadata(p, version=2**60), "larger than 2^53"),
+    "a claim larger than any number": (claim_of_a_huge_number, "larger than 2^53"),
+    "a claim that is no number": (lambda p: metadata(p, claims=[{"value": float("nan")}]), "infinite"),
+    "a name that is no text": (no_text, "no text"),
+    "an integer division": (integer_division, "divides integers"),
+    "an address as weights": (address, "unknown kind"),
+    "an operator that no sanitizer needs": (
+        lambda p: p.graph.node.append(helper.make_node("Einsum", ["alpha"], ["x"], equation="..->")),
+        "uses the operator Einsum",
+    ),
+    "nodes without end": (many_nodes, "2210 nodes"),
+    "a tensor that is larger than its numbers": (hollow_tensor, "just as many numbers"),
+    "noise without end": (wide_noise, "1..4096"),
+    "a stride of zero": (stride_of_zero, "strides of a Conv"),
+    "two opsets": (lambda p: p.opset_import.append(helper.make_opsetid("ai.onnx", 13)), "opset [17, 13]"),
 }
 
 
@@ -224,6 +301,28 @@ def test_a_bad_model_is_refused_in_words_of_its_own(damage: Damage, words: str, 
 
 def test_there_are_many_ways_of_being_wrong() -> None:
     assert len({words for _, words in BAD.values()}) >= 20
+
+
+def test_a_small_model_that_asks_for_much_memory_is_refused(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    proto = onnx.load(str(DEMO_MODEL))
+    proto.graph.initializer.append(helper.make_tensor("times", TensorProto.INT64, [4], [100_000, 1, 1, 1]))
+    last = next(node for node in proto.graph.node if node.output[0] == "sanitized")
+    last.output[0] = "picture"
+    proto.graph.node.extend(
+        [
+            helper.make_node("Tile", ["face", "times"], ["much"]),
+            helper.make_node("ReduceMax", ["much"], ["level"]),
+            helper.make_node("Max", ["picture", "level"], ["sanitized"]),
+        ]
+    )
+    path = tmp_path / "much.onnx"
+    path.write_bytes(proto.SerializeToString())
+
+    with pytest.raises(ModelError, match="failed on"):
+        model.load(path, allow_unsigned=True)
+
+    assert resource.getrlimit(resource.RLIMIT_AS) == before
 
 
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:

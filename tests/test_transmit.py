@@ -223,7 +223,7 @@ def test_the_page_needs_nothing_from_elsewhere(line: Callable[..., Line]) -> Non
     assert status == 200
     assert b"http://" not in page
     assert b"https://" not in page
-    assert "default-src 'self'" in headers["Content-Security-Policy"]
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert headers["X-Frame-Options"] == "DENY"
     assert "Access-Control-Allow-Origin" not in headers

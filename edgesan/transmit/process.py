@@ -23,7 +23,7 @@ from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Final
 
-from edgesan.config import Config
+from edgesan.config import SERVERS, Config
 from edgesan.errors import SinkError
 from edgesan.ring import RingReader, RingWriter
 from edgesan.transmit import Sink
@@ -64,7 +64,9 @@ class Transmitter:
         os.close(wake_read)
         os.close(say)
         assert self._child.stdin is not None
-        orders = {"out": self._config.out, "token": self._config.token, "again": again}
+        c = self._config
+        tls = [name and str(name) for name in (c.tls_cert, c.tls_key)]
+        orders = {"out": c.out, "token": c.token, "tls": tls, "again": again}
         with suppress(BrokenPipeError), self._child.stdin as stdin:  # broken: it is dead, which is seen below
             stdin.write(json.dumps(orders).encode())
         deadline_s = time.monotonic() + START_TIMEOUT_S
@@ -130,7 +132,7 @@ class Transmitter:
         if self._wake < 0:
             return
         self._end(timeout_s)
-        files = [out for out in self._config.out if not out.startswith("http://")]
+        files = [out for out in self._config.out if not out.startswith(SERVERS)]
         if self._error or (files and self._child.returncode):
             raise SinkError(
                 self._error or f"{', '.join(files)} may not be whole: the transmit process had to be killed"
@@ -236,11 +238,12 @@ def main(ring_fd: int, wake: int, say: int) -> int:
 
     orders = json.load(sys.stdin)
     child = Child(RingReader(ring_fd), wake, say)
+    tls = [name and Path(name) for name in orders["tls"]]
 
     async def go() -> None:
         sinks: list[Sink] = [
-            HttpSink(out, orders["token"], child.ring.status, child.ask_alpha)
-            if out.startswith("http://")
+            HttpSink(out, orders["token"], child.ring.status, child.ask_alpha, *tls)
+            if out.startswith(SERVERS)
             # What a killed child has written stays as it is.
             else FileSink(next_free(Path(out)) if orders["again"] else Path(out))
             for out in orders["out"]

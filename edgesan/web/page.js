@@ -3,7 +3,7 @@
 
 const $ = (id) => document.getElementById(id);
 const token = new URLSearchParams(location.search).get("token");
-const url = (path) => (token ? `${path}?token=${encodeURIComponent(token)}` : path);
+const headers = token ? { Authorization: `Bearer ${token}` } : {};
 let broken = false; // the server went away: open the stream again when it is back
 let turning = false; // the dial is in somebody's hand: do not move it under them
 
@@ -42,7 +42,7 @@ function show(status) {
 
 async function poll() {
   try {
-    const answer = await fetch(url("api/status"));
+    const answer = await fetch("api/status", { headers });
     if (!answer.ok) throw new Error(await answer.text());
     show(await answer.json());
     if (broken) watch();
@@ -56,9 +56,9 @@ async function poll() {
 }
 
 async function turn() {
-  const answer = await fetch(url("api/alpha"), {
+  const answer = await fetch("api/alpha", {
     method: "PUT",
-    headers: { "Content-Type": "application/json" },
+    headers: { ...headers, "Content-Type": "application/json" },
     body: JSON.stringify({ alpha: Number($("alpha").value) }),
   });
   $("dial-error").hidden = answer.ok;
@@ -76,7 +76,8 @@ $("alpha").addEventListener("change", () => turn().catch((error) => {
 $("picture").addEventListener("error", () => setTimeout(watch, 1000));
 
 function watch() {
-  $("picture").src = url("stream.mjpg") + (token ? "&" : "?") + `since=${Date.now()}`;
+  // A picture cannot send headers: its token stands in the address.
+  $("picture").src = `stream.mjpg?since=${Date.now()}` + (token ? `&token=${encodeURIComponent(token)}` : "");
 }
 
 watch();

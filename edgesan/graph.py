@@ -1,0 +1,177 @@
+"""What a sanitizer's graph may hold: everything else is refused before onnxruntime sees it.
+
+onnxruntime is C++ that trusts its models: a stride of zero, or an operator that reads a file or an address, is taken as
+it comes. So this is a list of what is known to be plain arithmetic, not one of what is known to be bad.
+"""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import onnx
+from onnx import AttributeProto, TensorProto
+
+from edgesan.errors import ModelError
+
+MOST_PARTS: Final = 2000  # nodes, or tensors: onnxruntime takes 4 s to prepare so many
+MOST_DIMENSIONS: Final = 8
+MOST_NUMBER: Final = 65536  # of an attribute that is an integer
+LEAST_OPSET: Final = 11
+DOMAINS: Final = frozenset({"", "ai.onnx", "com.microsoft"})
+RANDOM_OPERATORS: Final = frozenset(
+    {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
+)
+OPERATORS: Final = frozenset({
+    "Abs", "Add", "And", "ArgMax", "ArgMin", "AveragePool", "BatchNormalization", "Cast", "Ceil", "Clip", "Concat",
+    "Constant", "ConstantOfShape", "Conv", "ConvInteger", "ConvTranspose", "Cos", "DepthToSpace",
+    "DequantizeLinear", "Div", "DynamicQuantizeLinear", "Elu", "Equal", "Erf", "Exp", "Expand", "Flatten", "Floor",
+    "Gather", "Gelu", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "Greater", "GreaterOrEqual",
+    "GroupNormalization", "HardSigmoid", "HardSwish", "Identity", "InstanceNormalization", "LayerNormalization",
+    "LeakyRelu", "Less", "LessOrEqual", "Log", "MatMul", "MatMulInteger", "Max", "MaxPool", "Mean", "Min", "Mish",
+    "Mul", "Neg", "Not", "Or", "PRelu", "Pad", "Pow", "QLinearConv", "QLinearMatMul", "QuantizeLinear",
+    "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Resize", "Round", "Selu",
+    "Shape", "Sigmoid", "Sign", "Sin", "Slice", "Softmax", "Softplus", "Softsign", "SpaceToDepth", "Split", "Sqrt",
+    "Squeeze", "Sub", "Sum", "Tanh", "Tile", "Transpose", "Unsqueeze", "Where"
+})  # fmt: skip
+MICROSOFT_OPERATORS: Final = frozenset({"DequantizeLinear", "Gelu", "QuantizeLinear", "QuickGelu"})
+ATTRIBUTES: Final = frozenset(
+    {AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.STRING, AttributeProto.TENSOR, AttributeProto.FLOATS, AttributeProto.INTS}
+)  # fmt: skip
+FLOATS: Final = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE})
+# Operators whose output is no float where their input is one; Cast and constants tell for themselves.
+TO_INTEGERS: Final = frozenset({
+    "And", "ArgMax", "ArgMin", "ConvInteger", "DynamicQuantizeLinear", "Equal", "Greater", "GreaterOrEqual", "Less",
+    "LessOrEqual", "MatMulInteger", "Not", "Or", "QLinearConv", "QLinearMatMul", "QuantizeLinear", "Shape",
+})  # fmt: skip
+FROM_ONE: Final = frozenset({"blocksize", "dilations", "group", "kernel_shape", "num_groups", "num_outputs", "strides"})
+BYTES: Final[dict[int, int]] = {  # of one element
+    TensorProto.BOOL: 1, TensorProto.INT8: 1, TensorProto.UINT8: 1, TensorProto.INT16: 2, TensorProto.UINT16: 2,
+    TensorProto.FLOAT16: 2, TensorProto.FLOAT: 4, TensorProto.INT32: 4, TensorProto.UINT32: 4, TensorProto.DOUBLE: 8,
+    TensorProto.INT64: 8,
+}  # fmt: skip
+
+
+def check_graph(path: Path, proto: onnx.ModelProto) -> None:
+    """Refuse a model that is not one plain graph of known operators, with all its numbers in it.
+
+    Raises:
+        ModelError: says what it holds.
+    """
+    graph = proto.graph
+    if not graph.node:
+        raise ModelError(f"{path} is no ONNX file, or has an empty graph; get it again from where it came")
+    if len(graph.node) > MOST_PARTS or len(graph.initializer) > MOST_PARTS:
+        raise ModelError(
+            f"{path} has {len(graph.node)} nodes and {len(graph.initializer)} tensors; at most {MOST_PARTS:,}"
+        )
+    if len(proto.functions) or len(proto.training_info):
+        raise ModelError(f"{path} holds functions or training information; a sanitizer is one plain graph")
+    if not all(isinstance(text, str) for text in _names(proto)):  # protobuf gives bytes where it is no UTF-8
+        raise ModelError(f"{path} holds a name that is no text: it is damaged; get it again from where it came")
+    opsets = [opset.version for opset in proto.opset_import if opset.domain in ("", "ai.onnx")]
+    if len(opsets) != 1 or opsets[0] < LEAST_OPSET:
+        raise ModelError(
+            f"{path} uses ONNX opset {opsets}; a sanitizer uses one, from {LEAST_OPSET} on: export it again"
+        )
+    if len(graph.sparse_initializer):
+        raise ModelError(f"{path} holds sparse tensors; a sanitizer holds plain ones: export it again")
+    for tensor in graph.initializer:
+        _check_tensor(path, tensor)
+    for node in graph.node:
+        _check_node(path, node)
+    _check_divisions(path, graph)
+
+
+def _check_divisions(path: Path, graph: onnx.GraphProto) -> None:
+    """Refuse divisions of integers, except by constants from 1 on: -2^63 / -1 kills the process (SIGFPE)."""
+    floats = {v.name for v in graph.input if v.type.tensor_type.elem_type in FLOATS}
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        values = [a.t for a in node.attribute if a.name == "value" and a.HasField("t")]
+        if node.op_type == "Constant" and values and node.output:
+            constants[node.output[0]] = values[0]
+    floats |= {name for name, tensor in constants.items() if tensor.data_type in FLOATS}
+    for node in graph.node:
+        made = node.output[0] if node.output else ""
+        first = node.input[1 if node.op_type == "Where" and len(node.input) > 1 else 0] if node.input else ""
+        if node.op_type == "Cast":
+            is_float = any(a.name == "to" and a.i in FLOATS for a in node.attribute)
+        elif node.op_type == "ConstantOfShape":
+            is_float = all(a.t.data_type in FLOATS for a in node.attribute)
+        elif node.op_type == "Constant":
+            is_float = made in floats or any(a.name in ("value_float", "value_floats") for a in node.attribute)
+        else:
+            is_float = node.op_type == "DequantizeLinear" or (first in floats and node.op_type not in TO_INTEGERS)
+        if is_float:
+            floats.update(node.output if node.op_type == "Split" else [made])
+        elif node.op_type == "Div":
+            divisor = constants.get(node.input[1]) if len(node.input) > 1 else None
+            if divisor is None or not (onnx.numpy_helper.to_array(divisor) >= 1).all():
+                raise ModelError(f"{path} divides integers by what may be zero or less; divide floats, or by constants")
+
+
+def _names(proto: onnx.ModelProto) -> Iterator[object]:
+    """Every text that is looked at later."""
+    for entry in proto.metadata_props:
+        yield from (entry.key, entry.value)
+    yield from (opset.domain for opset in proto.opset_import)
+    for tensor in (*proto.graph.initializer, *proto.graph.input, *proto.graph.output):
+        yield tensor.name
+    for node in proto.graph.node:
+        yield from (node.domain, node.op_type, *node.input, *node.output, *(a.name for a in node.attribute))
+
+
+def _check_node(path: Path, node: onnx.NodeProto) -> None:
+    if node.domain not in DOMAINS:
+        raise ModelError(f"{path} needs the custom operator {node.domain}:{node.op_type}; only ONNX's own are allowed")
+    if node.op_type in RANDOM_OPERATORS:
+        raise ModelError(f"{path} draws its own randomness ({node.op_type}); noise must come from the noise input")
+    for a in node.attribute:
+        if a.HasField("g") or a.graphs:
+            raise ModelError(f"{path} holds a nested graph ({node.op_type}); a sanitizer is one plain graph")
+        if a.HasField("t"):
+            _check_tensor(path, a.t)
+        numbers = (a.i, *a.ints)
+        odd = (
+            a.type not in ATTRIBUTES or a.ref_attr_name or a.tensors or a.HasField("sparse_tensor") or a.sparse_tensors
+        )
+        low = 1 if a.name in FROM_ONE and a.type in (AttributeProto.INT, AttributeProto.INTS) else -MOST_NUMBER
+        given = numbers[:1] if a.type == AttributeProto.INT else numbers[1:]
+        if odd or len(given) > MOST_PARTS or not all(low <= number <= MOST_NUMBER for number in given):
+            raise ModelError(
+                f"{path}: {a.name} of a {node.op_type} is out of range or of an unknown kind; export it again"
+            )
+    if node.op_type not in (MICROSOFT_OPERATORS if node.domain == "com.microsoft" else OPERATORS):
+        raise ModelError(
+            f"{path} uses the operator {node.op_type}, which no sanitizer needs; export it with plain ones"
+        )
+
+
+def _check_tensor(path: Path, tensor: TensorProto) -> None:
+    if tensor.data_location or tensor.external_data:
+        raise ModelError(f"{path} keeps its weights in another file; a sanitizer is one file: export it again")
+    size = BYTES.get(tensor.data_type)
+    if size is None:
+        raise ModelError(
+            f"{path} holds a tensor of the kind {tensor.data_type}, which no sanitizer needs; export it again"
+        )
+    count = math.prod(tensor.dims)
+    typed = (
+        tensor.float_data,
+        tensor.int32_data,
+        tensor.int64_data,
+        tensor.double_data,
+        tensor.uint64_data,
+        tensor.string_data,
+    )
+    held = len(tensor.raw_data) // size if len(tensor.raw_data) % size == 0 else -1
+    if not tensor.HasField("raw_data"):
+        held = sum(map(len, typed))
+    elif any(map(len, typed)):
+        held = -1
+    negative = any(d < 0 for d in tensor.dims)
+    if held != count or negative or len(tensor.dims) > MOST_DIMENSIONS or tensor.HasField("segment"):
+        raise ModelError(
+            f"{path} holds a tensor {list(tensor.dims)[:MOST_DIMENSIONS]} without just as many numbers; it is damaged"
+        )

@@ -1,0 +1,346 @@
+"""Hostile model files, without end: `make fuzz`, or `python -m tests.fuzz_model --cases 1000000`.
+
+Each case is one of two models, changed at random: bytes, fields of the protobuf (any of ONNX's, also those that no
+sanitizer has), or the JSON in it. What must come of it is a verified model or a ModelError, and nothing else. The same
+seed gives the same cases; the number of a bad one is printed, and `--only` tries it again.
+
+    --load        also make a session of what passes, in processes of their own: whatever kills onnxruntime is found
+    --atheris     guided by coverage (pip install atheris; x86-64 Linux), with the same mutations
+"""
+
+import argparse
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import DecodeError, EncodeError, Message
+from onnx import TensorProto, helper, numpy_helper
+
+from edgesan import model
+from edgesan.config import DEMO_MODEL
+from edgesan.errors import ModelError
+from edgesan.graph import OPERATORS
+
+NUMBERS = (0, 1, -1, 2, 3, 7, 128, 255, 65536, 2**31 - 1, 2**31, 2**32, 2**62, 2**63 - 1, -(2**31), -(2**63))
+FLOATS = (0.0, -1.0, 1e-38, 3e38, float("nan"), float("inf"), float("-inf"))
+TEXTS = ("", "x", "face", "noise", "alpha", "sanitized", "edgesan", "N", "\0", "\x1b[2J", "../../etc/passwd", "ai.onnx.ml",
+         "com.microsoft", "*/_ORT_MEM_ADDR_/*", "y" * 5000, "Conv", "Resize", "Reshape", "Tile", "Expand", "Gather",
+         "ConstantOfShape", "Range", "Loop", "If", "Scan", "MaxPool", "ConvTranspose", "QLinearConv", "MatMulInteger",
+         "RandomNormal", "EPContext", "Slice", "Pad", "Einsum", "DepthToSpace", "Split", "OneHot", "LSTM")  # fmt: skip
+JSONS = (None, True, 0, -1, 10**400, 1e308, float("nan"), float("inf"), "", "\x1b[2J", "\ud800", "z" * 5000, [], {}, [[]],
+         [0, 1], {"value": 10**400}, [{"value": 1, "figure": "accuracy, sanitized", "attack": 1}])  # fmt: skip
+RAW_JSONS = (
+    "",
+    "{",
+    "[" * 100_000,
+    '{"a":' * 50_000,
+    "1" * 5000,
+    '"\\ud800"',
+    "NaN",
+    "null",
+    '{"format": 1}',
+    "\ufeff{}",
+)
+
+
+def tiny() -> bytes:
+    """The smallest sanitizer: it inverts the picture."""
+    face = helper.make_tensor_value_info("face", TensorProto.UINT8, ["N", 112, 112, 3])
+    alpha = helper.make_tensor_value_info("alpha", TensorProto.FLOAT, ["N", 1])
+    sanitized = helper.make_tensor_value_info("sanitized", TensorProto.UINT8, ["N", 112, 112, 3])
+    white = numpy_helper.from_array(np.array([255], np.int32), "white")
+    nodes = [
+        helper.make_node("Cast", ["face"], ["wide"], to=TensorProto.INT32),
+        helper.make_node("Sub", ["white", "wide"], ["inverse"]),
+        helper.make_node("Cast", ["inverse"], ["sanitized"], to=TensorProto.UINT8),
+    ]
+    graph = helper.make_graph(nodes, "tiny", [face, alpha], [sanitized], [white])
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    chips, _ = model.known_inputs(1, 0)
+    samples = [[0, y, x, 0, 255 - int(chips[0, y, x, 0])] for y in range(4) for x in range(4)]
+    facts = {
+        "format": 1, "name": "tiny", "version": 1, "alpha_range": [0.0, 1.0], "alpha_default": 0.5, "private": "gender",
+        "utility": "identity", "provenance": {}, "claims": [{"figure": "gender accuracy, sanitized", "value": 0.5,
+        "attack": "x"}], "known_answer": {"rule": "waves-1", "count": 1, "alpha": 0.5, "tolerance": 0, "samples": samples},
+    }  # fmt: skip
+    helper.set_model_props(proto, {"edgesan": json.dumps(facts)})
+    return bytes(proto.SerializeToString())
+
+
+def change_bytes(rng: random.Random, content: bytes) -> bytes:
+    changed = bytearray(content)
+    for _ in range(rng.choice((1, 1, 2, 8))):
+        at = rng.randrange(len(changed) + 1)
+        end = min(len(changed), at + rng.choice((1, 1, 2, 4, 16, 1000)))
+        match rng.randrange(6):
+            case 0:
+                changed[at:end] = rng.randbytes(end - at)
+            case 1:
+                del changed[at:end]
+            case 2:
+                changed[at:at] = changed[at:end]
+            case 3:
+                changed[at:at] = rng.choice((b"\xff" * 9 + b"\x01", b"\x00", b"\x7f", b"\x0b" * 200, b"\x80" * 12))
+            case 4:
+                del changed[at:]
+            case 5 if at < len(changed):
+                changed[at] ^= 1 << rng.randrange(8)
+    return bytes(changed)
+
+
+def value(rng: random.Random, field: Any) -> Any:
+    """A nasty one for a protobuf field."""
+    if field.cpp_type in (FieldDescriptor.CPPTYPE_FLOAT, FieldDescriptor.CPPTYPE_DOUBLE):
+        return rng.choice(FLOATS)
+    if field.cpp_type == FieldDescriptor.CPPTYPE_ENUM:
+        return rng.choice(list(field.enum_type.values_by_number))
+    if field.type == FieldDescriptor.TYPE_BYTES:
+        return rng.randbytes(rng.choice((0, 1, 4, 8, 1000)))
+    if field.type == FieldDescriptor.TYPE_STRING:
+        return rng.choice(TEXTS)
+    bits = 64 if field.cpp_type in (FieldDescriptor.CPPTYPE_INT64, FieldDescriptor.CPPTYPE_UINT64) else 32
+    number = rng.choice(NUMBERS) % 2**bits
+    signed = field.cpp_type in (FieldDescriptor.CPPTYPE_INT32, FieldDescriptor.CPPTYPE_INT64)
+    return number - 2**bits if signed and number >= 2 ** (bits - 1) else number
+
+
+def change_field(rng: random.Random, message: Message) -> None:
+    """One field of one message, somewhere below this one."""
+    while rng.random() < 0.85:
+        below = [
+            child
+            for field, held in message.ListFields()
+            if field.cpp_type == FieldDescriptor.CPPTYPE_MESSAGE
+            for child in ([held] if not field.is_repeated else [held[rng.randrange(len(held))]])
+        ]
+        if not below:
+            break
+        message = rng.choice(below)
+    # Fields that are set, and any that could be.
+    known = [field for field, _ in message.ListFields()] if rng.random() < 0.7 else []
+    field = rng.choice(known or list(message.DESCRIPTOR.fields))
+    held = getattr(message, field.name)
+    inner = field.cpp_type == FieldDescriptor.CPPTYPE_MESSAGE
+    if not field.is_repeated:
+        if rng.random() < 0.2:
+            message.ClearField(field.name)
+        elif inner:
+            held.SetInParent()
+        else:
+            setattr(message, field.name, value(rng, field))
+        return
+    at = rng.randrange(len(held)) if len(held) else 0
+    match rng.randrange(4):
+        case 0 if len(held):
+            del held[at]
+        case 1 if len(held):
+            copy = held[at]
+            held.add().CopyFrom(copy) if inner else held.append(copy)
+        case 2 if len(held) and not inner:
+            held[at] = value(rng, field)
+        case _ if inner:
+            held.add()
+        case _:
+            held.append(value(rng, field))
+
+
+def change_sense(rng: random.Random, graph: onnx.GraphProto) -> None:
+    """What is well formed and makes no sense: another operator, other inputs, other numbers in a tensor."""
+    node = rng.choice(graph.node) if len(graph.node) else graph.node.add()
+    match rng.randrange(5):
+        case 0:
+            node.op_type = rng.choice(sorted(OPERATORS))
+        case 1 if len(node.input):
+            names = [name for other in (*graph.node, *graph.input) for name in getattr(other, "output", [])]
+            names += [tensor.name for tensor in graph.initializer] + ["face", "alpha", ""]
+            node.input[rng.randrange(len(node.input))] = rng.choice(names)
+        case 2 if len(node.attribute):
+            a = rng.choice(node.attribute)
+            a.i = rng.choice((0, 1, -1, 2, 3, 7, 100, 4096, 65536))
+            for at in range(len(a.ints)):
+                if rng.random() < 0.5:
+                    a.ints[at] = rng.choice((0, 1, -1, 2, 3, 7, 100, 4096, 65536))
+        case 3:
+            kind, numbers = rng.choice(((np.int64, NUMBERS), (np.float32, FLOATS), (np.int64, (1, 2, 4, 112))))
+            content = [rng.choice(numbers) for _ in range(rng.choice((1, 2, 4, 4, 8)))]
+            name = f"new{len(graph.initializer)}"
+            graph.initializer.append(numpy_helper.from_array(np.array(content, kind), name))
+            node.input.append(name) if rng.random() < 0.3 or not len(node.input) else node.input.__setitem__(-1, name)
+        case _ if len(graph.initializer):
+            tensor = rng.choice(graph.initializer)
+            array = np.array(numpy_helper.to_array(tensor))
+            numbers = (
+                FLOATS if array.dtype.kind == "f" else [n for n in NUMBERS if n == np.array(n).astype(array.dtype)]
+            )
+            if array.size and numbers:
+                array.reshape(-1)[rng.randrange(array.size)] = rng.choice(numbers)
+                if rng.random() < 0.2:
+                    array = array.reshape(-1)
+                tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+
+
+def change_json(rng: random.Random, table: Any) -> Any:
+    """One value somewhere in it."""
+    if isinstance(table, dict) and table and rng.random() < 0.9:
+        key = rng.choice(list(table))
+        if rng.random() < 0.1:
+            table[rng.choice(("x", "value", "\x1b"))] = table.pop(key)
+        else:
+            table[key] = change_json(rng, table[key])
+        return table
+    if isinstance(table, list) and table and rng.random() < 0.8:
+        at = rng.randrange(len(table))
+        table[at] = change_json(rng, table[at])
+        return table
+    return rng.choice(JSONS)
+
+
+def change(rng: random.Random, content: bytes) -> bytes:
+    """The model with a few things changed."""
+    kind = rng.randrange(6)
+    if kind == 0:
+        return change_bytes(rng, content)
+    proto = onnx.ModelProto()
+    try:
+        proto.ParseFromString(content)
+        for _ in range(rng.choice((1, 1, 2, 3))):
+            if kind < 3:
+                change_field(rng, proto)
+            elif kind > 3:
+                change_sense(rng, proto.graph)
+            elif not proto.metadata_props:
+                break
+            elif rng.random() < 0.1:
+                proto.metadata_props[0].value = rng.choice(RAW_JSONS)
+            else:
+                table = change_json(rng, json.loads(proto.metadata_props[0].value))
+                proto.metadata_props[0].value = json.dumps(table)
+        return bytes(proto.SerializeToString())
+    except (DecodeError, EncodeError, ValueError, TypeError, RecursionError):  # it is too broken for that already
+        return change_bytes(rng, content)
+
+
+SEEDS = (tiny(), DEMO_MODEL.read_bytes())
+
+
+def case(seed: int, number: int) -> bytes:
+    """The case of that number: the tiny model seven times in eight, where a change hits more often."""
+    rng = random.Random(f"{seed}/{number}")
+    return change(rng, SEEDS[number % 8 == 7])
+
+
+def verdict(content: bytes) -> str:
+    """What the reader says of it; any other error than its own goes on."""
+    try:
+        model.verify(Path("fuzz.onnx"), content)
+    except ModelError:
+        return "refused"
+    return "verified"
+
+
+def run(seed: int, cases: int) -> int:
+    started, counts = time.monotonic(), dict.fromkeys(("refused", "verified"), 0)
+    for number in range(cases):
+        try:
+            counts[verdict(case(seed, number))] += 1
+        except BaseException:
+            print(f"case {number} of seed {seed}:", file=sys.stderr)
+            raise
+        if (number + 1) % 100_000 == 0 or number + 1 == cases:
+            seconds = time.monotonic() - started
+            print(f"{number + 1} cases, {counts}, {(number + 1) / seconds:.0f}/s", flush=True)
+    return 0
+
+
+def load_all(seed: int, numbers: range, report: int, folder: Path) -> None:
+    """Load each case that passes; writes the number of each before, so that it is known which one was the last."""
+    path = folder / "case.onnx"
+    for number in numbers:
+        content = case(seed, number)
+        os.write(report, (2 * number).to_bytes(8))
+        try:
+            model.verify(path, content)
+        except ModelError:
+            continue
+        os.write(report, (2 * number + 1).to_bytes(8))
+        path.write_bytes(content)
+        signal.setitimer(
+            signal.ITIMER_PROF, 20
+        )  # seconds of CPU; kills: a model that takes so long is a finding as well
+        with suppress(ModelError):
+            model.load(path, allow_unsigned=True)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def run_loading(seed: int, cases: int) -> int:
+    """As `run`, with sessions; each batch in a forked process, which may die."""
+    bad, loaded, started, at = 0, 0, time.monotonic(), 0
+    with tempfile.TemporaryDirectory() as folder:
+        while at < cases:
+            numbers = range(at, min(cases, at + 500))
+            read, write = os.pipe()
+            child = os.fork()
+            if not child:
+                resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+                code = 1
+                try:
+                    load_all(seed, numbers, write, Path(folder))
+                    code = 0
+                finally:  # whatever happened, nothing of the parent's is done twice
+                    if code:
+                        traceback.print_exc()
+                    os._exit(code)
+            os.close(write)
+            with os.fdopen(read, "rb") as pipe:
+                tried = np.frombuffer(pipe.read(), ">u8")
+            _, status = os.waitpid(child, 0)
+            loaded += int((tried % 2).sum())
+            at = numbers.stop
+            if status:
+                at = int(tried[-1]) // 2 + 1
+                how = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"exit {os.WEXITSTATUS(status)}"
+                print(f"case {at - 1} of seed {seed}: the process ended by {how}", flush=True)
+                bad += 1
+    print(f"{cases} cases, {loaded} of them loaded, {bad} deaths, {cases / (time.monotonic() - started):.0f}/s")
+    return bad
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cases", type=int, default=1_000_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", type=int, help="try this case alone")
+    parser.add_argument("--load", action="store_true")
+    parser.add_argument("--atheris", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.only is not None:
+        print(verdict(case(arguments.seed, arguments.only)))
+        return 0
+    if arguments.atheris:
+        import atheris
+
+        atheris.instrument_func(model.verify)
+        atheris.Setup(
+            [sys.argv[0], f"-runs={arguments.cases}", f"-seed={arguments.seed + 1}", "-max_len=65536"],
+            lambda data: verdict(bytes(data)) and None,
+            custom_mutator=lambda data, size, seed: change(random.Random(seed), bytes(data) or SEEDS[0])[:size],
+        )
+        atheris.Fuzz()
+        return 0
+    return run_loading(arguments.seed, arguments.cases) if arguments.load else run(arguments.seed, arguments.cases)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
