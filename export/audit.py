@@ -62,6 +62,7 @@ class Plan:
     mean_draws: int = 8  # that are averaged, for the attacker who gets one still many times
     limit: int | None = None  # pictures of the closed set: a quick look, no claim
     open_limit: int = 3000  # pictures of the open set
+    brief: bool = False  # without the attackers who know z, average draws or frames, or recover first
     again: int = 400  # faces that are looked for again in the output frame
 
 
@@ -463,7 +464,7 @@ def audit(path: Path, folder: Path, networks: Path, work: Path, plan: Plan, alph
           curve: tuple[float, ...] = ()) -> dict[str, Any]:  # fmt: skip
     """The whole report of one model at one alpha: the model itself, raw faces, and the baselines, in the same table.
 
-    `saved`: the training's sanitizer.pt, to set float32 beside int8. `others`: the baselines (None = all). `curve`:
+    `saved`: the folder of its training, to set float32 beside int8. `others`: the baselines (None = all). `curve`:
     alphas of the trade-off.
     """
     model = runtime.prepare(path, path.read_bytes(), threads=2)  # not signed yet: it is signed when its claims are in
@@ -493,13 +494,14 @@ def audit(path: Path, folder: Path, networks: Path, work: Path, plan: Plan, alph
         )
         table[name] = row
     row = table[ours.name]
-    if ours.stochastic:
+    if ours.stochastic and not plan.brief:
         row["fresh"]["knows z"] = [cell("knows z", lambda: a.knows_noise(ours, model, alpha, 0), ours.identity)]
         row["fresh"][f"mean of {plan.mean_draws} draws"] = [
             cell("mean of draws", lambda: a.mean_of_draws(ours, 0), ours.identity, plan.mean_draws)
         ]
         row["track"] = cell("track", lambda: a.track(ours, model, alpha, 0), ours.identity)
-    row["fresh"]["recovery, then CNN 4"] = [cell("recovery", lambda: a.recovery(ours, 0), ours.identity)]
+    if not plan.brief:
+        row["fresh"]["recovery, then CNN 4"] = [cell("recovery", lambda: a.recovery(ours, 0), ours.identity)]
     row["open"] = cell("open set", lambda: a.strangers(ours), ours.identity, plan.open_limit)
     row["found_again"] = cell(
         "found again", lambda: found_again(model, c.faces.chips[c.test][: plan.again], alpha), ours.identity, plan.again
@@ -647,11 +649,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--quick", action="store_true", help="fewer pictures, epochs, seeds and baselines: a look, no claim"
     )
-    parser.add_argument("--alone", action="store_true", help="without the baselines")
+    parser.add_argument(
+        "--brief", action="store_true",
+        help="without the baselines, and without the attackers who know z, average draws or frames, or recover first",
+    )  # fmt: skip
     parser.add_argument("--seeds", type=int, default=Plan.seeds, help="of each fresh attacker (default %(default)s)")
     parser.add_argument("--epochs", type=int, default=Plan.epochs, help="for the fresh attackers (default %(default)s)")
     parser.add_argument(
-        "--float", type=Path, metavar="FILE", help="the training's sanitizer.pt, to set float32 beside int8"
+        "--float", type=Path, metavar="RUN", help="the folder that export.train wrote, to set float32 beside int8"
     )
     parser.add_argument("--json", type=Path, help="write the report there")
     parser.add_argument(
@@ -664,8 +669,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if a.quick and a.write:
             raise ExportError("a quick look makes no claims: leave out --quick or --write")
-        plan = QUICK if a.quick else Plan(seeds=a.seeds, epochs=a.epochs)
-        others = [] if a.alone else [mechanisms.blur(4), mechanisms.pixelate(8)] if a.quick else None
+        plan = QUICK if a.quick else Plan(seeds=a.seeds, epochs=a.epochs, brief=a.brief)
+        others = [] if a.brief else [mechanisms.blur(4), mechanisms.pixelate(8)] if a.quick else None
         curve = CURVE if a.curve else ()
         report = audit(a.model, a.data, a.networks, a.work, plan, a.alpha, a.float, others, curve)
         print(table(report))

@@ -19,8 +19,9 @@ from tqdm import tqdm
 from edgesan import model as runtime
 from edgesan import noise
 from edgesan.faces import session_options
+from export.compile import restore
 from export.errors import ExportError
-from export.networks import Device, Provider, Sanitizer
+from export.networks import Device, Provider
 
 Chips = NDArray[np.uint8]
 BATCH = 32
@@ -52,12 +53,9 @@ def sanitizer(model: runtime.Model, alpha: float, name: str = "edgesan") -> Mech
     return Mechanism(name, f"{model.sha256}@{alpha:g}", apply, model.noise_dimensions > 0)
 
 
-def float_sanitizer(saved: Path, alpha: float) -> Mechanism:
-    """The same network before quantization, from a training's sanitizer.pt."""
-    content = torch.load(saved, weights_only=True)
-    r = content["recipe"]
-    net = Sanitizer(r["width"], r["depth"], r["code"], tuple(r["noise"]), r["stochastic"])
-    net.load_state_dict(content["weights"])
+def float_sanitizer(run: Path, alpha: float) -> Mechanism:
+    """The same network before quantization, from the folder that the training wrote."""
+    net, _, _ = restore(run)
     device = Device(net).eval()
 
     @torch.no_grad()
@@ -70,7 +68,9 @@ def float_sanitizer(saved: Path, alpha: float) -> Mechanism:
         ]
         return np.concatenate(parts)
 
-    return Mechanism("edgesan, float32", f"{saved.stat().st_mtime_ns}@{alpha:g}", apply, True)
+    return Mechanism(
+        "edgesan, float32", f"{(run / 'sanitizer.pt').stat().st_mtime_ns}@{alpha:g}", apply, net.noise_dim > 0
+    )
 
 
 def raw() -> Mechanism:

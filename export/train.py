@@ -1,12 +1,14 @@
 """Train a sanitizer: `python -m export.train RECIPE --data DIR --networks DIR --out runs/NAME`.
 
-One visible loop. It saves itself every `evaluate_every` steps and goes on from there when started again.
+One visible loop. It saves itself every `evaluate_every` steps and goes on from there when started again. On several
+devices, `torchrun --nproc-per-node N -m export.train ...` shares each batch among N processes.
 """
 
 import argparse
 import copy
 import json
 import math
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -15,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -129,17 +132,41 @@ class Opponents(nn.Module):
         return [net(embeddings if isinstance(net, Probe) else pictures, alpha).float() for net in self.nets]
 
 
+def processes() -> tuple[int, int]:
+    """This process's number and how many there are: what torchrun says, else 0 of 1."""
+    if "RANK" not in os.environ:
+        return 0, 1
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return dist.get_rank(), dist.get_world_size()
+
+
+def share(net: nn.Module, world: int) -> None:
+    """Make a network's gradients the mean over all processes: one batch, spread over them."""
+    for p in net.parameters() if world > 1 else ():
+        if p.grad is not None:
+            dist.all_reduce(p.grad)
+            p.grad /= world
+
+
 def train(
     r: Recipe, faces: data.Faces, networks: Path, out: Path, minutes: float = float("inf"), until: int | None = None
 ) -> Sanitizer:
     """Run the loop to its end, for `minutes`, or `until` a step; the result is the running mean of the weights, also in `out`."""
+    rank, world = processes()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(r.seed)
     utility = Provider(r.utility, networks).to(device).eval().requires_grad_(False)
     frozen = [Provider(name, networks).to(device).eval().requires_grad_(False) for name in r.frozen]
     finder = Finder(DETECTOR).to(device).eval().requires_grad_(False)
     out.mkdir(parents=True, exist_ok=True)
+    if rank:
+        dist.barrier()  # the first process computes the raw embeddings, the others read them
     m = gather(faces, r, utility, out, device)
+    if world > 1 and not rank:
+        dist.barrier()
     order = [[m.classes.index(c) for c in net.classes] for net in frozen]
 
     sanitizer = Sanitizer(r.width, r.depth, r.code, r.noise, r.stochastic).to(device, memory_format=torch.channels_last)
@@ -153,13 +180,15 @@ def train(
     if r.start:
         begin(out.parent / r.start, state)
     first = resume(out, state, r)
+    if rank or not first:
+        torch.manual_seed(r.seed + 7919 * rank + first)  # other faces and other noise in each process
     if first == 0 and not r.start:
-        warm_up(opponents, optimizer_p, m, r, device)
+        warm_up(opponents, optimizer_p, m, r, device, world)
     veteran = copy.deepcopy(opponents)  # what a renewed attacker begins from
     started = time.monotonic()
 
     last = r.steps if until is None else min(until, r.steps)
-    bar = tqdm(range(first, last), initial=first, total=r.steps, desc=r.name)
+    bar = tqdm(range(first, last), initial=first, total=r.steps, desc=r.name, disable=rank > 0)
     for step in bar:
         # first a face (half of the warm-up), then a recognisable one, then the game, which comes in as slowly
         start = min(1.0, max(0.0, 2 * step / max(1, r.warm_up) - 1))
@@ -169,7 +198,7 @@ def train(
             group["lr"] = lr
 
         # a batch of raw faces x, half of them mirrored; each is there twice, for two draws of S
-        half = r.batch // 2
+        half = max(1, r.batch // 2 // world)
         rows = m.train[torch.randint(len(m.train), (half,))].to(device).repeat(2)
         x, truth = m.chips[rows].float() / 255, m.private[rows]
         mirrored = (torch.rand(half, 1, 1, 1, device=device) < 0.5).repeat(2, 1, 1, 1)
@@ -203,6 +232,7 @@ def train(
         loss = loss + r.reconstruct * distance
         optimizer.zero_grad(set_to_none=True)
         loss.mean().backward()
+        share(sanitizer, world)
         norm = nn.utils.clip_grad_norm_(sanitizer.parameters(), 1.0)
         optimizer.step()
         sanitizer.renormalise()
@@ -220,9 +250,9 @@ def train(
             optimizer_p[which].state.clear()
         loss_p = torch.zeros(len(opponents.nets))
         for _ in range(r.attacker_steps if len(opponents.nets) else 0):
-            pictures, embeddings, dials, labels = replay.draw(r.attacker_batch)
+            pictures, embeddings, dials, labels = replay.draw(max(1, r.attacker_batch // world))
             pictures = torch.where(torch.rand(len(labels), 1, 1, 1, device=device) < 0.5, pictures.flip(3), pictures)
-            raw = m.train[torch.randint(len(m.train), (r.attacker_batch // 4,))].to(device)
+            raw = m.train[torch.randint(len(m.train), (max(1, r.attacker_batch // 4 // world),))].to(device)
             zeros = torch.zeros(len(raw), 1, device=device)
             with torch.autocast(device.type, dtype=torch.bfloat16):
                 on_sanitized = opponents.logits(pictures, embeddings, dials)
@@ -234,6 +264,7 @@ def train(
                 o.zero_grad(set_to_none=True)
             loss_p = torch.stack(each)
             loss_p.sum().backward()
+            share(opponents, world)
             for o in optimizer_p:
                 o.step()
 
@@ -247,8 +278,11 @@ def train(
                 norm=f"{norm:.1f}",
                 attackers=" ".join(f"{v:.2f}" for v in loss_p.tolist()),
             )
-        over = time.monotonic() - started > 60 * minutes
-        if (step + 1) % r.evaluate_every == 0 or step + 1 == last or over:
+        late = torch.tensor(float(time.monotonic() - started > 60 * minutes), device=device)
+        if world > 1:
+            dist.broadcast(late, 0)  # all processes stop at the same step
+        over = bool(late)
+        if rank == 0 and ((step + 1) % r.evaluate_every == 0 or step + 1 == last or over):
             report = {
                 "step": step + 1,
                 "loss_p": [round(v, 3) for v in loss_p.tolist()],
@@ -264,11 +298,16 @@ def train(
 
 
 def warm_up(
-    opponents: Opponents, optimizers: list[torch.optim.Optimizer], m: Material, r: Recipe, device: torch.device
+    opponents: Opponents,
+    optimizers: list[torch.optim.Optimizer],
+    m: Material,
+    r: Recipe,
+    device: torch.device,
+    world: int,
 ) -> None:
     """Teach the attackers raw faces first: an opponent that knows what it looks for is a strong one from the start."""
     for step in tqdm(range(r.attacker_warm_up if optimizers else 0), desc="attackers on raw faces"):
-        rows = m.train[torch.randint(len(m.train), (r.attacker_batch,))].to(device)
+        rows = m.train[torch.randint(len(m.train), (max(1, r.attacker_batch // world),))].to(device)
         pictures = m.chips[rows].float() / 255
         pictures = torch.where(torch.rand(len(rows), 1, 1, 1, device=device) < 0.5, pictures.flip(3), pictures)
         with torch.autocast(device.type, dtype=torch.bfloat16):
@@ -277,6 +316,7 @@ def warm_up(
         for o in optimizers:
             o.zero_grad(set_to_none=True)
         loss.backward()
+        share(opponents, world)
         for o in optimizers:
             o.step()
         if step % 100 == 0:
@@ -392,6 +432,8 @@ def main(arguments: list[str] | None = None) -> int:
         faces = data.join(data.load_set(a.data, name) for name in r.sets)
         faces = faces.where(data.training_rows(faces) | data.validation_rows(faces))
         train(r, faces, a.networks, a.out or Path("runs") / r.name, a.minutes, a.until)
+        if dist.is_initialized():
+            dist.destroy_process_group()
     except ExportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

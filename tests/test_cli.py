@@ -144,7 +144,7 @@ def test_a_camera_that_is_lost_shows_a_slate_and_comes_back() -> None:
         (("run", "--camera", "demo", "--alpha", "nan"), 2, "alpha is nan"),
         (("run", "--camera", "demo", "--background", "raw"), 2, "choose one of pixelate"),
         (("run", "--camera", "demo", "--out", "http://0.0.0.0:8080"), 2, "must present a secret"),
-        (("run", "--camera", "demo", "--out", "walk.txt"), 2, "expected http://HOST:PORT or a file"),
+        (("run", "--camera", "demo", "--out", "walk.txt"), 2, "expected http://HOST:PORT, https://HOST:PORT or a file"),
         (("run", "--camera", "demo", "--size", "big"), 2, "write it as WIDTHxHEIGHT"),
         (("run", "--camera", "demo", "--config", "nowhere.toml"), 2, "cannot read the configuration"),
         (("run", "--camera", "demo", "--out", "/nowhere/walk.mkv"), 5, "cannot write /nowhere/walk.mkv"),
@@ -218,6 +218,7 @@ def test_every_option_is_on_the_command_line_and_in_the_file_and_none_switches_t
     assert options == {
         "model", "camera", "out", "alpha", "background", "zone", "size", "fps", "frames", "duration", "detect_size",
         "detect_every", "hold", "threads", "token", "trusted_keys", "allow_unsigned", "state_dir", "allow_rollback",
+        "tls_cert", "tls_key",
     }  # fmt: skip
     assert options == set(Config.__dataclass_fields__)
 

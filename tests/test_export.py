@@ -1,9 +1,15 @@
 """Training and compiling: losses by hand, gradients by differences, and a small real training that the runtime runs."""
 
+import io
 import json
 import math
+import os
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 import onnx
 import pytest
@@ -63,8 +69,6 @@ def tiny_networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def people() -> data.Faces:
     """Real chips: the two people of the bundled clip, and each of them mirrored as a third and a fourth."""
-    import cv2
-
     from tests.conftest import CLIP
 
     detector, chips, names = runtime_faces.Detector(320), [], []
@@ -135,8 +139,6 @@ def test_the_finding_loss_counts_score_and_landmarks_where_a_face_was() -> None:
 
 
 def test_the_trainer_sees_faces_as_the_runtimes_detector_does(people: data.Faces) -> None:
-    import cv2
-
     finder = Finder(runtime_faces.DETECTOR)
     chip = people.chips[0]
     log_score, marks = finder(torch.from_numpy(chip.transpose(2, 0, 1)[None].copy()).float() / 255)
@@ -292,6 +294,37 @@ def test_training_is_reproducible(people: data.Faces, tiny_networks: Path, tmp_p
     assert all(torch.equal(first[k], second[k]) for k in first)
 
 
+def test_two_processes_learn_as_one_does(people: data.Faces, tiny_networks: Path, tmp_path: Path) -> None:
+    """The command line itself, alone and under torchrun: the same curve within noise, and one log, one checkpoint."""
+    table = [",".join(data.COLUMNS)]
+    with tarfile.open(tmp_path / "clip.tar", "w") as tar:
+        for i, chip in enumerate(people.chips):
+            packet = cv2.imencode(".png", np.ascontiguousarray(chip[..., ::-1]))[1].tobytes()
+            member = tarfile.TarInfo(f"{i}.png")
+            member.size = len(packet)
+            tar.addfile(member, io.BytesIO(packet))
+            table.append(",".join([f"{i}.png", *(people[c][i] for c in data.COLUMNS[1:])]))
+    (tmp_path / "clip.csv").write_text("\n".join(table))
+    text = 'sets = ["clip"]\n' + RECIPE.format(steps=60, every=60).replace("warm_up = 4", "warm_up = 120")
+    (tmp_path / "small.toml").write_text(text + "attacker_warm_up = 4\n")
+    logs = []
+    for name, launch in (
+        ("one", []),
+        ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]),
+    ):
+        subprocess.run(
+            [sys.executable, *launch, "-m", "export.train", str(tmp_path / "small.toml"), "--data", str(tmp_path),
+             "--networks", str(tiny_networks), "--out", str(tmp_path / name)],
+            check=True, capture_output=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        logs.append([json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()])
+    one, two = logs
+    assert len(one) == len(two) == 1
+    first = float((people.chips.astype(float) / 255 - 0.5).__abs__().mean())  # a grey picture, as at the start
+    assert one[0]["alpha 0"]["l1"] < 0.9 * first
+    assert two[0]["alpha 0"]["l1"] == pytest.approx(one[0]["alpha 0"]["l1"], rel=0.1)
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [("stepz = 3", "unknown key stepz"), ('steps = "3"', "must be a int"), ("alpha_default = 2.0", "within 0..1"),
@@ -316,8 +349,6 @@ def test_the_known_answers_inputs_are_the_same_on_both_sides() -> None:
 
 
 def test_a_folder_in_lfws_layout_is_read_and_split_by_people(tmp_path: Path, clip: list[Pixels]) -> None:
-    import cv2
-
     for person, columns in (("Ann", slice(0, 240)), ("Bob", slice(240, 480))):
         (tmp_path / "people" / person).mkdir(parents=True)
         for i in range(2):
