@@ -9,7 +9,7 @@ export EDGESAN_NETWORKS ?= $(abspath ../shared/models)
 # The release key, which signs the bundled model. It never lies in the project; keep a copy of it in a safe place.
 EDGESAN_SIGNING_KEY ?= $(HOME)/.config/edgesan/edgesan-release
 
-.PHONY: help demo test lint browser data bench fuzz screenshot sign clean
+.PHONY: help demo test lint browser data audit audit-quick bench fuzz screenshot sign clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
 
@@ -29,6 +29,12 @@ browser: $(VENV)/dev  ## only the tests that need Chromium (apt install chromium
 
 data: $(VENV)/dev  ## only the tests that need real faces and networks
 	$(BIN)/python -m pytest -m data
+
+audit-quick: $(VENV)/dev  ## a quick look with the whole machinery: real faces where they are, else the bundled clip
+	$(BIN)/python -m export.audit edgesan/models/default.onnx --quick --data $(EDGESAN_DATA) --networks $(EDGESAN_NETWORKS)
+
+audit: $(VENV)/dev  ## the whole audit of the bundled model (hours; goes on where it was stopped)
+	$(BIN)/python -m export.audit edgesan/models/default.onnx --data $(EDGESAN_DATA) --networks $(EDGESAN_NETWORKS) --curve --html runs/audit.html --figures runs/figures --json runs/audit.json
 
 bench: $(VENV)/runtime  ## time each stage, and glass to wire, on this machine
 	$(BIN)/python -m benchmarks.stages

@@ -74,6 +74,19 @@ def test_a_signal_ends_the_run_cleanly(number: signal.Signals) -> None:
     assert seconds < 5  # generous: the aim is one second
 
 
+def test_the_process_that_sees_raw_pixels_leaves_no_core_dump_and_takes_no_debugger() -> None:
+    running = Running("--camera", "demo")
+    running.until("ready", True)
+    limits = Path(f"/proc/{running.process.pid}/limits").read_text().splitlines()
+    assert next(line.split()[4:6] for line in limits if line.startswith("Max core file size")) == ["0", "0"]
+    # what is not dumpable belongs to root in /proc, whoever runs it; and its own word for it (prctl(2))
+    assert Path(f"/proc/{running.process.pid}/mem").stat().st_uid == 0
+    running.end(signal.SIGTERM)
+    own = "import ctypes; from edgesan import isolation; isolation.forbid_dumps(); print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
+    said = subprocess.run([sys.executable, "-c", own], capture_output=True, text=True, check=True).stdout
+    assert said.strip() == "0"
+
+
 def test_ctrl_c_reaches_both_processes_and_leaves_none_behind() -> None:
     port = free_port()
     process = subprocess.Popen(

@@ -30,6 +30,12 @@ def test_every_file_that_the_readme_names_is_there() -> None:
     assert [name for name in linked if not (ROOT / name).exists()] == []
 
 
+def test_every_test_that_the_threat_model_names_is_there() -> None:
+    named = re.findall(r"`(tests/test_\w+\.py)`", (ROOT / "SECURITY.md").read_text())
+    assert len(set(named)) >= 6
+    assert [name for name in named if not (ROOT / name).exists()] == []
+
+
 def test_every_figure_of_the_readmes_table_is_a_claim_of_the_model() -> None:
     """The table is what `export.audit` printed; the model carries the same figures."""
     claims = load(Config().model).metadata.claims
