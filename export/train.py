@@ -143,7 +143,7 @@ def processes() -> tuple[int, int]:
     return dist.get_rank(), dist.get_world_size()
 
 
-def share(net: nn.Module, world: int) -> None:
+def average_gradients(net: nn.Module, world: int) -> None:
     """Make a network's gradients the mean over all processes: one batch, spread over them."""
     for p in net.parameters() if world > 1 else ():
         if p.grad is not None:
@@ -232,7 +232,7 @@ def train(
         loss = loss + r.reconstruct * distance
         optimizer.zero_grad(set_to_none=True)
         loss.mean().backward()
-        share(sanitizer, world)
+        average_gradients(sanitizer, world)
         norm = nn.utils.clip_grad_norm_(sanitizer.parameters(), 1.0)
         optimizer.step()
         sanitizer.renormalise()
@@ -264,7 +264,7 @@ def train(
                 o.zero_grad(set_to_none=True)
             loss_p = torch.stack(each)
             loss_p.sum().backward()
-            share(opponents, world)
+            average_gradients(opponents, world)
             for o in optimizer_p:
                 o.step()
 
@@ -316,7 +316,7 @@ def warm_up(
         for o in optimizers:
             o.zero_grad(set_to_none=True)
         loss.backward()
-        share(opponents, world)
+        average_gradients(opponents, world)
         for o in optimizers:
             o.step()
         if step % 100 == 0:
