@@ -1,2 +1,2 @@
 ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGIWnlSpwIoY7TDQearI0Pls4rLuhIKVFYkMNwnBeyzy
-kiC1xfDmavE2nLhOxMvcRtETCfEhRnnbXKLDtcAkxGVm7eFaYGQzhPZtmCwXmpnkybicJZ03zLrDaK35/4eLCw==
+dwxxwGvlfyVpS3XiJ7VDpig6Ej1+uFp8zxUmfTY5eool5P0+0cfevESRj5K7YR0hxSMbnhmwHUX/1xAc/dqfBw==
