@@ -276,7 +276,7 @@ BAD: dict[str, tuple[Damage, str]] = {
         lambda p: p.graph.node.append(helper.make_node("Einsum", ["alpha"], ["x"], equation="..->")),
         "uses the operator Einsum",
     ),
-    "nodes without end": (many_nodes, "2210 nodes"),
+    "nodes without end": (many_nodes, "tensors; at most 2,000"),
     "a tensor that is larger than its numbers": (hollow_tensor, "just as many numbers"),
     "noise without end": (wide_noise, "1..4096"),
     "a stride of zero": (stride_of_zero, "strides of a Conv"),
