@@ -14,7 +14,7 @@ from edgesan.errors import EdgesanError
 
 # Options that mean something when a file is sanitized; all of them mean something to `run`.
 FILE_OPTIONS = ("model", "alpha", "background", "zone", "detect_size", "detect_every", "hold", "threads",
-                "trusted_keys", "allow_unsigned", "state_dir", "allow_rollback")  # fmt: skip
+                "trusted_keys", "allow_unsigned", "state_dir", "allow_rollback", "require_isolation")  # fmt: skip
 
 EPILOG = """\
 examples:
@@ -25,7 +25,7 @@ examples:
   edgesan doctor                                 what could be wrong on this machine, and the cure
   edgesan keys new mine                          a key to sign your own models with: edgesan sign san.onnx --key mine
 
-exit codes: 0 clean end · 1 unexpected error · 2 option or configuration · 3 camera or input · 4 model · 5 port, file or disk
+exit codes: 0 clean end · 1 unexpected error · 2 option or configuration · 3 camera or input · 4 model · 5 port, file or disk · 6 isolation
 """
 
 KEYS_EPILOG = """\
@@ -170,17 +170,31 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from edgesan import isolation
+    from edgesan.transmit.process import Transmitter
+
+    config = configuration(arguments)
+    transmitter = Transmitter(config)  # it has the network that this process is about to give up
+    claims = isolation.sanitize(network=config.camera_is_url)
     from edgesan import pipeline
 
-    pipeline.run(configuration(arguments))
+    pipeline.run(config, transmitter, claims)
     return 0
 
 
 def _sanitize(arguments: argparse.Namespace) -> int:
+    from edgesan import isolation
+
+    config = configuration(arguments)
+    claims = isolation.sanitize()
     from edgesan import files
 
+    if config.require_isolation:
+        isolation.require(claims)
+    elif not all(claim.holds for claim in claims):
+        print(f"edgesan: {isolation.summary(claims)}; see `edgesan doctor`", file=sys.stderr)
     report = files.sanitize_file(
-        arguments.input, arguments.output, configuration(arguments), force=arguments.force, stats=arguments.stats
+        arguments.input, arguments.output, config, force=arguments.force, stats=arguments.stats
     )
     print(json.dumps(report.as_dict()) if arguments.json else report.text())
     return 0

@@ -68,6 +68,7 @@ class Config:
         " or ~/.local/state/edgesan)",
         "FOLDER",
     )
+    require_isolation: bool = option(False, "refuse to run where a process cannot give up what it should")
     allow_rollback: bool = option(False, "run a model though a later version ran before, and remember nothing")
     token: str = option(
         "", "secret that viewers must present (better in EDGESAN_TOKEN); needed beyond loopback", "SECRET"
@@ -77,6 +78,11 @@ class Config:
 
     def __post_init__(self) -> None:
         check(self)
+
+    @property
+    def camera_is_url(self) -> bool:
+        """Whether `camera` is reached through the network."""
+        return "://" in self.camera
 
     @property
     def width_height(self) -> tuple[int, int] | None:
@@ -128,6 +134,11 @@ def check(c: Config) -> None:
         raise ConfigError(f"detect_size is {c.detect_size}: it must lie within 64..4096 pixels")
     if not c.out:
         raise ConfigError("out is empty: name at least one sink, such as http://127.0.0.1:8080 or clip.mkv")
+    if c.require_isolation and c.camera_is_url:
+        raise ConfigError(
+            "require_isolation is set, and the camera is a URL: the process that sees raw pixels would need the network;"
+            " use a camera of this machine"
+        )
     for text in c.zone:
         _zone(text)
     if not (c.token.isascii() and c.token.isprintable() and " " not in c.token):

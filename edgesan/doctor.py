@@ -14,7 +14,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -22,6 +22,7 @@ from typing import Final, Literal
 from edgesan import rollback
 from edgesan.config import SERVERS, Config, http_address
 from edgesan.errors import CameraError, ConfigError, ModelError, RollbackError, SignatureError, SinkError
+from edgesan.isolation import Claim, disk_swaps
 from edgesan.transmit.tls import tls_context
 
 # Distribution -> module. Checked by importing: a wheel that is installed may still not load here.
@@ -43,8 +44,6 @@ MOST_CELSIUS: Final = 80.0  # a Pi slows down from here
 # Bits of the Pi firmware's get_throttled; the same, shifted by 16, for "at some time since the start".
 THROTTLED: Final = ("under-voltage", "clock capped", "throttled", "too hot")
 SLOW_CLOCKS: Final = frozenset({"hpet", "acpi_pm", "jiffies", "refined-jiffies"})
-CLONE_NEWUSER: Final = 0x10000000
-CLONE_NEWNET: Final = 0x40000000
 VENV_CURE: Final = (
     "python3 -m venv --system-site-packages .venv, with the system's own python3; then install edgesan in it"
 )
@@ -73,7 +72,7 @@ def examine(config: Config, root: Path = Path("/")) -> list[Finding]:
     if not missing & {"numpy", "cv2"}:
         found += [*cameras(config, root), pi_libraries(root), dma_heaps(root)]
     found += [contiguous_memory(root), power(root), temperature(root), dot_products(root)]
-    found += [*sinks(config), swap(root), core_dumps(root), isolation(), clock(root)]
+    found += [*sinks(config), swap(root), core_dumps(root), *isolation(config), clock(root)]
     return [finding for finding in found if finding is not None]
 
 
@@ -317,9 +316,8 @@ def room(file: Path) -> Finding:
 
 
 def swap(root: Path) -> Finding | None:
-    """Raw pixels must not reach a disk. zram is compressed memory, and no disk."""
-    lines = (_text(root / "proc/swaps") or "").splitlines()[1:]
-    disks = [line.split()[0] for line in lines if not Path(line.split()[0]).name.startswith("zram")]
+    """Raw pixels must not reach a disk."""
+    disks = disk_swaps(root)
     if not disks:
         return Finding("swap", "ok", "none on a disk")
     cure = "sudo swapoff -a (for good: remove it from /etc/fstab), or MemorySwapMax=0 in the unit"
@@ -340,23 +338,25 @@ def core_dumps(root: Path) -> Finding | None:
     return Finding("core dumps", "ok", "off")
 
 
-def isolation() -> Finding:
-    """Whether this kernel gives this user a process without network: tried, in a process of its own."""
-    if _can_unshare(CLONE_NEWUSER | CLONE_NEWNET):
-        return Finding("isolation", "ok", "this user can start a process without network")
-    if _can_unshare(CLONE_NEWNET):
-        return Finding("isolation", "ok", "this user (root) can start a process without network")
-    cure = (
-        "sudo sysctl -w kernel.unprivileged_userns_clone=1 (Debian) or"
-        " kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu), or run it as a systemd unit with PrivateNetwork"
-    )
-    return Finding("isolation", "warn", "the kernel lets this user make no process without network", cure)
-
-
-def _can_unshare(flags: int) -> bool:
-    code = "import ctypes, sys; sys.exit(ctypes.CDLL(None).unshare(int(sys.argv[1])) != 0)"
-    child: Sequence[str] = (sys.executable, "-I", "-c", code, str(flags))
-    return subprocess.run(child, check=False, stderr=subprocess.DEVNULL).returncode == 0
+def isolation(config: Config) -> Iterator[Finding]:
+    """What each process can give up here: tried, in a process of its own."""
+    bad: Level = "fail" if config.require_isolation else "warn"
+    for process in ("sanitize", "transmit"):
+        command = [sys.executable, "-P", "-m", "edgesan.isolation", process]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode:
+            detail = done.stderr.strip().rpartition("\n")[2]
+            yield Finding(f"{process} process", bad, detail, "install edgesan again, into this environment")
+            continue
+        claims = [Claim(**claim) for claim in json.loads(done.stdout)]
+        missing = [claim for claim in claims if not claim.holds]
+        for claim in missing:
+            yield Finding(f"{process}: {claim.name}", bad, claim.detail, claim.cure)
+        if held := [claim.name for claim in claims if claim.holds]:
+            yield Finding(f"{process} process", "ok", ", ".join(held))
+    if config.camera_is_url:
+        cure = "use a camera of this machine; only then raw pixels cannot leave by the kernel's word"
+        yield Finding("sanitize: network", "warn", "the camera is a URL: the process needs the network", cure)
 
 
 def clock(root: Path) -> Finding | None:

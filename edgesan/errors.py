@@ -9,6 +9,7 @@
         SignatureError    nobody who is trusted signed these bytes
         RollbackError     a later version ran here, or the record of that cannot be read or kept
       SinkError         a port, a file or a disk refuses what is sent            exit code 5
+      IsolationError    a process cannot give up what it was asked to            exit code 6
       Reject            one frame is dropped; the next one may be fine
 
 Each message says what was wrong, what was expected, and what to do. Exit code 0 is a clean end, 1 an unexpected error.
@@ -59,6 +60,12 @@ class SinkError(EdgesanError):
     """A port, a file or a disk refuses what is sent."""
 
     exit_code = 5
+
+
+class IsolationError(EdgesanError):
+    """A process cannot give up what it was asked to."""
+
+    exit_code = 6
 
 
 class Reject(EdgesanError):

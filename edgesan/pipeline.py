@@ -80,26 +80,32 @@ def hold_version(config: Config, model: Model) -> None:
     hold(folder, model.metadata.name, model.metadata.version)
 
 
-def run(config: Config) -> None:
+def run(config: Config, transmitter: Transmitter, claims: list[isolation.Claim]) -> None:
     """`edgesan run`: until the frames, the duration or the file end, or a signal comes.
+
+    Args:
+        transmitter: started, not opened yet.
+        claims: what this process has given up; see `isolation.sanitize`.
 
     Raises:
         EdgesanError: as the exit codes in `edgesan.errors` tell; a camera that is lost later is waited for instead.
     """
-    isolation.forbid_dumps()
     with ExitStack() as stack:
+        stack.callback(transmitter.stop)
         stop = stack.enter_context(stop_signals())
         sanitizer = build(config)
         source = Camera(config)
         stack.callback(source.close)
         width, height = source.size
         ring = stack.enter_context(closing(RingWriter(width * height * 3)))
-        transmitter = Transmitter(config, ring)
-        stack.callback(transmitter.stop)
+        transmitter.open(ring)
+        claims = [*claims, *transmitter.claims]
+        if config.require_isolation:
+            isolation.require(claims)
         metrics = Metrics()
         started = time.monotonic()
         status_due_ns, faces_now = 0, 0
-        announce(config, sanitizer.model, source, sanitizer.alpha)
+        announce(config, sanitizer.model, source, sanitizer.alpha, claims)
 
         while not stop.asked and not (config.duration and time.monotonic() - started >= config.duration):
             for asked in transmitter.requests():
@@ -120,11 +126,13 @@ def run(config: Config) -> None:
             now_ns = time.monotonic_ns()
             if now_ns >= status_due_ns:
                 transmitter.check()
-                ring.put_status(status(config, sanitizer, source, metrics, faces_now, time.monotonic() - started))
+                ring.put_status(
+                    status(config, sanitizer, source, metrics, faces_now, time.monotonic() - started, claims)
+                )
                 status_due_ns = now_ns + STATUS_NS
             if config.frames and metrics.totals["sanitized"] >= config.frames:
                 break
-        ring.put_status(status(config, sanitizer, source, metrics, faces_now, time.monotonic() - started))
+        ring.put_status(status(config, sanitizer, source, metrics, faces_now, time.monotonic() - started, claims))
 
 
 class Camera:
@@ -203,6 +211,7 @@ def status(
     metrics: Metrics,
     faces_now: int,
     uptime_s: float,
+    claims: list[isolation.Claim],
 ) -> dict[str, Any]:
     """What the page and the metrics say of the sanitize process; JSON."""
     model = sanitizer.model
@@ -220,7 +229,7 @@ def status(
         "background": config.background,
         "faces": faces_now,
         "uptime_s": round(uptime_s, 1),
-        "isolation": "two processes, joined by read-only memory; no core dumps",
+        "isolation": isolation.report(claims),
         "warnings": warnings(config, model),
         **metrics.summary(time.monotonic_ns()),
     }  # fmt: skip
@@ -240,7 +249,7 @@ def warnings(config: Config, model: Model) -> list[str]:
     return texts
 
 
-def announce(config: Config, model: Model, source: Camera, alpha: float) -> None:
+def announce(config: Config, model: Model, source: Camera, alpha: float, claims: list[isolation.Claim]) -> None:
     """The start-up lines."""
     facts = model.metadata
     print(
@@ -248,7 +257,9 @@ def announce(config: Config, model: Model, source: Camera, alpha: float) -> None
         f"  model {facts.name} v{facts.version} ({model.sha256[:8]}): private {facts.private}, useful {facts.utility};"
         f" alpha {alpha:g}, background {config.background}\n"
         f"  measured: {facts.strongest_attack}\n"
-        f"  {model.signer or 'unsigned'}",
+        f"  {model.signer or 'unsigned'}\n"
+        f"  isolation: {isolation.summary(claims)}",
+        *(f"  WARNING: {claim}" for claim in claims if not claim.holds),
         *(f"  WARNING: {text}" for text in warnings(config, model)),
         sep="\n",
         file=sys.stderr,

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edgesan.cli import main, parser
+from edgesan.cli import parser
 from edgesan.config import DEMO_MODEL, Config, load
 from edgesan.errors import ConfigError
 from tests.conftest import CLIP, ROOT
@@ -173,12 +173,12 @@ def test_bad_input_is_a_clear_error_with_its_exit_code(
     arguments: tuple[str, ...],
     code: int,
     words: str,
-    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(ROOT)
-    assert main(list(arguments)) == code
-    said = capsys.readouterr().err
+    done = run(*arguments)
+    assert done.returncode == code
+    said = done.stderr
     assert said.startswith("edgesan: ")
     assert words in said
     assert not Path("out.png").exists()
@@ -231,6 +231,7 @@ def test_every_option_is_on_the_command_line_and_in_the_file_and_none_switches_t
     assert options == {
         "model", "camera", "out", "alpha", "background", "zone", "size", "fps", "frames", "duration", "detect_size",
         "detect_every", "hold", "threads", "token", "trusted_keys", "allow_unsigned", "state_dir", "allow_rollback",
+        "require_isolation",
         "tls_cert", "tls_key",
     }  # fmt: skip
     assert options == set(Config.__dataclass_fields__)

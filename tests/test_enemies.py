@@ -414,7 +414,7 @@ def test_over_tls_everything_is_as_without(
     port, ring = free_port(), RingWriter(64 * 48 * 3)
     ring.put_status(STATUS)
     config = Config(out=(f"https://127.0.0.1:{port}",), token="s3cret", tls_cert=files[0], tls_key=files[1])
-    transmitter = Transmitter(config, ring)
+    transmitter = Transmitter(config).open(ring)
     try:
         ring.put(sanitized_frame(1, captured_ns=time.monotonic_ns()))
         transmitter.notify()

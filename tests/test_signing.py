@@ -551,12 +551,11 @@ def test_an_unsigned_model_is_told_at_the_start_and_in_the_status(maker: Maker) 
     assert "WARNING: the model is UNSIGNED" in said
 
 
-def test_an_unsigned_model_is_told_where_a_picture_is_sanitized(
-    maker: Maker, picture: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_unsigned_model_is_told_where_a_picture_is_sanitized(maker: Maker, picture: Path) -> None:
     options = ["--model", str(maker.model(sign=False)), "--allow-unsigned"]
-    assert main(["sanitize", str(picture), str(maker.folder / "out.png"), *options]) == 0
-    assert "WARNING: the model is UNSIGNED" in capsys.readouterr().err
+    done = run("sanitize", str(picture), str(maker.folder / "out.png"), *options)
+    assert done.returncode == 0
+    assert "WARNING: the model is UNSIGNED" in done.stderr
 
 
 def test_a_signed_model_gives_no_warning_and_a_strangers_does(maker: Maker, stranger: Maker) -> None:

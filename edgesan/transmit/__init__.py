@@ -1,8 +1,9 @@
 """Sinks: where sanitized frames go. Nothing here can take any other frame."""
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from edgesan.frames import SanitizedFrame
+if TYPE_CHECKING:  # numpy must not be loaded yet: see `edgesan.isolation`
+    from edgesan.frames import SanitizedFrame
 
 
 class Sink(Protocol):
@@ -13,7 +14,7 @@ class Sink(Protocol):
     async def start(self) -> None:
         """Open the port or the file. Raises SinkError."""
 
-    async def send(self, frame: SanitizedFrame) -> None:
+    async def send(self, frame: "SanitizedFrame") -> None:
         """Take the newest frame; must not wait for a slow reader. Raises SinkError."""
 
     async def close(self) -> None:

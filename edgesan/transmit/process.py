@@ -1,74 +1,91 @@
 """The transmit process, and the sanitize process's hold on it.
 
-The child has the network and no camera; it is given the read-only ring and two pipes, and its orders on standard
-input, never on the command line, which everybody on the machine can read. What it may say is one record: a byte for
-its kind, a length, a payload; and whatever does not fit is dropped, because it comes from the side that has the network.
+The child has the network and no camera. It is started first, before the sanitize process gives its network up, and
+waits for its orders: what to serve, and the read-only ring. They come through a socket, never on the command line, which
+everybody on the machine can read. The child keeps a child of its own that does the work, and starts it again when it
+was killed: the sanitize process could not, as what it starts has no network either.
 
-Signals: Ctrl-C reaches both processes and is the parent's to answer; SIGTERM, or the end of the pipe that wakes it,
+What the child may say is one record: a byte for its kind, a length, a payload; and whatever does not fit is dropped,
+because it comes from the side that has the network.
+
+Signals: Ctrl-C reaches all processes and is the parent's to answer; SIGTERM, or the end of the pipe that wakes it,
 lets the child finish its files and streams. It cannot outlive its parent.
 """
 
 import asyncio
-import ctypes
 import json
 import math
+import mmap
 import os
 import select
 import signal
+import socket
 import struct
 import subprocess
 import sys
 import time
 from contextlib import AsyncExitStack, suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import Final
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final
 
+from edgesan import isolation
 from edgesan.config import SERVERS, Config
 from edgesan.errors import SinkError
-from edgesan.ring import RingReader, RingWriter
-from edgesan.transmit import Sink
+from edgesan.isolation import Claim
+
+if TYPE_CHECKING:  # numpy must not be loaded yet: see `edgesan.isolation`
+    from edgesan.ring import RingReader, RingWriter
+    from edgesan.transmit import Sink
 
 RECORD: Final = struct.Struct("<cI")
-READY, ALPHA, FAILED = b"R", b"A", b"F"
-MOST_PAYLOAD: Final = 2000
+READY, ALPHA, FAILED, ISOLATED = b"R", b"A", b"F", b"I"
+PID: Final = struct.Struct("<I")
+MOST_PAYLOAD: Final = 4000  # a record is written whole: PIPE_BUF, pipe(7)
 MOST_HEARD: Final = 65536  # bytes taken in at once: what a pipe holds, so that no flood can keep the parent reading
 START_TIMEOUT_S: Final = 20.0
-RESTART_S: Final = 1.0  # from the child's death to the next one
-PR_SET_PDEATHSIG: Final = 1
+RESTART_S: Final = 1.0  # from a death to the next start
 
 
 class Transmitter:
-    """The sanitize process's end: starts the child, wakes it for each frame, hears what viewers ask for.
+    """The sanitize process's end: starts the child, wakes it for each frame, hears what viewers ask for."""
 
-    Raises:
-        SinkError: the child could not open one of its sinks.
-    """
-
-    def __init__(self, config: Config, ring: RingWriter) -> None:
-        self._config, self._ring = config, ring
+    def __init__(self, config: Config) -> None:
+        """Start the child. It waits for `open`."""
+        self._config = config
         self._pending = b""
+        self._ready = False
         self._alphas: list[float] = []
         self._error = ""
-        self._start(again=False)
-
-    def _start(self, *, again: bool) -> None:
+        self._died_s: float | None = None
+        self.claims: list[Claim] = []  # what the child has given up; complete once it is open
+        self.worker = 0  # process id of the child's child, as it says
         wake_read, self._wake = os.pipe()
         self._heard, say = os.pipe()
         os.set_blocking(self._wake, False)
         os.set_blocking(self._heard, False)
-        self._pending, self._ready = b"", False
-        self._died_s: float | None = None
+        self._orders, orders = socket.socketpair()
+        fds = (orders.fileno(), wake_read, say)
         # -P: whatever lies in the working directory is not imported
-        command = [sys.executable, "-P", "-m", "edgesan.transmit.process", str(self._ring.fd), str(wake_read), str(say)]
-        self._child = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=(self._ring.fd, wake_read, say))
-        os.close(wake_read)
-        os.close(say)
-        assert self._child.stdin is not None
+        command = [sys.executable, "-P", "-m", "edgesan.transmit.process", *map(str, fds)]
+        self._child = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=fds)
+        for fd in (wake_read, say):
+            os.close(fd)
+        orders.close()
+
+    def open(self, ring: "RingWriter") -> "Transmitter":
+        """Give the child the ring and its orders, and wait until all sinks are open.
+
+        Raises:
+            SinkError: the child could not open one of its sinks.
+        """
         c = self._config
         tls = [name and str(name) for name in (c.tls_cert, c.tls_key)]
-        orders = {"out": c.out, "token": c.token, "tls": tls, "again": again}
-        with suppress(BrokenPipeError), self._child.stdin as stdin:  # broken: it is dead, which is seen below
-            stdin.write(json.dumps(orders).encode())
+        orders = json.dumps({"out": c.out, "token": c.token, "tls": tls}).encode()
+        with suppress(BrokenPipeError), self._orders:  # broken: it is dead, which is seen below
+            socket.send_fds(self._orders, [b"\0"], [ring.fd])
+            self._orders.sendall(orders)
         deadline_s = time.monotonic() + START_TIMEOUT_S
         while not (self._ready or self._error or self._child.poll() is not None or time.monotonic() > deadline_s):
             select.select([self._heard], [], [], 0.1)
@@ -79,6 +96,7 @@ class Transmitter:
             silent = f"said nothing for {START_TIMEOUT_S:g} s" if code is None else f"ended with exit code {code}"
             self._end(timeout_s=0.7)
             raise SinkError(self._error or f"the transmit process did not start: it {silent}")
+        return self
 
     def notify(self) -> None:
         """A frame is in the ring. A full pipe needs no second word: the reader takes the newest anyway.
@@ -100,10 +118,10 @@ class Transmitter:
         return asked
 
     def check(self) -> None:
-        """Start the child again if it was killed; call it about twice a second.
+        """See whether the child still lives; call it about twice a second.
 
         Raises:
-            SinkError: it ended because a sink failed (a full disk, say), or it could not be started again.
+            SinkError: it ended because a sink failed (a full disk, say), or was killed together with its child.
         """
         self._listen()
         if self._child.poll() is None:
@@ -114,14 +132,7 @@ class Transmitter:
         if self._died_s is None:
             self._died_s = now_s  # wait: a signal to all processes of the service is about to end this one too
         elif now_s - self._died_s >= RESTART_S:
-            print(
-                f"edgesan: the transmit process ended ({self._child.returncode}); starting it again",
-                file=sys.stderr,
-                flush=True,
-            )
-            os.close(self._wake)
-            os.close(self._heard)
-            self._start(again=True)
+            raise SinkError(f"the transmit process ended with exit code {self._child.returncode}; start edgesan again")
 
     def stop(self, timeout_s: float = 0.7) -> None:
         """Let the child finish its files and streams; kill it if it takes longer. Idempotent.
@@ -139,6 +150,7 @@ class Transmitter:
             )
 
     def _end(self, timeout_s: float) -> None:
+        self._orders.close()  # where it still waits for them
         os.close(self._wake)  # the child sees the end of the pipe
         try:
             self._child.wait(timeout_s)
@@ -163,8 +175,11 @@ class Transmitter:
                 break
             payload = heard[at + RECORD.size : at + RECORD.size + length]
             at += RECORD.size + length
-            if kind == READY:
+            if kind == READY and length == PID.size:
                 self._ready = True
+                (self.worker,) = PID.unpack(payload)
+            elif kind == ISOLATED and not self.claims:  # the first word, before it meets the network
+                self.claims = [Claim(**claim) for claim in json.loads(payload)]
             elif kind == FAILED:
                 # It will be printed: nothing in it may steer a terminal.
                 self._error = "".join(c if c.isprintable() else "?" for c in payload.decode(errors="replace"))
@@ -176,13 +191,13 @@ class Transmitter:
 
 
 class Child:
-    """The transmit process's side of the pipes."""
+    """The worker's side of the pipes. `ready` tells the one that keeps it."""
 
-    def __init__(self, ring: RingReader, wake: int, say: int) -> None:
-        self.ring, self._wake, self._say = ring, wake, say
+    def __init__(self, ring: "RingReader", wake: int, say: int, ready: mmap.mmap) -> None:
+        self.ring, self._wake, self._say, self._ready = ring, wake, say, ready
 
-    def say(self, kind: bytes, payload: bytes = b"") -> None:
-        os.write(self._say, RECORD.pack(kind, len(payload)) + payload)
+    def say(self, kind: bytes, payload: bytes) -> None:
+        say(self._say, kind, payload)
 
     def ask_alpha(self, alpha: float) -> bool:
         """Pass a viewer's wish on. False if the sanitizer does not listen: then the pipe is full."""
@@ -191,7 +206,7 @@ class Child:
         self.say(ALPHA, struct.pack("<d", alpha))
         return True
 
-    async def serve(self, sinks: list[Sink]) -> None:
+    async def serve(self, sinks: "list[Sink]") -> None:
         """Pass each newest frame on to all sinks, until the parent closes its pipe.
 
         Raises:
@@ -216,8 +231,9 @@ class Child:
                 stack.push_async_callback(sink.close)
             loop.add_reader(self._wake, wake)
             loop.add_signal_handler(signal.SIGTERM, end)
-            self.say(READY)
-            seen = 0
+            seen = self.ring.newest  # of before it was killed
+            self._ready[0] = 1
+            self.say(READY, PID.pack(os.getpid()))
             while not over.is_set():
                 await woken.wait()
                 woken.clear()
@@ -229,24 +245,67 @@ class Child:
                         await sink.send(frame)
 
 
-def main(ring_fd: int, wake: int, say: int) -> int:
-    """The child's whole life."""
+def keep(orders: int, wake: int, answer: int) -> int:
+    """The child's whole life: take the orders, give up what is not needed for them, and keep a worker at work."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent coordinates
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    isolation.end_with_parent(signal.SIGTERM)
+    with socket.socket(fileno=orders) as channel:
+        _, fds, _, _ = socket.recv_fds(channel, 1, 1)
+        if not fds:
+            return 0  # the parent ended before it had any
+        with channel.makefile("rb") as file:
+            told = json.load(file)
+    writes = [Path(out).absolute().parent for out in told["out"] if not out.startswith(SERVERS)]
+    reads = [Path(name).resolve().parent for name in told["tls"] if name]
+    claims = isolation.transmit(reads, writes, fds[0])
+    say(answer, ISOLATED, json.dumps([asdict(claim) for claim in claims]).encode())
+
+    ready = mmap.mmap(-1, 1)  # shared with the worker
+    worker, over = 0, False
+
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal over
+        over = True
+        if worker:
+            os.kill(worker, signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, end)
+    parent = select.poll()
+    parent.register(wake, 0)  # nothing but the end of the pipe
+    again = False
+    while True:
+        ready[0] = 0
+        worker = os.fork()
+        if not worker:
+            return work(told, again, fds[0], wake, answer, ready)
+        code = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
+        worker = 0
+        final = code == SinkError.exit_code or not ready[0]  # what could not start will not start the next time
+        # Waiting, too, as a signal to all processes of the service may be about to reach this one.
+        if final or over or parent.poll(RESTART_S * 1000) or over:
+            return code if code >= 0 else 128 - code
+        print(f"edgesan: the transmit process ended ({code}); starting it again", file=sys.stderr, flush=True)
+        again = True
+
+
+def work(told: dict[str, Any], again: bool, ring: int, wake: int, answer: int, ready: mmap.mmap) -> int:
+    """The worker's whole life. `again`: another one was killed before."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    isolation.end_with_parent(signal.SIGKILL)
+    from edgesan.ring import RingReader
     from edgesan.transmit.file import FileSink, next_free
     from edgesan.transmit.http import HttpSink
 
-    orders = json.load(sys.stdin)
-    child = Child(RingReader(ring_fd), wake, say)
-    tls = [name and Path(name) for name in orders["tls"]]
+    child = Child(RingReader(ring), wake, answer, ready)
+    tls = [name and Path(name) for name in told["tls"]]
 
     async def go() -> None:
         sinks: list[Sink] = [
-            HttpSink(out, orders["token"], child.ring.status, child.ask_alpha, *tls)
+            HttpSink(out, told["token"], child.ring.status, child.ask_alpha, *tls)
             if out.startswith(SERVERS)
-            # What a killed child has written stays as it is.
-            else FileSink(next_free(Path(out)) if orders["again"] else Path(out))
-            for out in orders["out"]
+            # What a killed worker has written stays as it is.
+            else FileSink(next_free(Path(out)) if again else Path(out))
+            for out in told["out"]
         ]
         await child.serve(sinks)
 
@@ -259,5 +318,10 @@ def main(ring_fd: int, wake: int, say: int) -> int:
     return 0
 
 
+def say(to: int, kind: bytes, payload: bytes) -> None:
+    """Write one record."""
+    os.write(to, RECORD.pack(kind, len(payload)) + payload)
+
+
 if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:4])))
+    sys.exit(keep(*map(int, sys.argv[1:4])))

@@ -27,7 +27,7 @@ function show(status) {
   $("measured").textContent = status.model.measured;
   $("camera").textContent = status.camera;
   $("background").textContent = status.background;
-  $("isolation").textContent = status.isolation;
+  $("isolation").textContent = status.isolation.summary;
   const dial = $("alpha");
   [dial.min, dial.max] = status.model.alpha_range;
   dial.disabled = false;
