@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from edgesan import doctor
 from edgesan.config import Config
 from edgesan.doctor import Finding
+from edgesan.isolation import Claim
 
 PI = "proc/device-tree/model"
 PI_4 = "Raspberry Pi 4 Model B Rev 1.4\0"
@@ -49,7 +51,7 @@ def one(finding: Finding | None) -> Finding:
 def test_this_machine_can_be_examined() -> None:
     found = doctor.examine(Config(camera="demo", out=("http://127.0.0.1:0",)))
     names = [finding.name for finding in found]
-    assert {"python", "numpy", "onnxruntime", "model", "isolation"} <= set(names)
+    assert {"python", "numpy", "onnxruntime", "model", "sanitize process", "transmit process"} <= set(names)
     assert len(names) == len(set(names))
     assert all(finding.cure for finding in found if finding.level != "ok")
     assert json.loads(doctor.to_json(found))[0] == dataclasses.asdict(found[0])
@@ -322,13 +324,34 @@ def test_core_dumps_are_told(
 
 
 def test_isolation_is_what_the_kernel_really_gives() -> None:
-    finding = doctor.isolation()
     program = shutil.which("unshare")
     if program is None:
         pytest.skip("util-linux is not here to compare with")
+    found = {finding.name: finding for finding in doctor.isolation(Config(camera="demo"))}
     tries = (["--user", "--net"], ["--net"])
     given = any(subprocess.run([program, *t, "true"], check=False, capture_output=True).returncode == 0 for t in tries)
-    assert (finding.level == "ok") is given
+    assert ("no network" in found["sanitize process"].detail) is given
+    assert ("sanitize: no network" in found) is not given
+
+
+def test_what_is_required_and_missing_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    claim = Claim("sanitize", "no network", False, "the kernel gives it none (EPERM)", "sysctl")
+    script = f"#!/bin/sh\necho '{json.dumps([dataclasses.asdict(claim)])}'\n"
+    for required, level in ((False, "warn"), (True, "fail")):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "python"
+            path.write_text(script)
+            path.chmod(0o755)
+            monkeypatch.setattr(sys, "executable", str(path))
+            found = list(doctor.isolation(Config(camera="demo", require_isolation=required)))
+        assert [finding.level for finding in found] == [level, level]
+        assert {finding.cure for finding in found} == {"sysctl"}
+
+
+def test_a_camera_that_is_a_url_is_told_to_need_the_network() -> None:
+    found = list(doctor.isolation(Config(camera="rtsp://192.0.2.1/")))
+    assert found[-1].level == "warn"
+    assert "the camera is a URL" in found[-1].detail
 
 
 def test_a_port_in_use_is_a_failure() -> None:

@@ -387,7 +387,12 @@ def test_a_transmit_process_that_cannot_start_again_ends_the_run(line: Callable[
     os.kill(live.transmitter.worker, signal.SIGKILL)
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(("127.0.0.1", live.port))
+        while True:  # until the killed one has let go of it, which is long before the next one starts
+            try:
+                taken.bind(("127.0.0.1", live.port))
+                break
+            except OSError:
+                time.sleep(0.01)
         taken.listen()
         assert "cannot listen on" in str(live.failed())
 
@@ -396,7 +401,10 @@ def test_killing_the_one_that_keeps_it_kills_the_transmit_process_and_ends_the_r
     live = line()
     live.transmitter._child.kill()
     assert "ended with exit code -9" in str(live.failed())
-    assert not Path(f"/proc/{live.transmitter.worker}").exists()
+    status, deadline = Path(f"/proc/{live.transmitter.worker}/status"), time.monotonic() + 5
+    while status.exists() and "State:\tZ" not in status.read_text():  # dead, if not yet buried by init
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def test_sigterm_to_all_processes_ends_the_child_cleanly(line: Callable[..., Line]) -> None:
