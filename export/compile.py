@@ -49,7 +49,7 @@ def restore(path: Path) -> tuple[Sanitizer, Recipe, dict[str, Any]]:
         raise ExportError(f"no sanitizer.pt in {path}: train one with python -m export.train")
     saved = torch.load(path / "sanitizer.pt", weights_only=True)
     r = Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved["recipe"].items()})
-    sanitizer = Sanitizer(r.width, r.depth, r.code, r.noise, r.stochastic)
+    sanitizer = Sanitizer(saved["features"], r.code, r.noise, r.stochastic)
     sanitizer.load_state_dict(saved["weights"])
     return sanitizer.eval(), r, saved
 
@@ -116,7 +116,6 @@ def quantize(fp32: Path, int8: Path, chips: NDArray[np.uint8], noise_dim: int) -
             weight_type=QuantType.QInt8,
             per_channel=True,
             calibrate_method=CalibrationMethod.MinMax,
-            # the dial's small Gemms stay float: they cost nothing, and alpha is a number, not a picture
             op_types_to_quantize=["Conv", "Add", "Mul", "Resize", "Relu", "Clip", "Concat"],
             extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
         )

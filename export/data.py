@@ -163,6 +163,28 @@ def align(picture: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArray
     ).astype(np.uint8)
 
 
+def view(chip: NDArray[np.uint8], row: int, number: int) -> NDArray[np.uint8]:
+    """A view of a chip [112, 112, 3]: 0 as it is, 1 mirrored, and from 2 on jittered: turned, shifted, scaled by a few
+    per cent, in other light, and perhaps mirrored or through JPEG. The same for the same row and number."""
+    if number == 0:
+        return chip
+    if number == 1:
+        return np.ascontiguousarray(chip[:, ::-1])
+    random = np.random.default_rng((row, number))
+    zoom, turn = np.exp(random.normal(0, 0.04)), np.radians(random.normal(0, 3))
+    a, b, centre = zoom * np.cos(turn), zoom * np.sin(turn), CHIP / 2
+    dx, dy = random.normal(0, 2, 2)
+    matrix = np.array([[a, -b, centre * (1 - a + b) + dx], [b, a, centre * (1 - a - b) + dy]])
+    moved = cv2.warpAffine(chip, matrix, (CHIP, CHIP), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    mean = moved.mean()
+    lit = (moved - mean) * np.exp(random.normal(0, 0.15)) + mean + random.normal(0, 12)
+    result = np.clip(lit, 0, 255).astype(np.uint8)
+    if random.random() < 0.5:
+        _, packet = cv2.imencode(".jpg", result, [cv2.IMWRITE_JPEG_QUALITY, int(random.integers(50, 95))])
+        result = np.asarray(cv2.imdecode(packet, cv2.IMREAD_COLOR), np.uint8)
+    return np.ascontiguousarray(result[:, ::-1]) if random.random() < 0.5 else result
+
+
 def training_rows(faces: Faces) -> NDArray[np.bool_]:
     """Rows a sanitizer may see: people of `identity_split = train`, without the closed set's val and test pictures."""
     return (faces["identity_split"] == "train") & np.isin(faces["closed_set_split"], ["", "train"])

@@ -28,26 +28,6 @@ def privacy_loss(prior: Tensor, sanitized_logits: Tensor) -> Tensor:
     return kl(prior.log(), F.log_softmax(sanitized_logits, -1))
 
 
-def likeness(alpha: Tensor, spread: float, features: int) -> Tensor:
-    """How alike a raw embedding [features] and its noisy one would be [N], by the dial alpha [N, 1].
-
-    The cosine that a Gaussian channel of standard deviation alpha * spread per dimension leaves of a unit vector. Two
-    outcomes of the channel are the square of it alike. How well any attacker can do behind such a channel is known
-    before a picture is painted, so it is the measure of how much of a person the dial lets through.
-    """
-    return (1 + features * (alpha[:, 0] * spread).square()).rsqrt()
-
-
-def channel_loss(raw: Tensor, first: Tensor, second: Tensor, share: Tensor) -> Tensor:
-    """What keeps two draws of S from being outcomes of that channel [N], given unit embeddings [N, D] and `likeness` [N].
-
-    Each draw must be at least as like the raw face as `share`, and the two no more alike than its square: what S
-    takes from a face must be hidden by noise, for an attacker learns to undo whatever S does the same way every time.
-    """
-    near = sum(F.relu(share - (raw * draw).sum(-1)) for draw in (first, second)) / 2
-    return near + F.relu((first * second).sum(-1) - share.square())
-
-
 def finding_loss(raw: tuple[Tensor, Tensor], sanitized: tuple[Tensor, Tensor]) -> Tensor:
     """How much worse a detector finds the sanitized face [N]: its score in nats, and its landmarks in tenths of a pixel.
 

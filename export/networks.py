@@ -21,123 +21,145 @@ from export.errors import NetworkError
 PROVIDERS = Path(__file__).with_name("providers.toml")
 
 
-class Film(nn.Module):
-    """Feature-wise affine modulation by the dial (Perez et al., "FiLM", 2018)."""
+LANDMARKS, LIGHT = 10, 5  # of a description, behind the embedding
 
-    def __init__(self, channels: int, hidden: int = 32) -> None:
+
+class Reader(nn.Module):
+    """What is worth knowing of a face: its embedding by the provider's network, its landmarks, its light.
+
+    A student of larger networks (Hinton, Vinyals and Dean, "Distilling the Knowledge in a Neural Network", 2015).
+    Dense 3x3 blocks at a quarter of the resolution and below run near the peak of int8 kernels; the normalisation
+    layers fold into the convolutions. One depthwise 7x7 weighs the places of the last map, as in MobileFaceNet (2018).
+    """
+
+    def __init__(self, features: int, width: int = 64, depth: int = 96, deepest: int = 128) -> None:
         super().__init__()
-        self.net = nn.Sequential(nn.Linear(1, hidden), nn.ReLU(), nn.Linear(hidden, 2 * channels))
-        nn.init.zeros_(self.net[2].weight)
-        nn.init.zeros_(self.net[2].bias)
+        self.stem = normed(48, width)  # 28x28
+        self.fine = normed(width, width)
+        self.down1 = normed(width, depth, 2)  # 14x14
+        self.middle = nn.ModuleList(normed(depth, depth) for _ in range(3))
+        self.down2 = normed(depth, deepest, 2)  # 7x7
+        self.coarse = normed(deepest, deepest)
+        self.weigh = nn.Sequential(nn.Conv2d(deepest, deepest, 7, groups=deepest, bias=False), nn.BatchNorm2d(deepest))
+        nn.init.normal_(self.weigh[0].weight, std=1 / 49)
+        self.tell = nn.Conv2d(deepest, features + LANDMARKS + LIGHT, 1)
 
-    def forward(self, x: Tensor, alpha: Tensor) -> Tensor:
-        gain, bias = self.net(alpha)[:, :, None, None].chunk(2, 1)
-        return x * (1 + gain) + bias
+    def forward(self, x: Tensor) -> Tensor:
+        """An unshuffled picture [N, 48, 28, 28] in 0..1 -> a description [N, features + 15, 1, 1]."""
+        x = F.relu(self.stem(x * 2 - 1))
+        x = F.relu(x + self.fine(x))
+        x = F.relu(self.down1(x))
+        for block in self.middle:
+            x = F.relu(x + block(x))
+        x = F.relu(self.down2(x))
+        x = F.relu(x + self.coarse(x))
+        return self.tell(self.weigh(x))
+
+
+class Hider(nn.Module):
+    """From a description to the code, by the dial: what is said of a face, and how loud."""
+
+    def __init__(self, features: int, code: int, hidden: int = 96) -> None:
+        super().__init__()
+        self.plain = nn.Conv2d(features + LANDMARKS + LIGHT, code, 1, bias=False)
+        self.bend = nn.Conv2d(features + LANDMARKS + LIGHT + 1, hidden, 1)
+        self.last = nn.Conv2d(hidden, code, 1)
+        nn.init.zeros_(self.last.weight)
+        nn.init.zeros_(self.last.bias)
+
+    def forward(self, description: Tensor, alpha: Tensor) -> Tensor:
+        """A description [N, features + 15, 1, 1] and alpha [N, 1, 1, 1] -> the code [N, code, 1, 1]."""
+        return self.plain(description) + self.last(F.relu(self.bend(torch.cat([description, alpha], 1))))
+
+
+class Painter(nn.Module):
+    """A face from a noisy code, and from nothing else."""
+
+    def __init__(self, code: int, widths: tuple[int, int, int] = (80, 64, 48), grain: int = 16) -> None:
+        super().__init__()
+        coarse, middle, fine = widths
+        self.grain = grain
+        self.spread = nn.Conv2d(code + 1, grain * 49, 1)
+        self.first = nn.Conv2d(grain, coarse, 3, padding=1)  # 7x7
+        self.block1 = nn.Conv2d(coarse, coarse, 3, padding=1)
+        self.up1 = nn.Conv2d(coarse, middle, 3, padding=1)  # 14x14
+        self.block2 = nn.Conv2d(middle, middle, 3, padding=1)
+        self.up2 = nn.Conv2d(middle, fine, 3, padding=1)  # 28x28
+        self.block3 = nn.Conv2d(fine, fine, 3, padding=1)
+        self.head = nn.Conv2d(fine, 48, 3, padding=1)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d) and layer is not self.spread:
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.head.weight, std=0.1 / (9 * fine) ** 0.5)
+        nn.init.constant_(self.head.bias, 0.5)
+
+    def forward(self, noisy: Tensor, alpha: Tensor) -> Tensor:
+        """A noisy code [N, code, 1, 1] and alpha [N, 1, 1, 1] -> an unshuffled picture [N, 48, 28, 28]."""
+        x = self.spread(torch.cat([noisy, alpha], 1)).reshape(-1, self.grain, 7, 7)
+        x = F.relu(self.first(x))
+        x = F.relu(x + self.block1(x))
+        x = F.relu(self.up1(larger(x)))
+        x = F.relu(x + self.block2(x))
+        x = F.relu(self.up2(larger(x)))
+        x = F.relu(x + self.block3(x))
+        return clip(self.head(x), 0, 1)
 
 
 class Sanitizer(nn.Module):
-    """S(x, z, alpha): an encoder that rewrites the face into a narrow code, noise, and a decoder that paints it.
+    """S(x, z, alpha): read the face into a few numbers, add noise to them, paint a face from what is left.
 
-    face [N, 3, 112, 112] -> unshuffle to 28x28 -> U-Net down to 7x7 and back -> `code` channels of 28x28 within -1..1
-    -> + sigma(alpha) * noise -> shuffle to 112x112.
+    face [N, 3, 112, 112] -> `Reader` -> a description -> `Hider` -> a code of a few dozen numbers -> + alpha * noise * z
+    -> `Painter` -> face.
 
-    The code is the only way to the picture, so there is no way around the noise. z has the grain in which the private
-    attribute lives (coarse shape, shading), steers the encoder at 7x7, and is scattered from there over the code's
-    finer cells by a learned mixture of unit norm: noise that is the same all over a cell could be dodged by details. Dense 3x3 blocks at a quarter
-    of the resolution and below run near the peak of int8 kernels; there is no transposed convolution (it has no int8
-    kernel) and no normalisation layer (nothing to fold).
+    The noisy code is all that the painter sees: whatever anybody reads from the picture, he could have read from these
+    numbers (data processing inequality; Cover and Thomas, 2.8). So the game against the attackers is played on them, where
+    an attacker is small, sees new noise at each look, and can be as strong as we like.
     """
 
-    GRAIN = 7  # the noise is a picture of 7x7 cells
-
-    def __init__(
-        self,
-        width: int = 64,
-        depth: int = 96,
-        code: int = 16,
-        noise: tuple[float, float] = (0.1, 0.6),
-        stochastic: bool = True,
-    ) -> None:
-        """`noise`: sigma at alpha = 0 and at alpha = 1. Without `stochastic` there is no noise, and noise_dim is 0."""
+    def __init__(self, features: int = 128, code: int = 64, noise: float = 1.0, stochastic: bool = True) -> None:
+        """`noise`: standard deviation at alpha = 1. Without `stochastic` there is none, and noise_dim is 0."""
         super().__init__()
-        self.code, self.noise_low, self.noise_high = code, *noise
-        self.noise_dim = code * self.GRAIN**2 if stochastic else 0
-        deepest = depth * 4 // 3
-        self.stem = nn.Conv2d(48, width, 3, padding=1)  # 28x28
-        self.down1 = nn.Conv2d(width, depth, 3, stride=2, padding=1)  # 14x14
-        self.block1 = nn.Conv2d(depth, depth, 3, padding=1)
-        self.down2 = nn.Conv2d(depth, deepest, 3, stride=2, padding=1)  # 7x7
-        if stochastic:
-            self.steer = nn.Conv2d(code, deepest, 1)
-        self.film2 = Film(deepest)
-        self.block2 = nn.Conv2d(deepest, deepest, 3, padding=1)
-        self.up2 = nn.Conv2d(deepest, depth, 3, padding=1)
-        self.film1 = Film(depth)
-        self.block3 = nn.Conv2d(depth, depth, 3, padding=1)  # 14x14
-        self.up1 = nn.Conv2d(depth, width, 3, padding=1)
-        self.to_code = nn.Conv2d(width, code, 3, padding=1)  # 28x28
-        if stochastic:
-            self.scatter = nn.Conv2d(code, 16 * code, 1, bias=False)
-        self.from_code = nn.Conv2d(code, width, 3, padding=1)
-        self.film0 = Film(width)
-        self.paint = nn.Conv2d(width, width, 3, padding=1)
-        self.head = nn.Conv2d(width, 48, 3, padding=1)
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
-        if stochastic:  # each code channel begins with its own noise, the same over the 4x4 cells
-            with torch.no_grad():
-                self.scatter.weight.copy_(torch.eye(code).repeat_interleave(16, 0)[:, :, None, None])
-        # At the start the code must stand out of the noise, or the decoder learns to ignore it and never looks again.
-        nn.init.normal_(self.to_code.weight, std=0.4 / (9 * width) ** 0.5)
-        nn.init.normal_(self.head.weight, std=0.1 / (9 * width) ** 0.5)
-        nn.init.constant_(self.head.bias, 0.5)
+        self.reader, self.hider, self.painter = Reader(features), Hider(features, code), Painter(code)
+        self.noise, self.noise_dim = noise, code if stochastic else 0
 
-    def sigma(self, alpha: Tensor) -> Tensor:
-        """Standard deviation of the code's noise [N, 1], against codes within -1..1."""
-        return self.noise_low + (self.noise_high - self.noise_low) * alpha
+    def hide(self, description: Tensor, z: Tensor | None, alpha: Tensor) -> Tensor:
+        """The noisy code [N, code] of a description [N, features + 15], given z [N, code] and alpha [N, 1]."""
+        code = self.hider(description[..., None, None], alpha[..., None, None])[..., 0, 0]
+        return code if z is None or not self.noise_dim else code + self.noise * alpha * z
 
-    def encode(self, x: Tensor, z: Tensor | None, alpha: Tensor) -> Tensor:
-        """The code [N, code, 28, 28] of an unshuffled picture [N, 48, 28, 28], steered by the noise [N, code, 7, 7]."""
-        fine = F.relu(self.stem(x))
-        middle = F.relu(self.down1(fine))
-        middle = F.relu(middle + self.block1(middle))
-        coarse = self.down2(middle) if z is None else self.down2(middle) + self.steer(z)
-        coarse = F.relu(self.film2(coarse, alpha))
-        coarse = F.relu(coarse + self.block2(coarse))
-        middle = F.relu(middle + self.film1(larger(self.up2(coarse), 2), alpha))
-        middle = F.relu(middle + self.block3(middle))
-        return clip(self.to_code(F.relu(fine + larger(self.up1(middle), 2))), -1, 1)
+    def paint(self, noisy: Tensor, alpha: Tensor) -> Tensor:
+        """The picture [N, 3, 112, 112] of a noisy code [N, code]."""
+        return shuffle(self.painter(noisy[..., None, None], alpha[..., None, None]))
 
-    def decode(self, noisy: Tensor, alpha: Tensor) -> Tensor:
-        """An unshuffled picture [N, 48, 28, 28] within 0..1 from a noisy code."""
-        h = F.relu(self.film0(self.from_code(noisy), alpha))
-        return clip(self.head(F.relu(h + self.paint(h))), 0, 1)
-
-    def body(self, x: Tensor, noise: Tensor | None, alpha: Tensor) -> Tensor:
+    def body(self, x: Tensor, z: Tensor | None, alpha: Tensor) -> Tensor:
         """An unshuffled picture in, another out."""
-        if not self.noise_dim or noise is None:
-            return self.decode(self.encode(x, None, alpha), alpha)
-        z = noise.reshape(-1, self.code, self.GRAIN, self.GRAIN)
-        scattered = F.pixel_shuffle(self.scatter(z), 4)  # standard normal in each of the code's entries
-        return self.decode(self.encode(x, z, alpha) + self.sigma(alpha)[:, :, None, None] * scattered, alpha)
+        dial = alpha[..., None, None]
+        code = self.hider(self.reader(x), dial)
+        if self.noise_dim and z is not None:
+            code = code + (self.noise * alpha * z)[..., None, None]
+        return self.painter(code, dial)
 
-    @torch.no_grad()
-    def renormalise(self) -> None:
-        """Bring the mixture of the noise back to unit norm: training may choose where noise goes, not how much."""
-        if self.noise_dim:
-            self.scatter.weight.div_(self.scatter.weight.norm(dim=1, keepdim=True))
-
-    def forward(self, face: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
-        """face [N, 3, 112, 112] in 0..1, noise [N, noise_dim] standard normal (unused if noise_dim is 0), alpha [N, 1]."""
-        return shuffle(self.body(unshuffle(face), noise, alpha))
+    def forward(self, face: Tensor, z: Tensor | None, alpha: Tensor) -> Tensor:
+        """face [N, 3, 112, 112] in 0..1, z [N, noise_dim] standard normal (unused if noise_dim is 0), alpha [N, 1]."""
+        return shuffle(self.body(unshuffle(face), z, alpha))
 
 
-def larger(x: Tensor, factor: int) -> Tensor:
-    """Nearest upsampling."""
-    return F.interpolate(x, scale_factor=factor, mode="nearest")
+def normed(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
+    """A 3x3 convolution and a normalisation that folds into it."""
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs))
+
+
+def larger(x: Tensor) -> Tensor:
+    """Nearest upsampling to twice the size."""
+    return F.interpolate(x, scale_factor=2, mode="nearest")
+
+
+def perceptron(inputs: int, outputs: int, hidden: int = 256) -> nn.Sequential:
+    """Two hidden layers: what reads a code, for the service or against it."""
+    return nn.Sequential(
+        nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs)
+    )
 
 
 class Device(nn.Module):
@@ -230,23 +252,6 @@ class Residual(nn.Module):
         return F.relu(x + self.norm(self.conv(x)))
 
 
-class Probe(nn.Module):
-    """An attacker that looks at the provider's face embedding of the sanitized face, not at pixels."""
-
-    def __init__(self, classes: int, features: int) -> None:
-        super().__init__()
-        self.net = nn.Sequential(nn.Linear(features + 1, 256), nn.ReLU(), nn.Linear(256, classes))
-
-    def forward(self, embedding: Tensor, alpha: Tensor) -> Tensor:
-        """embedding [N, features] of unit length, alpha [N, 1] -> logits [N, classes]."""
-        return self.net(torch.cat([embedding * features_scale(embedding), alpha], 1))
-
-
-def features_scale(embedding: Tensor) -> float:
-    """Brings a unit vector's entries to unit variance."""
-    return float(embedding.shape[1]) ** 0.5
-
-
 class Provider(nn.Module):
     """A provider's network with its own input contract: chips in 0..1 to embeddings (or logits), frozen.
 
@@ -297,6 +302,8 @@ class Finder(nn.Module):
         self.net = FrozenOnnx(path, heads)
         side = 112 + 2 * self.MARGIN
         self.register_buffer("stride", torch.cat([torch.full(((side // s) ** 2,), float(s)) for s in self.STRIDES]))
+        grids = [torch.cartesian_prod(torch.arange(side // s), torch.arange(side // s)).flip(1) * s for s in self.STRIDES]
+        self.register_buffer("anchor", torch.cat(grids).float())  # [anchors, 2]: x, y
 
     def forward(self, face: Tensor) -> tuple[Tensor, Tensor]:
         """face [N, 3, 112, 112] in 0..1 -> log score [N, anchors], landmarks [N, anchors, 10] in pixels from the anchor."""
@@ -305,6 +312,13 @@ class Finder(nn.Module):
         cls, obj, kps = (torch.cat(parts[i : i + 3], 1) for i in (0, 3, 6))
         log_score = 0.5 * ((cls + 1e-4).log() + (obj + 1e-4).log())[..., 0]
         return log_score, kps * self.stride[:, None]
+
+    def best(self, face: Tensor) -> tuple[Tensor, Tensor]:
+        """The likeliest face of each chip: its score [N], and its landmarks [N, 10] in pixels of the chip."""
+        log_score, marks = self(face)
+        score, at = log_score.max(1)
+        anchor = self.anchor[at].repeat(1, 5) - self.MARGIN
+        return score.exp(), marks[torch.arange(len(face), device=face.device), at] + anchor
 
 
 class FrozenOnnx(nn.Module):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from export.errors import RecipeError
 
+STAGES = ("read", "hide", "paint")
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -21,39 +23,44 @@ class Recipe:
     # the provider's networks, by their names in providers.toml
     utility: str = "id_mobilefacenet_paddle"
     frozen: tuple[str, ...] = ()  # frozen classifiers of the private attribute (plug-and-play)
-    # the opponents that train in turn with S (adversarial); none = plug-and-play
-    attackers: tuple[int, ...] = (4, 1)  # one convolutional attacker per entry: its stem (1, 2 or 4)
-    probe: bool = True  # an attacker on the utility network's embedding
-    attacker_warm_up: int = 400  # steps on raw faces before the game: an opponent that knows faces learns faster
-    attacker_steps: int = 1  # updates of the attackers for each of S
-    attacker_batch: int = 48
-    attacker_lr: float = 1e-3
-    renew_every: int = 0  # steps after which the next attacker starts again as it was before the game; 0 = never
-    replay: int = 1536  # sanitized pictures that the attackers remember
     # the sanitizer
-    width: int = 64
-    depth: int = 96
-    code: int = 16
-    noise: tuple[float, float] = (0.1, 0.6)  # sigma at alpha = 0 and at alpha = 1
+    code: int = 64  # numbers between the reader and the painter
+    noise: float = 1.0  # standard deviation of what is added to each of them, at alpha = 1
     stochastic: bool = True  # false: a deterministic sanitizer, without noise
     # the dial
-    alpha_default: float = 0.5
+    alpha_default: float = 0.8
     alpha_focus: float = 0.5  # share of pictures trained at alpha_default; the rest is uniform in 0..1
-    # the losses
-    people_min: int = 5  # a person with this many pictures is a class of the utility variable
+    # the utility variable
+    people_min: int = 4  # a person with this many pictures is one of its classes
     cosine_scale: float = 16.0  # utility logits = scale * cosine to each person's mean raw embedding
-    spread: float = 0.2  # of the noise that hides the provider's embedding at alpha = 1, per dimension of a unit vector
-    match: float = 3.0  # weight of `channel_loss`
+    # reading
+    views: int = 5  # of each picture: as it is, mirrored, and jittered ones
+    read_steps: int = 8000
+    read_batch: int = 64
+    read_lr: float = 2e-3
+    # hiding
+    attackers: tuple[int, ...] = (256, 384, 128)  # one per entry, of so many hidden units; none = plug-and-play
+    attacker_steps: int = 2  # updates of the attackers for each of the hider
+    attacker_lr: float = 1e-3
+    privacy: float = 5.0  # weight of the attackers' verdict in Loss_S
+    keep: float = 0.15  # weight of the utility that stays at alpha = 1: a face of nobody serves nobody
+    look: float = 0.5  # weight of landmarks and light: where a face looks, and how it is lit
+    power: float = 2.0  # mean square of the code that costs nothing: nobody may shout the noise down
+    hide_steps: int = 3500
+    hide_batch: int = 256
+    hide_lr: float = 1.5e-3
+    # painting
+    match: float = 1.75  # weight of what the provider's network should recognise
     detect: float = 0.5  # weight of what a face detector loses: score and landmarks
-    reconstruct: float = 4.0  # weight of the L1 distance to the raw face: the output stays a face
+    reconstruct: float = 8.0  # weight of the L1 distance to the raw face: the output stays a face
+    smooth: float = 1.5  # weight of the total variation
+    face_steps: int = 500  # steps before the provider's network comes in
+    paint_steps: int = 4500
+    paint_batch: int = 24
+    paint_lr: float = 1e-3
     # the loop
-    start: str = ""  # a run to begin from: its sanitizer and its opponents, not its optimizers
-    steps: int = 3000
-    batch: int = 32
-    lr: float = 4e-4
-    warm_up: int = 600  # steps: half of reconstruction alone, then the utility comes in, then the opponents
+    weight_decay: float = 1e-3
     evaluate_every: int = 250
-    average: float = 0.998  # decay of the weights' running mean: what is evaluated and compiled
     digest: str = field(default="", compare=False)  # SHA-256 of the file, set by `read`
 
 
@@ -81,9 +88,10 @@ def read(path: Path) -> Recipe:
         elif key != "name" and not isinstance(value, type(default)):
             raise RecipeError(f"{path}: {key} must be a {type(default).__name__}, not {value!r}")
     recipe = Recipe(**{"name": path.stem} | values, digest=hashlib.sha256(path.read_bytes()).hexdigest())
-    for key in ("alpha_default", "alpha_focus", "average"):
+    for key in ("alpha_default", "alpha_focus"):
         if not 0 <= getattr(recipe, key) <= 1:
             raise RecipeError(f"{path}: {key} must lie within 0..1, not {getattr(recipe, key)}")
-    if recipe.steps < 1 or recipe.batch < 1 or recipe.replay < recipe.attacker_batch:
-        raise RecipeError(f"{path}: steps and batch must be positive, and replay at least attacker_batch")
+    for key in ("code", "views", "evaluate_every", *(f"{s}_{k}" for s in STAGES for k in ("steps", "batch"))):
+        if getattr(recipe, key) < 1:
+            raise RecipeError(f"{path}: {key} must be positive, not {getattr(recipe, key)}")
     return recipe
