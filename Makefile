@@ -9,7 +9,7 @@ export EDGESAN_NETWORKS ?= $(abspath ../shared/models)
 # The release key, which signs the bundled model. It never lies in the project; keep a copy of it in a safe place.
 EDGESAN_SIGNING_KEY ?= $(HOME)/.config/edgesan/edgesan-release
 
-.PHONY: help demo test lint browser data audit audit-quick bench fuzz screenshot sign clean
+.PHONY: help demo test lint browser data wall audit audit-quick bench fuzz screenshot sign clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
 
@@ -29,6 +29,10 @@ browser: $(VENV)/dev  ## only the tests that need Chromium (apt install chromium
 
 data: $(VENV)/dev  ## only the tests that need real faces and networks
 	$(BIN)/python -m pytest -m data
+
+wall: $(VENV)/dev  ## nothing raw leaves: isolation, egress, and every fault in every stage, as a table
+	rm -f .faults && EDGESAN_FAULT_TABLE=$(CURDIR)/.faults $(BIN)/python -m pytest -q tests/test_isolation.py tests/test_faults.py
+	@echo 'stage, fault, exit code, strongest trace of the canary (0.45 is found), pieces of raw memory' && cat .faults
 
 audit-quick: $(VENV)/dev  ## a quick look with the whole machinery: real faces where they are, else the bundled clip
 	$(BIN)/python -m export.audit edgesan/models/default.onnx --quick --data $(EDGESAN_DATA) --networks $(EDGESAN_NETWORKS)
@@ -64,4 +68,4 @@ $(VENV)/dev: $(VENV)/runtime
 	touch $@
 
 clean:  ## remove what was installed and built
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .faults build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -9,6 +9,9 @@ from edgesan.frames import Pixels
 MOST_AGE_NS = 2_000_000_000
 LEAST_CHANGE = 1.0  # mean absolute difference of a sanitized chip from the raw one, in levels of 255
 
+SAMPLE = 8  # every so many rows are compared
+MOST_SAME = 0.5  # share of details that may be equal to the raw ones, by chance
+
 
 def check_chips(raw: NDArray[np.uint8], sanitized: NDArray[np.generic]) -> NDArray[np.uint8]:
     """What the network gave for raw chips [N, 112, 112, 3]; returns it, as uint8 of that shape.
@@ -29,16 +32,25 @@ def check_chips(raw: NDArray[np.uint8], sanitized: NDArray[np.generic]) -> NDArr
     return chips
 
 
-def check_frame(raw: Pixels, canvas: Pixels, age_ns: int) -> None:
+def check_frame(raw: Pixels, canvas: Pixels, age_ns: int, *, keeps: bool = False) -> None:
     """The composed frame, uint8 [height, width, 3], made from a raw one that is `age_ns` old.
 
+    Args:
+        keeps: the background is meant to be raw; else hardly a detail of it may be there.
+
     Raises:
-        Reject: wrong shape or type, memory shared with the raw frame, or too old to be shown as now.
+        Reject: wrong shape or type, memory shared with the raw frame, raw details in it, or too old to be shown as now.
     """
     if canvas.dtype != np.uint8 or canvas.shape != raw.shape:
         raise Reject("shape", f"the composed frame is {canvas.dtype} {canvas.shape}, not uint8 {raw.shape}")
     if np.may_share_memory(raw, canvas):
         raise Reject("alias", "the composed frame shares memory with the raw one")
+    if not keeps:
+        rows = raw[::SAMPLE]
+        details = (rows[:, 1:] != rows[:, :-1]).any(2)  # an even wall is the same in coarse blocks; an edge is not
+        same = (rows == canvas[::SAMPLE]).all(2)[:, 1:] & details
+        if same.sum() > MOST_SAME * details.sum():
+            raise Reject("identity", f"{same.sum() / details.sum():.0%} of the composed frame's details are raw")
     if not 0 <= age_ns <= MOST_AGE_NS:
         raise Reject(
             "stale", f"the frame is {age_ns / 1e9:.2f} s old; at most {MOST_AGE_NS / 1e9:.0f} s are shown as now"

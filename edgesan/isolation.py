@@ -126,7 +126,8 @@ def transmit(reads: Iterable[Path] = (), writes: Iterable[Path] = (), ring: int 
     """
     _must_be_alone()
     cameras = sorted(map(str, Path("/dev").glob("video[0-9]*")))  # now, as long as they can be seen
-    libraries = (*SYSTEM, sys.prefix, sys.base_prefix, *filter(None, sys.path))
+    package = str(Path(__file__).parent)  # an editable install is found without sys.path
+    libraries = (*SYSTEM, package, sys.prefix, sys.base_prefix, *filter(None, sys.path))
     readable = dict.fromkeys((*libraries, *map(str, reads)), LANDLOCK_READ)
     if not landlock(readable | dict.fromkeys(map(str, writes), LANDLOCK_WRITE)):
         hide_devices()

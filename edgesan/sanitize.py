@@ -98,7 +98,8 @@ class FrameSanitizer:
         blacken(canvas, self.settings.zones)
         stamps.append(self._clock())
 
-        gate.check_frame(pixels, canvas, self._clock() - raw.captured_ns)
+        age_ns = self._clock() - raw.captured_ns
+        gate.check_frame(pixels, canvas, age_ns, keeps=self.settings.background == "keep")
         stamps.append(self._clock())
         capture_ns = raw.received_ns - raw.captured_ns
         durations = (capture_ns, *(b - a for a, b in pairwise(stamps)))

@@ -83,11 +83,10 @@ class Informed(nn.Module):
 
 
 def with_noise(chips: Chips, z: NDArray[np.float32]) -> Chips:
-    """Chips [N, 112, 112, 4]: z [N, C * 49] lies over the picture where its 7x7 grain lies, in steps of 1/32."""
-    n, side = len(chips), 28
-    grain = np.zeros((n, 16, 7, 7), np.float32)
-    grain[:, : z.shape[1] // 49] = z.reshape(n, -1, 7, 7)
-    plane = grain.reshape(n, 4, 4, 7, 7).transpose(0, 3, 1, 4, 2).reshape(n, side, side)
+    """Chips [N, 112, 112, 4]: the numbers of z [N, up to 784] lie in rows over the picture, 4x4 pixels each, in steps of 1/32."""
+    plane = np.zeros((len(chips), 28 * 28), np.float32)
+    plane[:, : z.shape[1]] = z
+    plane = plane.reshape(-1, 28, 28)
     plane8 = np.clip(np.round(plane * 32 + 128), 0, 255).astype(np.uint8).repeat(4, 1).repeat(4, 2)
     return np.concatenate([chips, plane8[..., None]], -1)
 

@@ -59,7 +59,7 @@ class Reader(nn.Module):
 class Hider(nn.Module):
     """From a description to the code, by the dial: what is said of a face, and how loud."""
 
-    def __init__(self, features: int, code: int, hidden: int = 96) -> None:
+    def __init__(self, features: int, code: int, hidden: int = 32) -> None:
         super().__init__()
         self.plain = nn.Conv2d(features + LANDMARKS + LIGHT, code, 1, bias=False)
         self.bend = nn.Conv2d(features + LANDMARKS + LIGHT + 1, hidden, 1)
@@ -75,7 +75,7 @@ class Hider(nn.Module):
 class Painter(nn.Module):
     """A face from a noisy code, and from nothing else."""
 
-    def __init__(self, code: int, widths: tuple[int, int, int] = (80, 64, 48), grain: int = 16) -> None:
+    def __init__(self, code: int, widths: tuple[int, int, int] = (80, 64, 48), grain: int = 14) -> None:
         super().__init__()
         coarse, middle, fine = widths
         self.grain = grain
@@ -302,7 +302,9 @@ class Finder(nn.Module):
         self.net = FrozenOnnx(path, heads)
         side = 112 + 2 * self.MARGIN
         self.register_buffer("stride", torch.cat([torch.full(((side // s) ** 2,), float(s)) for s in self.STRIDES]))
-        grids = [torch.cartesian_prod(torch.arange(side // s), torch.arange(side // s)).flip(1) * s for s in self.STRIDES]
+        grids = [
+            torch.cartesian_prod(torch.arange(side // s), torch.arange(side // s)).flip(1) * s for s in self.STRIDES
+        ]
         self.register_buffer("anchor", torch.cat(grids).float())  # [anchors, 2]: x, y
 
     def forward(self, face: Tensor) -> tuple[Tensor, Tensor]:

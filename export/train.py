@@ -63,7 +63,9 @@ class Material:
         return (x.float() / 255).contiguous(memory_format=torch.channels_last)
 
 
-def gather(faces: data.Faces, r: Recipe, utility: Provider, finder: Finder, out: Path, device: torch.device) -> Material:
+def gather(
+    faces: data.Faces, r: Recipe, utility: Provider, finder: Finder, out: Path, device: torch.device
+) -> Material:
     """Labels, prior, what the teachers say of each picture, and the classes of the utility variable."""
     private, classes = faces.labels(r.private)
     train = np.flatnonzero(data.training_rows(faces) & (private >= 0))
@@ -203,9 +205,14 @@ class Read(Stage):
         taught, d = self.m.taught[views, rows], self.m.features
         embedding = F.normalize(told[:, :d])
         u = losses.utility_loss(
-            self.r.cosine_scale * taught[:, :d] @ self.m.prototypes.T, self.r.cosine_scale * embedding @ self.m.prototypes.T
+            self.r.cosine_scale * taught[:, :d] @ self.m.prototypes.T,
+            self.r.cosine_scale * embedding @ self.m.prototypes.T,
         )
-        return {"cosine": (embedding * taught[:, :d]).sum(1), "u": u, "rest": (told[:, d:] - taught[:, d:]).square().mean(1)}
+        return {
+            "cosine": (embedding * taught[:, :d]).sum(1),
+            "u": u,
+            "rest": (told[:, d:] - taught[:, d:]).square().mean(1),
+        }
 
     def step(self, step: int) -> dict[str, Tensor]:
         self.s.reader.train()
@@ -232,7 +239,9 @@ class Hide(Stage):
         self.readout = perceptron(code, said).to(m.device)
         self.attackers = nn.ModuleList(perceptron(code, len(m.classes), h) for h in r.attackers).to(m.device)
         super().__init__(r, m, s, r.hide_steps, r.hide_lr, nn.ModuleList([s.hider, self.readout]))
-        self.optimizer_p = torch.optim.AdamW(self.attackers.parameters(), r.attacker_lr, weight_decay=1e-2) if r.attackers else None
+        self.optimizer_p = (
+            torch.optim.AdamW(self.attackers.parameters(), r.attacker_lr, weight_decay=1e-2) if r.attackers else None
+        )
         self.state |= {"readout": self.readout, "attackers": self.attackers}
         self.state |= {"optimizer_p": self.optimizer_p} if self.optimizer_p else {}
         known = m.person[m.train.to(m.device)].cpu() >= 0
@@ -267,7 +276,9 @@ class Hide(Stage):
         u = u + 2 * (1 - (embedding * taught[:, :d]).sum(1))
         u = u + F.cross_entropy(1.5 * logits, m.person[rows], ignore_index=-1, reduction="none")
         rest = (said[:, d:] - taught[:, d:]).square()
-        p = torch.stack([losses.privacy_loss(m.prior, a(noisy)) for a in self.attackers] or [torch.zeros_like(u)]).mean(0)
+        p = torch.stack([losses.privacy_loss(m.prior, a(noisy)) for a in self.attackers] or [torch.zeros_like(u)]).mean(
+            0
+        )
         ramp = min(1.0, 7 * step / self.steps)
         loss = losses.sanitizer_loss(u, ramp * r.privacy * p, alpha) + r.keep * u
         loss = loss + r.look * (rest[:, :LANDMARKS].mean(1) + rest[:, LANDMARKS:].mean(1))
@@ -309,8 +320,19 @@ class Paint(Stage):
 
     name = "paint"
 
-    def __init__(self, r: Recipe, m: Material, s: Sanitizer, readout: nn.Module, utility: Provider, finder: Finder, frozen: list[Provider]) -> None:
-        super().__init__(r, m, s, r.paint_steps, r.paint_lr, nn.ModuleList([s.painter, s.hider]) if frozen else s.painter)
+    def __init__(
+        self,
+        r: Recipe,
+        m: Material,
+        s: Sanitizer,
+        readout: nn.Module,
+        utility: Provider,
+        finder: Finder,
+        frozen: list[Provider],
+    ) -> None:
+        super().__init__(
+            r, m, s, r.paint_steps, r.paint_lr, nn.ModuleList([s.painter, s.hider]) if frozen else s.painter
+        )
         self.readout, self.utility, self.finder, self.frozen = readout, utility, finder, frozen
         self.told = tell(s, m, min(2, r.views))
         self.order = [[m.classes.index(c) for c in net.classes] for net in frozen]
@@ -353,13 +375,21 @@ class Paint(Stage):
             seen = self.seen(y, x)
             embedding = self.utility(seen).float() if ramp else goal
             lost = losses.finding_loss(self.finder(x), self.finder(y)) if ramp else zero
-            verdicts = [net(seen).float()[:, order] for net, order in zip(self.frozen, self.order, strict=True)] if ramp else []
+            verdicts = (
+                [net(seen).float()[:, order] for net, order in zip(self.frozen, self.order, strict=True)]
+                if ramp
+                else []
+            )
         cosine = (embedding * goal).sum(1)
         u = losses.utility_loss(r.cosine_scale * goal @ m.prototypes.T, r.cosine_scale * embedding @ m.prototypes.T)
         p = torch.stack([losses.privacy_loss(m.prior, v) for v in verdicts]).mean(0) if verdicts else zero
         rough = (y[:, :, 1:] - y[:, :, :-1]).abs().mean((1, 2, 3)) + (y[..., 1:] - y[..., :-1]).abs().mean((1, 2, 3))
         distance = (y - x).abs().mean((1, 2, 3))
-        loss = losses.sanitizer_loss(r.match * (u + 1 - cosine), r.privacy * p, alpha) if verdicts else r.match * (u + 1 - cosine)
+        loss = (
+            losses.sanitizer_loss(r.match * (u + 1 - cosine), r.privacy * p, alpha)
+            if verdicts
+            else r.match * (u + 1 - cosine)
+        )
         loss = ramp * (loss + r.detect * lost) + r.reconstruct * distance + r.smooth * rough
         descend(loss.mean(), self.learner, self.optimizer)
         return {"cosine": cosine, "u": u, "p": p, "lost": lost, "l1": distance, "rough": rough}
@@ -378,7 +408,9 @@ class Paint(Stage):
                     y, other = (self.s.paint(self.noisy(views, rows, alpha), alpha).float() for _ in range(2))
                     first, second = self.utility(y).float(), self.utility(other).float()
                     lost = losses.finding_loss(self.finder(x), self.finder(y))
-                    hits = [net(y).float()[:, o].argmax(1) == truth for net, o in zip(self.frozen, self.order, strict=True)]
+                    hits = [
+                        net(y).float()[:, o].argmax(1) == truth for net, o in zip(self.frozen, self.order, strict=True)
+                    ]
                 raw = self.m.taught[0, rows.to(self.m.device), : self.m.features]
                 each = [(first * raw).sum(1), (first * second).sum(1), lost, (y - x).abs().mean((1, 2, 3)), *hits]
                 parts.append(torch.stack([value.float() for value in each], 1))
@@ -422,7 +454,9 @@ def run(stage: Stage, r: Recipe, out: Path, end: float) -> bool:
     first = resume(out / f"{stage.name}.pt", stage, r)
     if rank or not first:
         torch.manual_seed(r.seed + 7919 * rank + first)  # other faces and other noise in each process
-    bar = tqdm(range(first, stage.steps), initial=first, total=stage.steps, desc=f"{r.name}: {stage.name}", disable=rank > 0)
+    bar = tqdm(
+        range(first, stage.steps), initial=first, total=stage.steps, desc=f"{r.name}: {stage.name}", disable=rank > 0
+    )
     for step in bar:
         for group in stage.optimizer.param_groups:
             group["lr"] = stage.rate(step)

@@ -140,14 +140,13 @@ def test_a_probe_reads_an_embedding_that_tells() -> None:
 
 
 def test_an_attacker_that_is_told_the_noise_gets_all_of_it() -> None:
-    z = np.random.default_rng(0).standard_normal((2, 784)).astype(np.float32)
+    z = np.random.default_rng(0).standard_normal((2, 64)).astype(np.float32)
     chips = np.zeros((2, 112, 112, 3), np.uint8)
     told = attackers.with_noise(chips, z)
     assert told.shape == (2, 112, 112, 4)
     np.testing.assert_array_equal(told[..., :3], chips)
     plane = (told[:, ::4, ::4, 3].astype(float) - 128) / 32
-    back = plane.reshape(2, 7, 4, 7, 4).transpose(0, 2, 4, 1, 3).reshape(2, 784)
-    np.testing.assert_allclose(back, z, atol=0.02)
+    np.testing.assert_allclose(plane.reshape(2, 784)[:, :64], z, atol=0.02)
 
 
 def test_recovery_undoes_what_can_be_undone() -> None:

@@ -185,7 +185,9 @@ def test_the_painter_sees_the_noisy_code_and_nothing_else(monkeypatch: pytest.Mo
     with torch.no_grad():
         first, second = sanitizer(faces, z, alpha)
         assert not torch.equal(first, second)
-        monkeypatch.setattr(sanitizer.hider, "forward", lambda description, dial: torch.zeros(len(description), 4, 1, 1))
+        monkeypatch.setattr(
+            sanitizer.hider, "forward", lambda description, dial: torch.zeros(len(description), 4, 1, 1)
+        )
         first, second = sanitizer(faces, z, alpha)
         torch.testing.assert_close(first, second)
         assert not torch.allclose(sanitizer(faces, -z, alpha)[0], first)
@@ -291,7 +293,9 @@ def test_a_frozen_classifier_teaches_the_hider_and_an_attacker_does_not_touch_th
         (tmp_path / "r.toml").write_text(RECIPE.format(steps=5, every=5) + f"frozen = {frozen}\n")
         out = tmp_path / f"run {moves}"
         train.train(recipe.read(tmp_path / "r.toml"), people, tiny_networks, out)
-        hidden, painted = (torch.load(out / f"{stage}.pt", weights_only=True)["sanitizer"] for stage in ("hide", "paint"))
+        hidden, painted = (
+            torch.load(out / f"{stage}.pt", weights_only=True)["sanitizer"] for stage in ("hide", "paint")
+        )
         moved = any(not torch.equal(hidden[k], painted[k]) for k in hidden if k.startswith("hider"))
         assert moved == moves
         assert all(torch.equal(hidden[k], painted[k]) for k in hidden if k.startswith("reader"))

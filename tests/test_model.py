@@ -226,7 +226,7 @@ BAD: dict[str, tuple[Damage, str]] = {
     "a small picture": (small_output, "sanitized is UINT8 [N, 56, 112, 3]; expected"),
     "a dial for all faces at once": (one_dial, "alpha is FLOAT [1, 1]; expected FLOAT [N, 1]"),
     "a type of the future": (future_type, "alpha is of no known type"),
-    "a fixed batch": (fixed_batch, "noise is FLOAT [1, 784]; expected FLOAT [N, Z]"),
+    "a fixed batch": (fixed_batch, "noise is FLOAT [1, 64]; expected FLOAT [N, Z]"),
     "sparse weights": (sparse, "sparse tensors"),
     "sparse weights in an attribute": (
         sparse_attribute,

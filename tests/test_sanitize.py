@@ -149,6 +149,20 @@ def test_a_stale_frame_is_rejected(door: Make, clip: list[Pixels]) -> None:
         through(door(), clip[0], age_ns=gate.MOST_AGE_NS)
 
 
+def test_a_canvas_that_is_the_raw_frame_costs_the_frame(
+    door: Make, clip: list[Pixels], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sanitize, "obfuscate", lambda pixels, *rest: pixels.copy())
+    with pytest.raises(Reject) as caught:
+        through(door(), clip[0])
+    assert caught.value.reason == "identity"
+
+
+def test_a_picture_without_details_is_not_mistaken_for_a_raw_one(door: Make, clip: list[Pixels]) -> None:
+    for level in (0, 128, 255):  # a covered lens, a wall, a blinded camera: their coarse blocks are as they are
+        assert through(door(), np.full_like(clip[0], level)).pixels.mean() == level
+
+
 def test_a_raw_frame_is_gone_after_its_loan(clip: list[Pixels]) -> None:
     with lend(clip[0], 1, 0, 0) as raw:
         assert raw.pixels is clip[0]

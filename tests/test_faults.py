@@ -1,0 +1,235 @@
+"""The fault table: every stage fails in every way that could be made, and what left is searched for what the camera saw.
+
+The camera is the bundled clip under a pattern (the canary). Each fault is put into a real run, in its own process, after
+some frames that went well. Then every frame that left is searched for the pattern, at several scales, and every byte
+that was written or printed for rows of raw pixels. `make wall` prints the table.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edgesan.frames import Pixels
+from tests.conftest import CLIP, ROOT
+
+CELL, STRENGTH = 4, 14  # of the pattern: pixels of a square, levels up or down
+FOUND = 0.45  # correlation with the pattern, in a tile, from which it counts as found
+TILE = 60
+FRAMES = 12
+
+
+def pattern(height: int, width: int) -> NDArray[np.float32]:
+    signs = np.random.default_rng(99).choice([-1.0, 1.0], (-(-height // CELL), -(-width // CELL)))
+    return signs.repeat(CELL, 0).repeat(CELL, 1)[:height, :width].astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Canary:
+    """The clip that the camera shows, and its frames as the program decodes them."""
+
+    path: Path
+    frames: list[Pixels]
+
+    def found(self, picture: Pixels) -> float:
+        """The strongest correlation of any tile of a picture (of any size) with the pattern."""
+        height, width = self.frames[0].shape[:2]
+        grey = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY).astype(np.float32)
+        grey = cv2.resize(grey, (width, height), interpolation=cv2.INTER_LINEAR)
+        grey = np.asarray(grey - cv2.GaussianBlur(grey, (0, 0), 6), np.float32)
+        mark = pattern(height, width)
+        best = 0.0
+        for blur in (0.0, 2.0):  # as sharp as it was, and as a small or hard pressed picture leaves it
+            seen = mark if not blur else np.asarray(cv2.GaussianBlur(mark, (0, 0), blur))
+            for y in range(0, height - TILE + 1, TILE // 2):
+                for x in range(0, width - TILE + 1, TILE // 2):
+                    a, b = grey[y : y + TILE, x : x + TILE], seen[y : y + TILE, x : x + TILE]
+                    a, b = a - a.mean(), b - b.mean()
+                    norm = float(np.sqrt((a * a).sum() * (b * b).sum()))
+                    best = max(best, float((a * b).sum()) / norm if norm > 1e-3 and a.std() > 0.5 else 0.0)
+        return best
+
+    def rows(self) -> list[bytes]:
+        """Pieces of raw memory, BGR and RGB."""
+        pieces = []
+        for frame in self.frames:
+            for y in range(40, frame.shape[0], 60):
+                row = frame[y, 100:116]
+                pieces += [row.tobytes(), row[:, ::-1].tobytes()]
+        return pieces
+
+
+@pytest.fixture(scope="module")
+def canary(tmp_path_factory: pytest.TempPathFactory) -> Canary:
+    path = tmp_path_factory.mktemp("canary") / "canary.mkv"
+    capture, writer = cv2.VideoCapture(str(CLIP)), None
+    for _ in range(3 * FRAMES):
+        done, pixels = capture.read()
+        assert done
+        marked = pixels + STRENGTH * pattern(*pixels.shape[:2])[..., None]
+        if writer is None:
+            writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"FFV1"), 10, pixels.shape[1::-1])
+        writer.write(np.clip(marked, 0, 255).astype(np.uint8))
+    assert writer is not None
+    writer.release()
+    capture, frames = cv2.VideoCapture(str(path)), []
+    while True:
+        done, pixels = capture.read()
+        if not done:
+            return Canary(path, frames)
+        frames.append(pixels)
+
+
+def test_the_search_finds_the_pattern_where_it_is(canary: Canary) -> None:
+    """It must be able to find something, or the table below proves nothing."""
+    raw = canary.frames[3]
+    height, width = raw.shape[:2]
+    assert canary.found(raw) > 2 * FOUND
+    for quality in (90, 50):
+        packet = cv2.imencode(".jpg", raw, [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+        assert canary.found(cv2.imdecode(packet, cv2.IMREAD_COLOR)) > FOUND
+    assert canary.found(cv2.resize(raw, (width // 2, height // 2), interpolation=cv2.INTER_AREA)) > FOUND
+    part = np.zeros_like(raw)
+    part[90:170, 150:230] = raw[90:170, 150:230]
+    assert canary.found(part) > FOUND, "one face's worth of it is enough"
+    assert canary.found(np.zeros_like(raw)) == 0
+
+
+@dataclass(frozen=True)
+class Fault:
+    stage: str
+    fault: str
+    module: str
+    code: str
+    ends: tuple[int, ...]  # exit codes that are right
+
+
+GOES_ON = (0,)
+SANITIZE, FILES = "edgesan.sanitize", "edgesan.transmit.file"
+RAISE = "def wrong(*a, **k): raise {0}\n"
+FAULTS = [
+    Fault("capture", "exception", "edgesan.capture.opencv", RAISE.format("OSError('the driver')") + "broken(m.FileSource, 'frame', wrong)", (1,)),
+    Fault("capture", "lost", "edgesan.capture.opencv", "from edgesan.errors import CameraLost\n" + RAISE.format("CameraLost('it was unplugged')") + "broken(m.FileSource, 'frame', wrong)", GOES_ON),
+    Fault("capture", "wrong shape", "edgesan.capture.opencv", "broken(m, 'lend', lambda o, p, *a: o(p[:100, :80].copy(), *a))", (5,)),
+    Fault("capture", "stale", "edgesan.capture.opencv", "broken(m, 'lend', lambda o, p, n, c, r: o(p, n, c - 10**10, r))", GOES_ON),
+    Fault("capture", "clock jump", "edgesan.capture.opencv", "broken(m, 'lend', lambda o, p, n, c, r: o(p, n, c + 10**12, r))", GOES_ON),
+    Fault("detect", "exception", "edgesan.faces", RAISE.format("RuntimeError('detector')") + "broken(m.Detector, '__call__', wrong)", (1,)),
+    Fault("detect", "NaN", "edgesan.faces", "import numpy as np\ndef wrong(o, *a):\n    found = o(*a)\n    for f in found: f.landmarks[:] = np.nan\n    return found\nbroken(m.Detector, '__call__', wrong)", GOES_ON),
+    Fault("detect", "nothing", "edgesan.faces", "broken(m.Detector, '__call__', lambda o, *a: [])", GOES_ON),
+    Fault("detect", "out of memory", "edgesan.faces", RAISE.format("MemoryError()") + "broken(m.Detector, '__call__', wrong)", (1,)),
+    Fault("track", "exception", "edgesan.faces", RAISE.format("RuntimeError('tracker')") + "broken(m.Tracker, 'update', wrong)", (1,)),
+    Fault("track", "forgets all", "edgesan.faces", "def wrong(o, self, *a): self.tracks = []\nbroken(m.Tracker, 'update', wrong)", GOES_ON),
+    Fault("align", "exception", "edgesan.faces", RAISE.format("RuntimeError('alignment')") + "broken(m, 'alignment', wrong)", (1,)),
+    Fault("align", "NaN", "edgesan.faces", "import numpy as np\nbroken(m, 'alignment', lambda o, *a: np.full((2, 3), np.nan))", (0, 1)),
+    Fault("align", "far away", "edgesan.faces", "import numpy as np\nbroken(m, 'alignment', lambda o, *a: np.array([[1.0, 0, 1e6], [0, 1.0, 1e6]]))", GOES_ON),
+    Fault("noise", "NaN", SANITIZE, "import numpy as np\nbroken(m.noise, 'draw', lambda o, d, e: np.full(d, np.nan, np.float32), 0)", (0, 1, 4)),
+    Fault("noise", "wrong shape", SANITIZE, "import numpy as np\nbroken(m.noise, 'draw', lambda o, d, e: np.zeros(3, np.float32), 0)", (0, 1, 4)),
+    Fault("noise", "no entropy", SANITIZE, RAISE.format("OSError('entropy')") + "broken(m.noise, 'draw', wrong, 0)", (1,)),
+    Fault("infer", "exception", "edgesan.model", "from edgesan.errors import ModelError\n" + RAISE.format("ModelError('it failed')") + "broken(m.Model, 'run', wrong)", (4,)),
+    Fault("infer", "identity output", "edgesan.model", "broken(m.Model, 'run', lambda o, self, chips, *a: chips.copy())", GOES_ON),
+    Fault("infer", "aliased output", "edgesan.model", "broken(m.Model, 'run', lambda o, self, chips, *a: chips)", GOES_ON),
+    Fault("infer", "wrong shape", "edgesan.model", "broken(m.Model, 'run', lambda o, self, chips, *a: chips[:, :50])", GOES_ON),
+    Fault("infer", "NaN", "edgesan.model", "import numpy as np\nbroken(m.Model, 'run', lambda o, self, chips, *a: np.full(chips.shape, np.nan))", GOES_ON),
+    Fault("infer", "hang", "edgesan.model", "import time\ndef wrong(o, *a):\n    time.sleep(2.5)\n    return o(*a)\nbroken(m.Model, 'run', wrong)", GOES_ON),
+    Fault("infer", "out of memory", "edgesan.model", RAISE.format("MemoryError()") + "broken(m.Model, 'run', wrong)", (1,)),
+    Fault("compose", "exception", SANITIZE, RAISE.format("RuntimeError('canvas')") + "broken(m, 'put_back', wrong)", (1,)),
+    Fault("compose", "identity output", SANITIZE, "broken(m, 'obfuscate', lambda o, p, *a: p.copy())", GOES_ON),
+    Fault("compose", "aliased output", SANITIZE, "broken(m, 'obfuscate', lambda o, p, *a: p)", GOES_ON),
+    Fault("compose", "wrong shape", SANITIZE, "broken(m, 'obfuscate', lambda o, p, *a: o(p, *a)[:, :100].copy())", (0, 1)),
+    Fault("gate", "exception", "edgesan.gate", RAISE.format("RuntimeError('gate')") + "broken(m, 'check_frame', wrong)", (1,)),
+    Fault("ring", "exception", "edgesan.ring", RAISE.format("OSError('memory')") + "broken(m.RingWriter, 'put', wrong)", (1,)),
+    Fault("ring", "torn write", "edgesan.ring", "def wrong(o, self, frame):\n    o(self, frame)\n    self._map[m.SLOTS_AT] |= 1\nbroken(m.RingWriter, 'put', wrong)", GOES_ON),
+    Fault("encode", "exception", FILES, RAISE.format("RuntimeError('encoder')") + "broken(m.ClipWriter, 'write', wrong)", (0, 1, 5)),
+    Fault("encode", "killed", FILES, "def wrong(*a): os.kill(os.getpid(), 9)\nbroken(m.ClipWriter, 'write', wrong)", (0, 5)),
+    Fault("sink", "disk full", FILES, "import errno, av\n" + RAISE.format("av.FFmpegError(errno.ENOSPC, 'No space left on device')") + "def failing(o, self, *a): raise self._failure(av.FFmpegError(errno.ENOSPC, 'No space left on device'))\nbroken(m.ClipWriter, 'write', failing)", (5,)),
+    Fault("sink", "hang", FILES, "import time\ndef wrong(o, *a):\n    time.sleep(1)\n    return o(*a)\nbroken(m.ClipWriter, 'write', wrong)", (0, 5)),
+]  # fmt: skip
+
+
+def launch(canary: Canary, folder: Path, fault: str) -> subprocess.Popen[str]:
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "faults"), str(ROOT)]),
+        "EDGESAN_FAULT": fault, "HOME": str(folder), "TMPDIR": str(folder), "XDG_STATE_HOME": str(folder),
+    }  # fmt: skip
+    command = [
+        sys.executable, "-m", "edgesan", "run", "--camera", str(canary.path), "--out", str(folder / "out.mkv"),
+        "--frames", "30", "--duration", "8",
+    ]  # fmt: skip
+    return subprocess.Popen(
+        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def left(folder: Path) -> list[Pixels]:
+    """All pictures in all clips that were written, whole or torn."""
+    pictures: list[Pixels] = []
+    for path in folder.glob("out*.mkv"):
+        try:
+            with av.open(str(path)) as clip:
+                pictures += [frame.to_ndarray(format="bgr24") for frame in clip.decode(video=0)]
+        except (av.FFmpegError, IndexError):
+            continue  # its writer was killed before the header, or in a packet
+    return pictures
+
+
+def leaks(canary: Canary, folder: Path, said: str) -> tuple[float, int]:
+    """The strongest trace of the pattern in a picture that left, and how many pieces of raw memory lie anywhere."""
+    strongest = max((canary.found(picture) for picture in left(folder)), default=0.0)
+    written = [path.read_bytes() for path in folder.rglob("*") if path.is_file()] + [said.encode()]
+    return strongest, sum(piece in content for content in written for piece in canary.rows())
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=[f"{f.stage}: {f.fault}" for f in FAULTS])
+def test_no_fault_lets_a_raw_pixel_out(canary: Canary, tmp_path: Path, fault: Fault) -> None:
+    process = launch(canary, tmp_path, f"{fault.module}\t{fault.code}")
+    said, _ = process.communicate(timeout=60)
+    strongest, pieces = leaks(canary, tmp_path, said)
+    report = os.environ.get("EDGESAN_FAULT_TABLE")
+    if report:
+        with Path(report).open("a") as table:
+            table.write(json.dumps([fault.stage, fault.fault, process.returncode, round(strongest, 2), pieces]) + "\n")
+    assert strongest < FOUND, said
+    assert pieces == 0
+    assert process.returncode in fault.ends, said
+    if fault.stage not in {"noise"}:
+        assert left(tmp_path) or fault.fault == "killed" or process.returncode == 5, (
+            "a run that never began proves nothing"
+        )
+
+
+def test_without_a_fault_frames_leave_and_nothing_raw_does(canary: Canary, tmp_path: Path) -> None:
+    process = launch(canary, tmp_path, "")
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert len(left(tmp_path)) > FRAMES
+    strongest, pieces = leaks(canary, tmp_path, said)
+    assert strongest < FOUND
+    assert pieces == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT], ids=lambda n: n.name)
+def test_a_killed_process_leaves_nothing_raw_behind(canary: Canary, tmp_path: Path, number: signal.Signals) -> None:
+    """No core dump, no file: SIGSEGV and SIGABRT would write one."""
+    process = launch(canary, tmp_path, "")
+    deadline = time.monotonic() + 30
+    while not (tmp_path / "out.mkv").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(0.7)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=10)
+    assert process.returncode == -number
+    time.sleep(0.5)  # the other process ends its file
+    strongest, pieces = leaks(canary, tmp_path, said)
+    assert strongest < FOUND
+    assert pieces == 0
+    assert not list(tmp_path.glob("core*"))
