@@ -4,7 +4,9 @@ import argparse
 import dataclasses
 import json
 import logging
+import os
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -172,13 +174,15 @@ def main(argv: list[str] | None = None) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from edgesan import isolation
     from edgesan.transmit.process import Transmitter
+    from edgesan.watchdog import Watchdog
 
     config = configuration(arguments)
-    transmitter = Transmitter(config)  # it has the network that this process is about to give up
-    claims = isolation.sanitize(network=config.camera_is_url)
-    from edgesan import pipeline
+    with closing(Watchdog(os.environ)) as watchdog:
+        transmitter = Transmitter(config)  # it has the network that this process is about to give up
+        claims = isolation.sanitize(network=config.camera_is_url)
+        from edgesan import pipeline
 
-    pipeline.run(config, transmitter, claims)
+        pipeline.run(config, transmitter, watchdog, claims)
     return 0
 
 

@@ -18,9 +18,10 @@ from edgesan.metrics import Metrics
 from edgesan.model import Model, load
 from edgesan.ring import RingWriter
 from edgesan.transmit.process import Transmitter
+from edgesan.watchdog import Watchdog
 
 FRAME_TIMEOUT_S = 2.0  # without a frame for so long, the camera is lost
-BACK_OFF_S = (0.5, 1.0, 2.0, 4.0, 8.0)  # between attempts to open it again; the last one repeats
+BACK_OFF_S = (0.5, 1.0, 2.0, 3.0)  # between attempts to open it again; the last one repeats: back within 5 s
 SLATE_S = 0.5  # between slates
 STATUS_NS = 500_000_000
 
@@ -80,11 +81,12 @@ def hold_version(config: Config, model: Model) -> None:
     hold(folder, model.metadata.name, model.metadata.version)
 
 
-def run(config: Config, transmitter: Transmitter, claims: list[isolation.Claim]) -> None:
+def run(config: Config, transmitter: Transmitter, watchdog: Watchdog, claims: list[isolation.Claim]) -> None:
     """`edgesan run`: until the frames, the duration or the file end, or a signal comes.
 
     Args:
         transmitter: started, not opened yet.
+        watchdog: hears of each frame.
         claims: what this process has given up; see `isolation.sanitize`.
 
     Raises:
@@ -106,6 +108,8 @@ def run(config: Config, transmitter: Transmitter, claims: list[isolation.Claim])
         started = time.monotonic()
         status_due_ns, faces_now = 0, 0
         announce(config, sanitizer.model, source, sanitizer.alpha, claims)
+        watchdog.ready()
+        stack.callback(watchdog.stopping)
 
         while not stop.asked and not (config.duration and time.monotonic() - started >= config.duration):
             for asked in transmitter.requests():
@@ -123,6 +127,7 @@ def run(config: Config, transmitter: Transmitter, claims: list[isolation.Claim])
                 if not frame.stamps.slate:
                     faces_now = frame.stamps.faces
                     record(metrics, frame, time.monotonic_ns())
+            watchdog.alive()
             now_ns = time.monotonic_ns()
             if now_ns >= status_due_ns:
                 transmitter.check()
