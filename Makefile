@@ -9,7 +9,10 @@ export EDGESAN_NETWORKS ?= $(abspath ../shared/models)
 # The release key, which signs the bundled model. It never lies in the project; keep a copy of it in a safe place.
 EDGESAN_SIGNING_KEY ?= $(HOME)/.config/edgesan/edgesan-release
 
-.PHONY: help demo test lint browser data wall audit audit-quick bench fuzz screenshot sign clean
+KILLS ?= 100
+FRAMES ?= 1000000
+
+.PHONY: help demo test lint browser data wall soak audit audit-quick bench fuzz screenshot sign clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
 
@@ -30,9 +33,12 @@ browser: $(VENV)/dev  ## only the tests that need Chromium (apt install chromium
 data: $(VENV)/dev  ## only the tests that need real faces and networks
 	$(BIN)/python -m pytest -m data
 
-wall: $(VENV)/dev  ## nothing raw leaves: isolation, egress, and every fault in every stage, as a table
-	rm -f .faults && EDGESAN_FAULT_TABLE=$(CURDIR)/.faults $(BIN)/python -m pytest -q tests/test_isolation.py tests/test_faults.py
-	@echo 'stage, fault, exit code, strongest trace of the canary (0.45 is found), pieces of raw memory' && cat .faults
+wall: $(VENV)/dev  ## nothing raw leaves: isolation, egress, every fault in every stage, 100 kills of each process, as a table
+	rm -f .faults && EDGESAN_KILLS=$(KILLS) EDGESAN_FAULT_TABLE=$(CURDIR)/.faults $(BIN)/python -m pytest -q tests/test_isolation.py tests/test_faults.py tests/test_recovery.py
+	@echo 'stage, fault, exit code, strongest trace of the canary (0.45 is found), pieces of raw memory; then kills' && cat .faults
+
+soak: $(VENV)/dev  ## a million frames (FRAMES=..., or MINUTES=...), root only: memory, open files and latency must not grow
+	$(BIN)/python -m benchmarks.soak $(if $(MINUTES),--minutes $(MINUTES),--frames $(FRAMES)) --json docs/soak.json --plot docs/soak.png
 
 audit-quick: $(VENV)/dev  ## a quick look with the whole machinery: real faces where they are, else the bundled clip
 	$(BIN)/python -m export.audit edgesan/models/default.onnx --quick --data $(EDGESAN_DATA) --networks $(EDGESAN_NETWORKS)

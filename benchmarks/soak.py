@@ -174,9 +174,9 @@ def main() -> int:
                     continue
                 rows.append(row | {"seconds": time.monotonic() - started})
                 bar.update(round(row["frames"]) - bar.n)
-                # Samples spread evenly over what is to come; a short run gets them every second.
+                # Samples spread evenly over what is to come; a short run, and the first minute, get them every second.
                 part = (rows[-1]["seconds"] / seconds) if seconds else row["frames"] / arguments.frames
-                step_s = max(1.0, rows[-1]["seconds"] / max(part, 1e-6) / SAMPLES)
+                step_s = max(1.0, rows[-1]["seconds"] / part / SAMPLES) if len(rows) > 60 else 1.0
             over.set()
             said = process.stderr.read() if process.stderr else ""
         if process.returncode or len(rows) < 3 * BLOCKS:

@@ -123,6 +123,8 @@ FAULTS = [
     Fault("capture", "wrong shape", "edgesan.capture.opencv", "broken(m, 'lend', lambda o, p, *a: o(p[:100, :80].copy(), *a))", (5,)),
     Fault("capture", "stale", "edgesan.capture.opencv", "broken(m, 'lend', lambda o, p, n, c, r: o(p, n, c - 10**10, r))", GOES_ON),
     Fault("capture", "clock jump", "edgesan.capture.opencv", "broken(m, 'lend', lambda o, p, n, c, r: o(p, n, c + 10**12, r))", GOES_ON),
+    Fault("capture", "clock set back", "edgesan.capture.opencv", "import time\nt = time.time\ntime.time = lambda: t() - 86400 * 365\nbroken(m, 'lend', lambda o, *a: (time.time(), o(*a))[1])", GOES_ON),
+    Fault("transmit", "clock set back", FILES, "import time\nt = time.time\ntime.time = lambda: t() - 86400 * 365", GOES_ON),
     Fault("detect", "exception", "edgesan.faces", RAISE.format("RuntimeError('detector')") + "broken(m.Detector, '__call__', wrong)", (1,)),
     Fault("detect", "NaN", "edgesan.faces", "import numpy as np\ndef wrong(o, *a):\n    found = o(*a)\n    for f in found: f.landmarks[:] = np.nan\n    return found\nbroken(m.Detector, '__call__', wrong)", GOES_ON),
     Fault("detect", "nothing", "edgesan.faces", "broken(m.Detector, '__call__', lambda o, *a: [])", GOES_ON),
