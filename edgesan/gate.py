@@ -1,5 +1,6 @@
 """The last look at a frame: what does not prove that it was sanitized does not pass."""
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -32,6 +33,12 @@ def check_chips(raw: NDArray[np.uint8], sanitized: NDArray[np.generic]) -> NDArr
     return chips
 
 
+def packed(pixels: Pixels) -> NDArray[np.uint32]:
+    """Pixels as one number each [height, width]: a comparison of these takes a tenth of the time."""
+    numbers: NDArray[np.uint32] = cv2.cvtColor(pixels, cv2.COLOR_BGR2BGRA).view(np.uint32)[..., 0]
+    return numbers
+
+
 def check_frame(raw: Pixels, canvas: Pixels, age_ns: int, *, keeps: bool = False) -> None:
     """The composed frame, uint8 [height, width, 3], made from a raw one that is `age_ns` old.
 
@@ -46,11 +53,11 @@ def check_frame(raw: Pixels, canvas: Pixels, age_ns: int, *, keeps: bool = False
     if np.may_share_memory(raw, canvas):
         raise Reject("alias", "the composed frame shares memory with the raw one")
     if not keeps:
-        rows = raw[::SAMPLE]
-        details = (rows[:, 1:] != rows[:, :-1]).any(2)  # an even wall is the same in coarse blocks; an edge is not
-        same = (rows == canvas[::SAMPLE]).all(2)[:, 1:] & details
-        if same.sum() > MOST_SAME * details.sum():
-            raise Reject("identity", f"{same.sum() / details.sum():.0%} of the composed frame's details are raw")
+        before, after = packed(raw[::SAMPLE]), packed(canvas[::SAMPLE])
+        details = before[:, 1:] != before[:, :-1]  # an even wall is the same in coarse blocks; an edge is not
+        same = np.count_nonzero((before == after)[:, 1:] & details)
+        if same > MOST_SAME * np.count_nonzero(details):
+            raise Reject("identity", f"{same / np.count_nonzero(details):.0%} of the composed frame's details are raw")
     if not 0 <= age_ns <= MOST_AGE_NS:
         raise Reject(
             "stale", f"the frame is {age_ns / 1e9:.2f} s old; at most {MOST_AGE_NS / 1e9:.0f} s are shown as now"

@@ -66,6 +66,23 @@ def test_the_runtime_never_imports(forbidden: str) -> None:
     assert users == []
 
 
+def test_sockets_are_made_where_they_belong() -> None:
+    users = {part(p) for p, tree in sources().items() for name in imported(tree) if name.split(".")[0] == "socket"}
+    # watchdog: systemd's ear; isolation and doctor: they try whether one can be made, and whether a port is free
+    assert users == {"transmit", "watchdog", "isolation", "doctor"}
+
+
+def test_the_runtime_measures_no_time_with_a_clock_that_can_be_set() -> None:
+    users = [
+        str(p)
+        for p, tree in sources().items()
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Attribute) and n.attr == "time" and isinstance(n.value, ast.Name) and n.value.id == "time"
+    ]
+    assert users == []
+    assert [p for p, tree in sources().items() if "datetime" in imported(tree) or "time.time" in imported(tree)] == []
+
+
 def test_one_module_imports_cryptography() -> None:
     users = {part(p) for p, tree in sources().items() for name in imported(tree) if name.startswith("cryptography.")}
     assert users == {"signing"}

@@ -1,0 +1,66 @@
+"""What the wall costs: `python -m benchmarks.wall`.
+
+The real loop, with isolation and gate and without them, in turn in one run. Without: the benchmark replaces them in the
+processes that it starts; edgesan itself has no switch for it. Read the ratio, on a quiet machine.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+from tqdm import tqdm
+
+from benchmarks.stages import machine, measure
+
+LOOP = ("detect", "align", "infer", "compose", "gate", "ring")
+# Python imports a sitecustomize by itself, in every process.
+WITHOUT = """
+from importlib.machinery import SourceFileLoader
+load = SourceFileLoader.exec_module
+
+def exec_module(self, module):
+    load(self, module)
+    if module.__name__ == "edgesan.isolation":
+        module.sanitize = module.transmit = lambda *a, **k: []
+    if module.__name__ == "edgesan.gate":
+        module.check_frame = lambda *a, **k: None
+        module.check_chips = lambda raw, sanitized: sanitized
+
+SourceFileLoader.exec_module = exec_module
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.wall", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=4, help="runs of each kind, in turn (default 4)")
+    parser.add_argument("--seconds", type=float, default=15, help="length of each run (default 15)")
+    arguments = parser.parse_args()
+    m = machine()
+    print(f"{m['processor']}, {m['cores']} cores, onnxruntime {m['onnxruntime']}; 2 faces; medians in ms\n")
+    print("| | loop without | with | ratio | glass to wire without | with | ratio |\n|---|---|---|---|---|---|---|")
+    path = os.environ.get("PYTHONPATH", "")
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "sitecustomize.py").write_text(WITHOUT)
+        for size in ((480, 270), (1280, 720)):
+            figures: dict[bool, list[tuple[float, float]]] = {False: [], True: []}
+            for _ in tqdm(range(arguments.rounds), unit="round", leave=False):
+                for walled in (False, True):
+                    os.environ["PYTHONPATH"] = path if walled else os.pathsep.join([folder, path])
+                    status = measure(size, arguments.seconds, [])
+                    if bool(status["isolation"]["summary"]) is not walled:
+                        raise SystemExit(f"error: isolation is {status['isolation']}, wanted {walled}")
+                    loop = sum(status["ms"][stage]["p50"] for stage in LOOP)
+                    figures[walled].append((loop, status["transmit"]["ms"]["glass_to_wire"]["p50"]))
+            cells = []
+            for part in (0, 1):
+                without, walled_ms = (median(run[part] for run in figures[kind]) for kind in (False, True))
+                cells += [f"{without:.2f}", f"{walled_ms:.2f}", f"{walled_ms / without:.3f}"]
+            print(f"| {size[0]}x{size[1]} | " + " | ".join(cells) + " |", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
