@@ -23,7 +23,7 @@ import psutil
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from benchmarks.stages import connect, machine
+from edgesan.bench import get, machine
 from edgesan.capture import DEMO_CLIP
 
 WINDOW = 96  # pixels on a side of what the camera shows: a part of the bundled clip that moves to and fro
@@ -67,11 +67,11 @@ def clip(path: Path, frames: int) -> None:
             container.mux(packet)
 
 
-def watch(port: int, over: threading.Event) -> None:
+def watch(process: subprocess.Popen[str], port: int, over: threading.Event) -> None:
     """One viewer, who reads all that comes."""
-    stream = connect(port, "/stream.mjpg")
-    while not over.is_set() and stream.read1(65536):
-        pass
+    with get(process, port, "/stream.mjpg") as stream:
+        while not over.is_set() and stream.read1(65536):
+            pass
 
 
 def sample(sanitize: psutil.Process, port: int) -> dict[str, float] | None:
@@ -164,7 +164,7 @@ def main() -> int:
             subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process,
             tqdm(total=None if seconds else arguments.frames, desc="soak", unit="frame") as bar,
         ):
-            viewer = threading.Thread(target=watch, args=(port, over), daemon=True)
+            viewer = threading.Thread(target=watch, args=(process, port, over), daemon=True)
             viewer.start()
             sanitize, step_s = psutil.Process(process.pid), 1.0
             while process.poll() is None:

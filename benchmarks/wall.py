@@ -13,9 +13,9 @@ from statistics import median
 
 from tqdm import tqdm
 
-from benchmarks.stages import machine, measure
+from edgesan.bench import machine, wire
+from edgesan.config import Config
 
-LOOP = ("detect", "align", "infer", "compose", "gate", "ring")
 # Python imports a sitecustomize by itself, in every process.
 WITHOUT = """
 from importlib.machinery import SourceFileLoader
@@ -49,11 +49,10 @@ def main() -> int:
             for _ in tqdm(range(arguments.rounds), unit="round", leave=False):
                 for walled in (False, True):
                     os.environ["PYTHONPATH"] = path if walled else os.pathsep.join([folder, path])
-                    status = measure(size, arguments.seconds, [])
-                    if bool(status["isolation"]["summary"]) is not walled:
-                        raise SystemExit(f"error: isolation is {status['isolation']}, wanted {walled}")
-                    loop = sum(status["ms"][stage]["p50"] for stage in LOOP)
-                    figures[walled].append((loop, status["transmit"]["ms"]["glass_to_wire"]["p50"]))
+                    row = wire(size, 2, Config(), arguments.seconds)
+                    if bool(row["isolation"]) is not walled:
+                        raise SystemExit(f"error: isolation is {row['isolation']!r} where it should be {walled}")
+                    figures[walled].append((row["loop"], row["glass_to_wire"]["p50"]))
             cells = []
             for part in (0, 1):
                 without, walled_ms = (median(run[part] for run in figures[kind]) for kind in (False, True))

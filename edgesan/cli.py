@@ -25,9 +25,18 @@ examples:
   edgesan run --camera 0 --out walk.mkv          to a file instead
   edgesan sanitize holiday.mp4 shared.mp4        a clip or a picture
   edgesan doctor                                 what could be wrong on this machine, and the cure
+  edgesan bench                                  how fast this machine is
   edgesan keys new mine                          a key to sign your own models with: edgesan sign san.onnx --key mine
 
 exit codes: 0 clean end · 1 unexpected error · 2 option or configuration · 3 camera or input · 4 model · 5 port, file or disk · 6 isolation
+"""
+
+BENCH_EPILOG = """\
+examples:
+  edgesan bench                                  tables of core, stages and wire
+  edgesan bench --part core --model san.onnx     your own sanitizer's network alone
+  edgesan bench --part long --minutes 30         does this board throttle?
+  edgesan bench --json > board.json              to compare machines with
 """
 
 KEYS_EPILOG = """\
@@ -87,6 +96,25 @@ def parser() -> argparse.ArgumentParser:
     )
     doctor.add_argument("--json", action="store_true", help="as JSON")
     add_options(doctor, [f.name for f in dataclasses.fields(Config)])
+
+    bench = verbs.add_parser(
+        "bench",
+        help="time this machine",
+        description="Time the network alone, each stage, and glass to wire on this machine (about 5 minutes).",
+        epilog=BENCH_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    bench.add_argument(
+        "--part",
+        action="append",
+        choices=("core", "stages", "wire", "long"),
+        help="only this (default: core, stages, wire)",
+    )
+    bench.add_argument("--seconds", type=float, default=8, metavar="S", help="of each run (default: 8)")
+    bench.add_argument("--minutes", type=float, default=10, metavar="M", help="of --part long (default: 10)")
+    bench.add_argument("--json", action="store_true", help="as JSON")
+    bench.add_argument("--plot", type=Path, metavar="FILE", help="also a picture (needs matplotlib)")
+    add_options(bench, ("model", "threads", "detect_every", "trusted_keys", "allow_unsigned"))
 
     keys = verbs.add_parser(
         "keys",
@@ -163,7 +191,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     # Each verb imports what it needs: a quick answer must not wait for onnxruntime.
     verbs = {"run": _run, "sanitize": _sanitize, "devices": _devices, "inspect": _inspect, "doctor": _doctor,
-             "keys": _keys, "sign": _sign}  # fmt: skip
+             "bench": _bench, "keys": _keys, "sign": _sign}  # fmt: skip
     try:
         return verbs[arguments.verb](arguments)
     except EdgesanError as error:
@@ -226,6 +254,17 @@ def _doctor(arguments: argparse.Namespace) -> int:
     findings = doctor.examine(configuration(arguments))
     print(doctor.to_json(findings) if arguments.json else doctor.render(findings))
     return 1 if any(finding.level == "fail" for finding in findings) else 0
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    from edgesan import bench
+
+    parts = tuple(arguments.part or ("core", "stages", "wire"))
+    results = bench.run(parts, configuration(arguments), arguments.seconds, arguments.minutes)
+    print(json.dumps(results, indent=1) if arguments.json else bench.text(results))
+    if arguments.plot:
+        bench.plot([results], arguments.plot)
+    return 0
 
 
 def _keys(arguments: argparse.Namespace) -> int:

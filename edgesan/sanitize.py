@@ -23,6 +23,9 @@ BLOCKS: Final = 6
 """Blocks along the frame's shorter side when it is pixelated: one covers most of a face. Coarse blocks hide who it is;
 fine ones still tell the gender (a face of 8x8 blocks gives it to a fresh attacker at 82-92 %)."""
 LEAST_SIDE: Final = 64  # a smaller picture has no room for coarse blocks, and none for a face: it comes out black
+SAMPLES: Final = (
+    16  # a block's colour is the mean of so many of its pixels each way: as steady as of all, in a tenth of the time
+)
 FEATHER: Final = 8  # pixels of the chip over which it fades into the canvas
 
 
@@ -122,7 +125,8 @@ def obfuscate(pixels: Pixels, background: str, boxes: list[NDArray[np.float32]])
         return np.zeros_like(pixels)
     coarse = max(1, -(-min(height, width) // BLOCKS))
     grid = (max(1, round(width / coarse)), max(1, round(height / coarse)))
-    small = cv2.resize(pixels, grid, interpolation=cv2.INTER_AREA)
+    step = max(1, coarse // SAMPLES)
+    small = cv2.resize(np.ascontiguousarray(pixels[::step, ::step]), grid, interpolation=cv2.INTER_AREA)
     how = cv2.INTER_CUBIC if background == "blur" else cv2.INTER_NEAREST
     canvas = np.asarray(cv2.resize(small, (width, height), interpolation=how), np.uint8)
     if background == "keep":
@@ -148,9 +152,9 @@ def put_back(canvas: Pixels, chip: NDArray[np.uint8], matrix: NDArray[np.float64
     inverse[:, 2] -= (left, top)
     size = (int(right - left), int(bottom - top))
     face = cv2.warpAffine(chip[..., ::-1], inverse, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    opacity = cv2.warpAffine(OPACITY, inverse, size, flags=cv2.INTER_LINEAR)[..., None]
+    opacity = cv2.warpAffine(OPACITY, inverse, size, flags=cv2.INTER_LINEAR)
     under = canvas[top:bottom, left:right]
-    np.copyto(under, np.rint(under + opacity * (face.astype(np.float32) - under)).astype(np.uint8))
+    np.copyto(under, cv2.blendLinear(face, under, opacity, 1 - opacity).astype(np.uint8, copy=False))
 
 
 def blacken(canvas: Pixels, zones: tuple[tuple[float, float, float, float], ...]) -> None:

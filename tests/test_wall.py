@@ -15,7 +15,7 @@ FLOORS = {
     "config": 1, "noise": 1, "gate": 1, "graph": 1, "metrics": 1, "ring": 1, "isolation": 1, "signing": 1, "rollback": 1, "watchdog": 1,
     "capture": 2, "faces": 2, "model": 2, "transmit": 2,
     "sanitize": 3, "inspection": 3, "doctor": 3,
-    "pipeline": 4, "files": 4.5,
+    "pipeline": 4, "files": 4.5, "bench": 4.5,
     "cli": 5, "__main__": 6, "__init__": -1,
 }  # fmt: skip
 # On one floor, these may look at each other: the model's sessions are set up as the detector's are.
@@ -69,7 +69,7 @@ def test_the_runtime_never_imports(forbidden: str) -> None:
 def test_sockets_are_made_where_they_belong() -> None:
     users = {part(p) for p, tree in sources().items() for name in imported(tree) if name.split(".")[0] == "socket"}
     # watchdog: systemd's ear; isolation and doctor: they try whether one can be made, and whether a port is free
-    assert users == {"transmit", "watchdog", "isolation", "doctor"}
+    assert users == {"transmit", "watchdog", "isolation", "doctor", "bench"}
 
 
 def test_the_runtime_measures_no_time_with_a_clock_that_can_be_set() -> None:

