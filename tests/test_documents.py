@@ -24,6 +24,13 @@ def test_the_readme_has_commands_of_every_verb() -> None:
     assert verbs == set(parser()._subparsers._group_actions[0].choices)  # type: ignore[union-attr, arg-type]
 
 
+def test_every_recipe_and_module_that_the_readme_runs_is_there() -> None:
+    run = re.findall(r"export/recipes/[\w.]+", README)
+    run += [f"{name.replace('.', '/')}.py" for name in re.findall(r"python -m ((?:export|benchmarks)\.\w+)", README)]
+    assert run
+    assert [name for name in run if not (ROOT / name).exists()] == []
+
+
 def test_every_file_that_the_readme_names_is_there() -> None:
     linked = re.findall(r"\]\(([^)#:]+)\)", README) + re.findall(r"`((?:edgesan|export|docs)/[\w./]+)`", README)
     assert linked
