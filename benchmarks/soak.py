@@ -50,7 +50,7 @@ def clip(path: Path, frames: int) -> None:
     lefts = np.linspace(0, 240 + WALL - WINDOW, 8 * len(pictures)).round().astype(int)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(
-            "libx264", rate=CLAIMED_FPS, options={"preset": "veryfast", "crf": "28", "bf": "0"}
+            "libx264", rate=CLAIMED_FPS, options={"preset": "veryfast", "crf": "28", "bf": "0", "sc_threshold": "0"}
         )
         stream.width, stream.height, stream.pix_fmt = WINDOW, WINDOW, "yuv420p"
         packets = []
