@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import av
@@ -25,6 +26,7 @@ from tqdm import tqdm
 
 from edgesan.bench import get, machine
 from edgesan.capture import DEMO_CLIP
+from edgesan.errors import EdgesanError
 
 WINDOW = 96  # pixels on a side of what the camera shows: a part of the bundled clip that moves to and fro
 WALL = 960  # pixels beside the clip, of its last column: nobody is there, and the run takes hours less
@@ -47,7 +49,7 @@ def clip(path: Path, frames: int) -> None:
         small = cv2.resize(read[1], (240, 135), interpolation=cv2.INTER_AREA)
         pictures.append(cv2.copyMakeBorder(small, 0, 0, 0, WALL, cv2.BORDER_REPLICATE))
     pictures += pictures[::-1]
-    lefts = np.linspace(0, 240 + WALL - WINDOW, 8 * len(pictures)).round().astype(int)
+    lefts = np.linspace(0, 240 + WALL - WINDOW, 2 * len(pictures)).round().astype(int)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(
             "libx264", rate=CLAIMED_FPS, options={"preset": "veryfast", "crf": "28", "bf": "0", "sc_threshold": "0"}
@@ -68,10 +70,11 @@ def clip(path: Path, frames: int) -> None:
 
 
 def watch(process: subprocess.Popen[str], port: int, over: threading.Event) -> None:
-    """One viewer, who reads all that comes."""
-    with get(process, port, "/stream.mjpg") as stream:
-        while not over.is_set() and stream.read1(65536):
-            pass
+    """One viewer, who reads all that comes, and comes back when it was cut off."""
+    while not over.is_set() and process.poll() is None:
+        with suppress(OSError, http.client.HTTPException, EdgesanError), get(process, port, "/stream.mjpg") as stream:
+            while not over.is_set() and stream.read1(65536):
+                pass
 
 
 def sample(sanitize: psutil.Process, port: int) -> dict[str, float] | None:
