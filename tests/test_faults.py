@@ -5,12 +5,15 @@ some frames that went well. Then every frame that left is searched for the patte
 that was written or printed for rows of raw pixels. `make wall` prints the table.
 """
 
+import http.client
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +25,7 @@ from numpy.typing import NDArray
 
 from edgesan.frames import Pixels
 from tests.conftest import CLIP, ROOT
+from tests.test_transmit import free_port
 
 CELL, STRENGTH = 4, 14  # of the pattern: pixels of a square, levels up or down
 FOUND = 0.45  # correlation with the pattern, in a tile, from which it counts as found
@@ -115,7 +119,9 @@ class Fault:
 
 
 GOES_ON = (0,)
-SANITIZE, FILES = "edgesan.sanitize", "edgesan.transmit.file"
+SANITIZE, FILES, HTTP = "edgesan.sanitize", "edgesan.transmit.file", "edgesan.transmit.http"
+KILLED = "def wrong(*a, **k): os.kill(os.getpid(), 9)\n"
+MEMORY = "def wrong(*a, **k): raise MemoryError\n"
 RAISE = "def wrong(*a, **k): raise {0}\n"
 FAULTS = [
     Fault("capture", "exception", "edgesan.capture.opencv", RAISE.format("OSError('the driver')") + "broken(m.FileSource, 'frame', wrong)", (1,)),
@@ -124,6 +130,8 @@ FAULTS = [
     Fault("capture", "stale", "edgesan.capture.opencv", "broken(m, 'lend', lambda o, p, n, c, r: o(p, n, c - 10**10, r))", GOES_ON),
     Fault("capture", "clock jump", "edgesan.capture.opencv", "broken(m, 'lend', lambda o, p, n, c, r: o(p, n, c + 10**12, r))", GOES_ON),
     Fault("capture", "clock set back", "edgesan.capture.opencv", "import time\nt = time.time\ntime.time = lambda: t() - 86400 * 365\nbroken(m, 'lend', lambda o, *a: (time.time(), o(*a))[1])", GOES_ON),
+    Fault("capture", "hang", "edgesan.capture.opencv", "import time\ndef wrong(o, *a):\n    time.sleep(2.5)\n    return o(*a)\nbroken(m.FileSource, 'frame', wrong)", GOES_ON),
+    Fault("capture", "out of memory", "edgesan.capture.opencv", MEMORY + "broken(m.FileSource, 'frame', wrong)", (1,)),
     Fault("transmit", "clock set back", FILES, "import time\nt = time.time\ntime.time = lambda: t() - 86400 * 365", GOES_ON),
     Fault("detect", "exception", "edgesan.faces", RAISE.format("RuntimeError('detector')") + "broken(m.Detector, '__call__', wrong)", (1,)),
     Fault("detect", "NaN", "edgesan.faces", "import numpy as np\ndef wrong(o, *a):\n    found = o(*a)\n    for f in found: f.landmarks[:] = np.nan\n    return found\nbroken(m.Detector, '__call__', wrong)", GOES_ON),
@@ -148,23 +156,37 @@ FAULTS = [
     Fault("compose", "identity output", SANITIZE, "broken(m, 'obfuscate', lambda o, p, *a: p.copy())", GOES_ON),
     Fault("compose", "aliased output", SANITIZE, "broken(m, 'obfuscate', lambda o, p, *a: p)", GOES_ON),
     Fault("compose", "wrong shape", SANITIZE, "broken(m, 'obfuscate', lambda o, p, *a: o(p, *a)[:, :100].copy())", (0, 1)),
+    Fault("compose", "out of memory", SANITIZE, MEMORY + "broken(m, 'obfuscate', wrong)", (1,)),
+    Fault("gate", "hang", "edgesan.gate", "import time\ndef wrong(o, *a, **k):\n    time.sleep(2.5)\n    return o(*a, **k)\nbroken(m, 'check_frame', wrong)", GOES_ON),
     Fault("gate", "exception", "edgesan.gate", RAISE.format("RuntimeError('gate')") + "broken(m, 'check_frame', wrong)", (1,)),
     Fault("ring", "exception", "edgesan.ring", RAISE.format("OSError('memory')") + "broken(m.RingWriter, 'put', wrong)", (1,)),
     Fault("ring", "torn write", "edgesan.ring", "def wrong(o, self, frame):\n    o(self, frame)\n    self._map[m.SLOTS_AT] |= 1\nbroken(m.RingWriter, 'put', wrong)", GOES_ON),
     Fault("encode", "exception", FILES, RAISE.format("RuntimeError('encoder')") + "broken(m.ClipWriter, 'write', wrong)", (0, 1, 5)),
     Fault("encode", "killed", FILES, "def wrong(*a): os.kill(os.getpid(), 9)\nbroken(m.ClipWriter, 'write', wrong)", (0, 5)),
+    Fault("encode", "exception", HTTP, "def wrong(*a): raise m.cv2.error('encoder')\nbroken(m.cv2, 'imencode', wrong)", GOES_ON),
+    Fault("encode", "nothing", HTTP, "broken(m.cv2, 'imencode', lambda o, *a: (False, None))", GOES_ON),
+    Fault("encode", "killed", HTTP, KILLED + "broken(m.cv2, 'imencode', wrong)", GOES_ON),
+    Fault("encode", "hang", HTTP, "import time\ndef wrong(o, *a):\n    time.sleep(1)\n    return o(*a)\nbroken(m.cv2, 'imencode', wrong)", GOES_ON),
+    Fault("sink", "exception", HTTP, "from edgesan.errors import SinkError\nasync def wrong(*a): raise SinkError('it broke')\nbroken(m.HttpSink, 'send', wrong)", (5,)),
+    Fault("sink", "out of memory", HTTP, "async def wrong(*a): raise MemoryError\nbroken(m.HttpSink, 'send', wrong)", GOES_ON),
+    Fault("sink", "hang", HTTP, "import asyncio\nasync def wrong(o, *a):\n    await asyncio.sleep(1)\n    return await o(*a)\nbroken(m.HttpSink, 'send', wrong)", GOES_ON),
+    *(Fault(stage, "killed", module, KILLED + f"broken({what}, wrong)", (-9,)) for stage, module, what in (
+        ("capture", "edgesan.capture.opencv", "m.FileSource, 'frame'"), ("detect", "edgesan.faces", "m.Detector, '__call__'"),
+        ("infer", "edgesan.model", "m.Model, 'run'"), ("compose", SANITIZE, "m, 'put_back'"),
+        ("gate", "edgesan.gate", "m, 'check_frame'"), ("ring", "edgesan.ring", "m.RingWriter, 'put'"),
+    )),
     Fault("sink", "disk full", FILES, "import errno, av\n" + RAISE.format("av.FFmpegError(errno.ENOSPC, 'No space left on device')") + "def failing(o, self, *a): raise self._failure(av.FFmpegError(errno.ENOSPC, 'No space left on device'))\nbroken(m.ClipWriter, 'write', failing)", (5,)),
     Fault("sink", "hang", FILES, "import time\ndef wrong(o, *a):\n    time.sleep(1)\n    return o(*a)\nbroken(m.ClipWriter, 'write', wrong)", (0, 5)),
 ]  # fmt: skip
 
 
-def launch(canary: Canary, folder: Path, fault: str) -> subprocess.Popen[str]:
+def launch(canary: Canary, folder: Path, fault: str, out: str = "") -> subprocess.Popen[str]:
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "faults"), str(ROOT)]),
         "EDGESAN_FAULT": fault, "HOME": str(folder), "TMPDIR": str(folder), "XDG_STATE_HOME": str(folder),
     }  # fmt: skip
     command = [
-        sys.executable, "-m", "edgesan", "run", "--camera", str(canary.path), "--out", str(folder / "out.mkv"),
+        sys.executable, "-m", "edgesan", "run", "--camera", str(canary.path), "--out", out or str(folder / "out.mkv"),
         "--frames", "30", "--duration", "8",
     ]  # fmt: skip
     return subprocess.Popen(
@@ -172,9 +194,25 @@ def launch(canary: Canary, folder: Path, fault: str) -> subprocess.Popen[str]:
     )
 
 
+def view(process: subprocess.Popen[str], port: int, path: Path) -> None:
+    """A viewer who keeps every byte of the stream, and comes back when it was cut off."""
+    with path.open("ab") as kept:
+        while process.poll() is None:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/stream.mjpg", timeout=5) as stream:
+                    while content := stream.read1(65536):
+                        kept.write(content)
+            except (OSError, http.client.HTTPException):
+                time.sleep(0.05)
+
+
 def left(folder: Path) -> list[Pixels]:
-    """All pictures in all clips that were written, whole or torn."""
+    """All pictures in all clips that were written, whole or torn, and all that the viewer got."""
     pictures: list[Pixels] = []
+    for path in folder.glob("seen"):
+        packets = path.read_bytes().split(b"\xff\xd8\xff")[1:]
+        seen = [cv2.imdecode(np.frombuffer(b"\xff\xd8\xff" + p, np.uint8), cv2.IMREAD_COLOR) for p in packets]
+        pictures += [picture for picture in seen if picture is not None]
     for path in folder.glob("out*.mkv"):
         try:
             with av.open(str(path)) as clip:
@@ -191,10 +229,17 @@ def leaks(canary: Canary, folder: Path, said: str) -> tuple[float, int]:
     return strongest, sum(piece in content for content in written for piece in canary.rows())
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=[f"{f.stage}: {f.fault}" for f in FAULTS])
+@pytest.mark.parametrize("fault", FAULTS, ids=[f"{f.stage}: {f.fault}, {f.module}" for f in FAULTS])
 def test_no_fault_lets_a_raw_pixel_out(canary: Canary, tmp_path: Path, fault: Fault) -> None:
-    process = launch(canary, tmp_path, f"{fault.module}\t{fault.code}")
+    port = free_port()
+    served = f"http://127.0.0.1:{port}" if fault.module == HTTP else ""
+    process = launch(canary, tmp_path, f"{fault.module}\t{fault.code}", served)
+    if served:
+        viewer = threading.Thread(target=view, args=(process, port, tmp_path / "seen"))
+        viewer.start()
     said, _ = process.communicate(timeout=60)
+    if served:
+        viewer.join()
     strongest, pieces = leaks(canary, tmp_path, said)
     report = os.environ.get("EDGESAN_FAULT_TABLE")
     if report:
@@ -202,7 +247,8 @@ def test_no_fault_lets_a_raw_pixel_out(canary: Canary, tmp_path: Path, fault: Fa
             table.write(json.dumps([fault.stage, fault.fault, process.returncode, round(strongest, 2), pieces]) + "\n")
     assert strongest < FOUND, said
     assert pieces == 0
-    assert process.returncode in fault.ends, said
+    late = "may not be whole: the transmit process had to be killed" in said  # on a busy machine, and told
+    assert process.returncode in (*fault.ends, *((5,) if late else ())), said
     if fault.stage not in {"noise"}:
         assert left(tmp_path) or fault.fault == "killed" or process.returncode == 5, (
             "a run that never began proves nothing"
