@@ -34,8 +34,9 @@ data: $(VENV)/dev  ## only the tests that need real faces and networks
 	$(BIN)/python -m pytest -m data
 
 wall: $(VENV)/dev  ## nothing raw leaves: isolation, egress, every fault in every stage, 100 kills of each process, as a table
-	rm -f .faults && EDGESAN_KILLS=$(KILLS) EDGESAN_FAULT_TABLE=$(CURDIR)/.faults $(BIN)/python -m pytest -q tests/test_isolation.py tests/test_faults.py tests/test_recovery.py
-	@echo 'stage, fault, exit code, strongest trace of the canary (0.45 is found), pieces of raw memory; then kills' && cat .faults
+	rm -f .faults; EDGESAN_KILLS=$(KILLS) EDGESAN_FAULT_TABLE=$(CURDIR)/.faults $(BIN)/python -m pytest -q \
+	    tests/test_isolation.py tests/test_faults.py tests/test_recovery.py; \
+	    code=$$?; $(BIN)/python -m tests.wall_table .faults && exit $$code
 
 soak: $(VENV)/dev  ## a million frames (FRAMES=..., or MINUTES=...), root only: memory, open files and latency must not grow
 	$(BIN)/python -m benchmarks.soak $(if $(MINUTES),--minutes $(MINUTES),--frames $(FRAMES)) --json docs/soak.json --plot docs/soak.png

@@ -14,7 +14,7 @@ from edgesan import isolation
 from edgesan.config import Config
 from edgesan.errors import ConfigError, IsolationError
 from edgesan.isolation import Claim
-from tests.conftest import ROOT
+from tests.conftest import ROOT, report
 from tests.test_cli import Running
 from tests.test_transmit import free_port
 
@@ -59,6 +59,8 @@ def test_a_run_says_at_its_start_and_in_its_status_what_holds() -> None:
     code, said, _ = running.end()
     assert code == 0
     assert set(claims(status)) == {("sanitize", n) for n in SANITIZE} | {("transmit", n) for n in TRANSMIT}
+    for (process, name), claim in claims(status).items():
+        report(f"{process} process: {name}", claim["detail"], int(not claim["holds"]))
     assert all(claim["holds"] for claim in claims(status).values())
     assert status["isolation"]["whole"]
     assert "isolation: sanitize: no network, no socket" in said
@@ -254,6 +256,7 @@ def test_nothing_calls_home(tmp_path: Path) -> None:
         "--out", f"http://127.0.0.1:{port}", "--out", str(tmp_path / "clip.mkv"),
     )  # fmt: skip
     assert served["code"] == 0, served["said"]
+    report("egress, CI unset", f"{served['heard']} packets, all of this machine's own", len(served["strangers"]))
     assert served["strangers"] == []
     for command in (["doctor"], ["inspect", str(ROOT / "edgesan" / "models" / "default.onnx")]):
         assert in_a_bugged_room("-m", "edgesan", *command)["strangers"] == []
