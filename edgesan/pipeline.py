@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -12,7 +13,7 @@ from typing import Any
 from edgesan import __version__, faces, isolation, rollback, sanitize
 from edgesan.capture import Source, open_source
 from edgesan.config import Config
-from edgesan.errors import CameraError, CameraLost, ConfigError, EndOfStream, Reject
+from edgesan.errors import CameraError, CameraLost, ConfigError, EdgesanError, EndOfStream, Reject
 from edgesan.frames import STAGES, SanitizedFrame
 from edgesan.metrics import Metrics
 from edgesan.model import Model, load
@@ -98,6 +99,8 @@ def run(config: Config, transmitter: Transmitter, watchdog: Watchdog, claims: li
         sanitizer = build(config)
         source = Camera(config)
         stack.callback(source.close)
+        if not source.wait(stop):
+            return
         width, height = source.size
         ring = stack.enter_context(closing(RingWriter(width * height * 3)))
         transmitter.open(ring)
@@ -140,14 +143,60 @@ def run(config: Config, transmitter: Transmitter, watchdog: Watchdog, claims: li
         ring.put_status(status(config, sanitizer, source, metrics, faces_now, time.monotonic() - started, claims))
 
 
+class Opening(threading.Thread):
+    """Opens a camera beside the loop: one that does not answer (5 s, over a network) holds up neither slates nor Ctrl-C."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(daemon=True)  # whoever ends meanwhile does not wait for it
+        self._config = config
+        self._source: Source | None = None
+        self._error: EdgesanError | None = None
+        self.start()
+
+    def run(self) -> None:
+        c = self._config
+        try:
+            self._source = open_source(c.camera, c.width_height, c.fps)
+        except EdgesanError as error:
+            self._error = error
+
+    def source(self) -> Source:
+        """What was opened; call it once the thread has ended.
+
+        Raises:
+            CameraError: it could not be opened.
+            ConfigError: the configuration names no camera.
+        """
+        if self._error is not None:
+            raise self._error
+        if self._source is None:
+            raise RuntimeError("opening the camera failed; the traceback above tells how")
+        return self._source
+
+
 class Camera:
     """A source that comes back: while it is lost, slates are shown and opening is tried again, ever less often."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self._source: Source | None = open_source(config.camera, config.width_height, config.fps)
-        self.name, self.size = self._source.name, self._source.size
+        self._opening: Opening | None = Opening(config)
+        self._source: Source | None = None
+        self.name, self.size = "", (0, 0)
         self._attempt, self._next_attempt_s, self._slates = 0, 0.0, 0
+
+    def wait(self, stop: Stop) -> bool:
+        """Wait until it is open for the first time; False if somebody asked to stop meanwhile.
+
+        Raises:
+            CameraError, ConfigError: it could not be opened.
+        """
+        while self._opening is not None and not stop.asked:
+            self._opening.join(0.1)
+            self._take()
+        if self._source is None:
+            return False
+        self.name, self.size = self._source.name, self._source.size
+        return True
 
     @property
     def up(self) -> bool:
@@ -175,24 +224,31 @@ class Camera:
             return self._slate_or_reopen()
 
     def _slate_or_reopen(self) -> SanitizedFrame:
-        now = time.monotonic()
-        if now >= self._next_attempt_s:
+        if self._opening is None and time.monotonic() >= self._next_attempt_s:
+            self._opening = Opening(self._config)
+        if self._opening is None:
+            time.sleep(min(SLATE_S, max(0.0, self._next_attempt_s - time.monotonic())))
+        else:
+            self._opening.join(SLATE_S)
             try:
-                source = open_source(self._config.camera, self._config.width_height, self._config.fps)
+                self._take()
             except CameraError:
                 self._next_attempt_s = time.monotonic() + BACK_OFF_S[min(self._attempt, len(BACK_OFF_S) - 1)]
                 self._attempt += 1
-            else:
-                if source.size == self.size:
-                    self._source = source
-                    print(f"edgesan: {self.name} is back", file=sys.stderr, flush=True)
-                else:
-                    source.close()
-                    raise CameraError(f"{self.name} came back with {source.size}, not {self.size}: start edgesan again")
-        if self._source is None:
-            time.sleep(min(SLATE_S, max(0.0, self._next_attempt_s - time.monotonic())))
+        if self._source is not None:
+            if self._source.size != self.size:
+                raise CameraError(
+                    f"{self.name} came back with {self._source.size}, not {self.size}: start edgesan again"
+                )
+            print(f"edgesan: {self.name} is back", file=sys.stderr, flush=True)
         self._slates += 1
         return sanitize.slate("camera lost", self.size, self._slates, time.monotonic_ns())
+
+    def _take(self) -> None:
+        """Take what was opened, if the thread has ended."""
+        if self._opening is not None and not self._opening.is_alive():
+            ended, self._opening = self._opening, None
+            self._source = ended.source()
 
     def close(self) -> None:
         if self._source is not None:

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -72,6 +73,17 @@ def test_a_signal_ends_the_run_cleanly(number: signal.Signals) -> None:
     assert "private gender, useful identity; alpha" in said
     assert "by the best attacker measured" in said
     assert seconds < 5  # generous: the aim is one second
+
+
+def test_a_signal_ends_a_run_whose_camera_does_not_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        camera = f"http://127.0.0.1:{silent.getsockname()[1]}/video"
+        running = Running("--camera", camera)
+        connection, _ = silent.accept()
+        code, said, seconds = running.end()
+        connection.close()
+        assert (code, "Traceback" in said) == (0, False)
+        assert seconds < 4  # opening takes 5 s to give up
 
 
 def test_the_process_that_sees_raw_pixels_leaves_no_core_dump_and_takes_no_debugger() -> None:

@@ -377,7 +377,7 @@ def test_a_killed_transmit_process_leaves_its_file_and_goes_on_in_another(
     os.kill(live.transmitter.worker, signal.SIGKILL)
     restarted(live)
     live.send()
-    live.transmitter.stop(5)
+    live.transmitter.stop()
     assert (tmp_path / "clip.mkv").exists()
     assert len(times(tmp_path / "clip-2.mkv")) == 1
 
@@ -481,7 +481,7 @@ def test_the_page_server_ends_at_once_under_its_viewers(line: Callable[..., Line
     with watch_deaf(live.port):
         live.until("/api/status", lambda _, body: json.loads(body)["transmit"]["viewers"] == 2)
         live.pause()
-        live.transmitter.stop(5)
+        live.transmitter.stop()
     viewer.join()
     assert ended.is_set()
     assert live.transmitter._child.returncode == 0
@@ -499,7 +499,7 @@ def test_files_can_be_played_and_hold_the_frames(line: Callable[..., Line], tmp_
     for _ in range(12):
         live.send()
         time.sleep(0.03)
-    live.transmitter.stop(5)
+    live.transmitter.stop()
     for path in paths:
         capture = cv2.VideoCapture(str(path))
         count = 0
@@ -580,4 +580,4 @@ def test_a_disk_that_is_full_only_when_the_file_is_finished_is_an_error_too(
     live.send()  # still in the encoder
     (small_disk / "filler").write_bytes(bytes(60 * 1024))
     with pytest.raises(SinkError, match="the disk is full"):
-        live.transmitter.stop(5)
+        live.transmitter.stop()

@@ -45,6 +45,8 @@ PID: Final = struct.Struct("<I")
 MOST_PAYLOAD: Final = 4000  # a record is written whole: PIPE_BUF, pipe(7)
 MOST_HEARD: Final = 65536  # bytes taken in at once: what a pipe holds, so that no flood can keep the parent reading
 START_TIMEOUT_S: Final = 20.0
+STOP_TIMEOUT_S: Final = 0.7  # for the streams' last words
+FILES_TIMEOUT_S: Final = 5.0  # a whole file is worth more than a quick end on a busy machine
 RESTART_S: Final = 1.0  # from a death to the next start
 
 
@@ -94,7 +96,7 @@ class Transmitter:
         if not self._ready:
             code = self._child.poll()
             silent = f"said nothing for {START_TIMEOUT_S:g} s" if code is None else f"ended with exit code {code}"
-            self._end(timeout_s=0.7)
+            self._end(STOP_TIMEOUT_S)
             raise SinkError(self._error or f"the transmit process did not start: it {silent}")
         return self
 
@@ -134,16 +136,16 @@ class Transmitter:
         elif now_s - self._died_s >= RESTART_S:
             raise SinkError(f"the transmit process ended with exit code {self._child.returncode}; start edgesan again")
 
-    def stop(self, timeout_s: float = 0.7) -> None:
-        """Let the child finish its files and streams; kill it if it takes longer. Idempotent.
+    def stop(self) -> None:
+        """Let the child finish its files and streams; kill it if it takes too long. Idempotent.
 
         Raises:
             SinkError: a file could not be finished.
         """
         if self._wake < 0:
             return
-        self._end(timeout_s)
         files = [out for out in self._config.out if not out.startswith(SERVERS)]
+        self._end(FILES_TIMEOUT_S if files else STOP_TIMEOUT_S)
         if self._error or (files and self._child.returncode):
             raise SinkError(
                 self._error or f"{', '.join(files)} may not be whole: the transmit process had to be killed"
