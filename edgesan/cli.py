@@ -25,6 +25,7 @@ examples:
   edgesan run --camera 0 --out walk.mkv          to a file instead
   edgesan sanitize holiday.mp4 shared.mp4        a clip or a picture
   edgesan doctor                                 what could be wrong on this machine, and the cure
+  edgesan run --role sanitize --camera 0         camera without network; beside it: edgesan run --role transmit
   edgesan bench                                  how fast this machine is
   edgesan keys new mine                          a key to sign your own models with: edgesan sign san.onnx --key mine
 
@@ -149,7 +150,7 @@ def parser() -> argparse.ArgumentParser:
 def add_options(verb: argparse.ArgumentParser, names: list[str] | tuple[str, ...]) -> None:
     """`--name` for the fields of Config; None means "not given", so that the TOML file's value stands."""
     verb.add_argument("--config", type=Path, metavar="FILE", help="a TOML file with the same names")
-    kinds: dict[str, Any] = {"model": Path, "tls_cert": Path, "tls_key": Path, "state_dir": Path, "alpha": float, "fps": float, "duration": float,
+    kinds: dict[str, Any] = {"model": Path, "tls_cert": Path, "tls_key": Path, "state_dir": Path, "socket": Path, "alpha": float, "fps": float, "duration": float,
                              "hold": float, "frames": int, "detect_size": int, "detect_every": int, "threads": int}  # fmt: skip
     for f in dataclasses.fields(Config):
         if f.name not in names:
@@ -201,12 +202,17 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from edgesan import isolation
+    from edgesan.transmit import unit
     from edgesan.transmit.process import Transmitter
     from edgesan.watchdog import Watchdog
 
     config = configuration(arguments)
     with closing(Watchdog(os.environ)) as watchdog:
-        transmitter = Transmitter(config)  # it has the network that this process is about to give up
+        if config.role == "transmit":
+            unit.transmit(config, watchdog)
+            return 0
+        # Made here, as they need what this process is about to give up: the network, or a socket to listen at.
+        transmitter = unit.Doorway(config.socket) if config.role == "sanitize" else Transmitter(config)
         claims = isolation.sanitize(network=config.camera_is_url)
         from edgesan import pipeline
 
