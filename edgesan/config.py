@@ -235,10 +235,15 @@ def load(path: Path | None, overrides: dict[str, Any]) -> Config:
             raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
         except (ValueError, RecursionError) as error:  # TOMLDecodeError is one, and so is a number of 5000 digits
             raise ConfigError(f"{path} is not TOML: {error}") from error
-        values = {key: _typed(path, key, value) for key, value in table.items()}
+        values = typed(path, table)
     if "EDGESAN_TOKEN" in os.environ:
         values["token"] = os.environ["EDGESAN_TOKEN"]
     return Config(**(values | overrides))
+
+
+def typed(path: Path, table: dict[str, Any]) -> dict[str, Any]:
+    """A TOML table's values as the options' types. Raises ConfigError: a key is unknown, or of the wrong type."""
+    return {key: _typed(path, key, value) for key, value in table.items()}
 
 
 def _typed(path: Path, key: str, value: Any) -> Any:
