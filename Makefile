@@ -23,8 +23,8 @@ test: $(VENV)/dev lint  ## install everything, lint, type-check and test
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/dev  ## ruff and mypy
-	$(BIN)/ruff format --check edgesan export tests benchmarks
-	$(BIN)/ruff check edgesan export tests benchmarks
+	$(BIN)/ruff format --check edgesan export tests benchmarks firmware_config
+	$(BIN)/ruff check edgesan export tests benchmarks firmware_config
 	$(BIN)/mypy
 
 browser: $(VENV)/dev  ## only the tests that need Chromium (apt install chromium chromium-driver)

@@ -21,6 +21,7 @@ BACKGROUNDS = ("pixelate", "blur", "black", "keep")
 DEMO_MODEL = Path(__file__).parent / "models" / "default.onnx"
 FILE_SUFFIXES = (".mkv", ".mp4")
 SERVERS = ("http://", "https://")
+ROLES = ("both", "sanitize", "transmit")
 
 
 def option(default: Any, help: str, metavar: str | None = None) -> Any:  # noqa: A002 - argparse's own word
@@ -38,6 +39,14 @@ class Config:
     )
     out: tuple[str, ...] = option(
         ("http://127.0.0.1:8080",), "where to send: http[s]://HOST:PORT or a file (.mkv, .mp4); repeatable", "SINK"
+    )
+    role: str = option(
+        "both",
+        "both processes; or one of them, as a unit of its own: sanitize (camera, no network) or transmit (the reverse)",
+        "ROLE",
+    )
+    socket: Path = option(
+        Path("/run/edgesan/frames.sock"), "where the two units meet; who may open its folder may see the stream", "FILE"
     )
     alpha: float | None = option(None, "the dial, 0 = useful .. 1 = private (default: the model's own)", "A")
     background: str = option(
@@ -132,15 +141,23 @@ def check(c: Config) -> None:
             raise ConfigError(f"{name} is {value}: it must be at least {least}, and at most {most:,}")
     if not 64 <= c.detect_size <= 4096:
         raise ConfigError(f"detect_size is {c.detect_size}: it must lie within 64..4096 pixels")
-    if not c.out:
-        raise ConfigError("out is empty: name at least one sink, such as http://127.0.0.1:8080 or clip.mkv")
-    if c.require_isolation and c.camera_is_url:
+    if c.role not in ROLES:
+        raise ConfigError(f"role is {c.role!r}: choose one of {', '.join(ROLES)}")
+    if c.require_isolation and c.camera_is_url and c.role != "transmit":
         raise ConfigError(
             "require_isolation is set, and the camera is a URL: the process that sees raw pixels would need the network;"
             " use a camera of this machine"
         )
     for text in c.zone:
         _zone(text)
+    if c.role != "sanitize":  # which sends nothing, and needs no secret
+        check_sinks(c)
+
+
+def check_sinks(c: Config) -> None:
+    """Refuse sinks that nothing can be sent to, or that anybody could look into. Raises ConfigError."""
+    if not c.out:
+        raise ConfigError("out is empty: name at least one sink, such as http://127.0.0.1:8080 or clip.mkv")
     if not (c.token.isascii() and c.token.isprintable() and " " not in c.token):
         raise ConfigError("token holds a space or a sign that no header can carry: use letters and digits only")
     servers = [sink for sink in c.out if sink.startswith(SERVERS)]
@@ -218,10 +235,15 @@ def load(path: Path | None, overrides: dict[str, Any]) -> Config:
             raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
         except (ValueError, RecursionError) as error:  # TOMLDecodeError is one, and so is a number of 5000 digits
             raise ConfigError(f"{path} is not TOML: {error}") from error
-        values = {key: _typed(path, key, value) for key, value in table.items()}
+        values = typed(path, table)
     if "EDGESAN_TOKEN" in os.environ:
         values["token"] = os.environ["EDGESAN_TOKEN"]
     return Config(**(values | overrides))
+
+
+def typed(path: Path, table: dict[str, Any]) -> dict[str, Any]:
+    """A TOML table's values as the options' types. Raises ConfigError: a key is unknown, or of the wrong type."""
+    return {key: _typed(path, key, value) for key, value in table.items()}
 
 
 def _typed(path: Path, key: str, value: Any) -> Any:

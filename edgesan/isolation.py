@@ -58,6 +58,7 @@ LANDLOCK_RULE_PATH_BENEATH: Final = 1
 
 STRANGER: Final = ("192.0.2.1", 9)  # TEST-NET-1 (RFC 5737). Connecting UDP looks up a route, and sends nothing
 STAND_IN: Final = "/dev/zero"
+CAMERAS: Final = ("video[0-9]*", "media[0-9]*", "v4l-subdev[0-9]*", "bus/usb/*/*")
 SYSTEM: Final = (
     "/usr",
     "/lib",
@@ -125,7 +126,7 @@ def transmit(reads: Iterable[Path] = (), writes: Iterable[Path] = (), ring: int 
         IsolationError: as `sanitize`.
     """
     _must_be_alone()
-    cameras = sorted(map(str, Path("/dev").glob("video[0-9]*")))  # now, as long as they can be seen
+    cameras = sorted(str(node) for name in CAMERAS for node in Path("/dev").glob(name))  # now, while they can be seen
     package = str(Path(__file__).parent)  # an editable install is found without sys.path
     libraries = (*SYSTEM, package, sys.prefix, sys.base_prefix, *filter(None, sys.path))
     readable = dict.fromkeys((*libraries, *map(str, reads)), LANDLOCK_READ)
@@ -155,8 +156,9 @@ def leave_network() -> Claim:
     apart = os.readlink("/proc/self/ns/net") != before
     interfaces = [line.partition(":")[0].strip() for line in _proc("self/net/dev").splitlines()[2:]]
     said = _try(_reach)
-    holds = apart and said == "ENETUNREACH" and set(interfaces) <= {"lo"}
-    if holds:
+    # RestrictAddressFamilies= of systemd has no socket for a stranger at all.
+    away = said in {"ENETUNREACH", "EAFNOSUPPORT"} and set(interfaces) <= {"lo"}
+    if away and (apart or _is_alone()):
         return Claim("sanitize", "no network", True, f"a network namespace of its own; a stranger is {said}")
     cure = (
         "sudo sysctl -w kernel.unprivileged_userns_clone=1 (Debian), kernel.apparmor_restrict_unprivileged_userns=0"
@@ -164,6 +166,20 @@ def leave_network() -> Claim:
     )
     detail = f"the kernel gives it no network namespace ({refused or said}); interfaces: {', '.join(interfaces)}"
     return Claim("sanitize", "no network", False, detail, cure)
+
+
+def _is_alone() -> bool:
+    """Whether nobody else has a socket in this network namespace: a service manager made it for this process alone.
+
+    It may then make no further one itself (RestrictNamespaces=). In the machine's own, systemd at least would have some.
+    """
+    mine = {
+        os.readlink(f"/proc/self/fd/{fd}")
+        for fd in os.listdir("/proc/self/fd")
+        if os.path.lexists(f"/proc/self/fd/{fd}")
+    }
+    sockets = [line.split()[6] for line in _proc("self/net/unix").splitlines()[1:]]
+    return all(f"socket:[{inode}]" in mine for inode in sockets)
 
 
 def forbid_sockets() -> Claim:
@@ -264,15 +280,20 @@ def hide_devices() -> None:
 
 
 def no_camera(cameras: Iterable[str]) -> Claim:
-    """Try them all, and a device that everybody may open: there may be no camera now, and one later."""
+    """Try them all, and a device that everybody may open: there may be no camera now, and one later.
+
+    Later none comes where /dev is no devtmpfs, which the kernel fills (PrivateDevices= of systemd).
+    """
     nodes = dict.fromkeys((*cameras, "/dev/video0", STAND_IN))
     said = {node: _try(_open, node) for node in nodes}
-    holds = set(said.values()) <= {"EACCES", "EPERM", "ENOENT"}
+    fixed = _file_system("/dev") == "tmpfs"
+    holds = {word for node, word in said.items() if not (fixed and node == STAND_IN)} <= {"EACCES", "EPERM", "ENOENT"}
     cure = (
         "use a kernel with Landlock (CONFIG_SECURITY_LANDLOCK, and landlock in lsm=), or let it make user namespaces;"
         " and write no file straight into / or /dev"
     )
     detail = ", ".join(f"open {node}: {word}" for node, word in said.items())
+    detail += "; /dev is its own, and no device appears in it" if fixed else ""
     return Claim("transmit", "no camera", holds, detail, "" if holds else cure)
 
 
@@ -395,6 +416,12 @@ def _reach() -> None:
 
 def _proc(name: str) -> str:
     return Path("/proc", name).read_text(encoding="utf-8")
+
+
+def _file_system(place: str) -> str:
+    """Its kind, by the last mount there; empty if nothing is mounted: /proc/pid/mountinfo, proc(5)."""
+    mounts = [line.split(" - ") for line in _proc("self/mountinfo").splitlines()]
+    return next((right.split()[0] for left, right in reversed(mounts) if left.split()[4] == place), "")
 
 
 def _status(key: str) -> str:

@@ -19,6 +19,7 @@ from edgesan.metrics import Metrics
 from edgesan.model import Model, load
 from edgesan.ring import RingWriter
 from edgesan.transmit.process import Transmitter
+from edgesan.transmit.unit import Doorway
 from edgesan.watchdog import Watchdog
 
 FRAME_TIMEOUT_S = 2.0  # without a frame for so long, the camera is lost
@@ -82,11 +83,11 @@ def hold_version(config: Config, model: Model) -> None:
     hold(folder, model.metadata.name, model.metadata.version)
 
 
-def run(config: Config, transmitter: Transmitter, watchdog: Watchdog, claims: list[isolation.Claim]) -> None:
+def run(config: Config, transmitter: Transmitter | Doorway, watchdog: Watchdog, claims: list[isolation.Claim]) -> None:
     """`edgesan run`: until the frames, the duration or the file end, or a signal comes.
 
     Args:
-        transmitter: started, not opened yet.
+        transmitter: started, not opened yet; or the door that a transmit unit comes by.
         watchdog: hears of each frame.
         claims: what this process has given up; see `isolation.sanitize`.
 
@@ -104,13 +105,17 @@ def run(config: Config, transmitter: Transmitter, watchdog: Watchdog, claims: li
         width, height = source.size
         ring = stack.enter_context(closing(RingWriter(width * height * 3)))
         transmitter.open(ring)
-        claims = [*claims, *transmitter.claims]
         if config.require_isolation:
-            isolation.require(claims)
+            isolation.require([*claims, *transmitter.claims])
         metrics = Metrics()
         started = time.monotonic()
         status_due_ns, faces_now = 0, 0
-        announce(config, sanitizer.model, source, sanitizer.alpha, claims)
+
+        def facts() -> dict[str, Any]:
+            seconds = time.monotonic() - started
+            return status(config, sanitizer, source, metrics, faces_now, seconds, [*claims, *transmitter.claims])
+
+        announce(config, sanitizer.model, source, sanitizer.alpha, [*claims, *transmitter.claims])
         watchdog.ready()
         stack.callback(watchdog.stopping)
 
@@ -134,13 +139,11 @@ def run(config: Config, transmitter: Transmitter, watchdog: Watchdog, claims: li
             now_ns = time.monotonic_ns()
             if now_ns >= status_due_ns:
                 transmitter.check()
-                ring.put_status(
-                    status(config, sanitizer, source, metrics, faces_now, time.monotonic() - started, claims)
-                )
+                ring.put_status(facts())
                 status_due_ns = now_ns + STATUS_NS
             if config.frames and metrics.totals["sanitized"] >= config.frames:
                 break
-        ring.put_status(status(config, sanitizer, source, metrics, faces_now, time.monotonic() - started, claims))
+        ring.put_status(facts())
 
 
 class Opening(threading.Thread):
@@ -313,8 +316,9 @@ def warnings(config: Config, model: Model) -> list[str]:
 def announce(config: Config, model: Model, source: Camera, alpha: float, claims: list[isolation.Claim]) -> None:
     """The start-up lines."""
     facts = model.metadata
+    out = f"transmit units at {config.socket}" if config.role == "sanitize" else ", ".join(config.out)
     print(
-        f"edgesan {__version__}: {source.name} {source.size[0]}x{source.size[1]} -> {', '.join(config.out)}\n"
+        f"edgesan {__version__}: {source.name} {source.size[0]}x{source.size[1]} -> {out}\n"
         f"  model {facts.name} v{facts.version} ({model.sha256[:8]}): private {facts.private}, useful {facts.utility};"
         f" alpha {alpha:g}, background {config.background}\n"
         f"  measured: {facts.strongest_attack}\n"

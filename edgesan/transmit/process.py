@@ -50,30 +50,113 @@ FILES_TIMEOUT_S: Final = 5.0  # a whole file is worth more than a quick end on a
 RESTART_S: Final = 1.0  # from a death to the next start
 
 
-class Transmitter:
-    """The sanitize process's end: starts the child, wakes it for each frame, hears what viewers ask for."""
+class Link:
+    """The sanitize process's ends of two pipes: one wakes a transmit process for each frame, one hears what it says."""
+
+    def __init__(self) -> None:
+        self._pending = b""
+        self._ready = self._over = False
+        self._alphas: list[float] = []
+        self._error = ""
+        self.claims: list[Claim] = []  # what the other side has given up; complete once it is ready
+        self.worker = 0  # process id of the one that has the network, as it says
+        wake_read, self._wake = os.pipe()
+        self._heard, say = os.pipe()
+        self.theirs = wake_read, say
+        os.set_blocking(self._wake, False)
+        os.set_blocking(self._heard, False)
+
+    def give(self) -> None:
+        """Close the other side's ends here: it has them."""
+        for fd in self.theirs:
+            os.close(fd)
+
+    def close(self) -> None:
+        """Close these ends: the other side sees the end of the pipe that wakes it."""
+        os.close(self._wake)
+        os.close(self._heard)
+
+    def over(self) -> bool:
+        """Whether nobody is left at the other side."""
+        self._listen()
+        return self._over
+
+    def wake(self) -> None:
+        """A frame is in the ring. A full pipe needs no second word: the reader takes the newest anyway.
+
+        Raises:
+            BrokenPipeError: nobody reads any more.
+        """
+        with suppress(BlockingIOError):
+            os.write(self._wake, b"\0")
+
+    def requests(self) -> list[float]:
+        """The alphas that viewers asked for since the last call, each finite and within 0..1."""
+        self._listen()
+        asked, self._alphas = self._alphas, []
+        return asked
+
+    def _listen(self) -> None:
+        """Take in what the other side has said."""
+        with suppress(BlockingIOError):
+            said = os.read(self._heard, MOST_HEARD)
+            self._pending += said
+            self._over = not said  # nobody is left who could say more
+        at, heard = 0, self._pending
+        while len(heard) - at >= RECORD.size:
+            kind, length = RECORD.unpack_from(heard, at)
+            if length > MOST_PAYLOAD:
+                at = len(heard)  # no record of ours
+                break
+            if len(heard) - at - RECORD.size < length:
+                break
+            payload = heard[at + RECORD.size : at + RECORD.size + length]
+            at += RECORD.size + length
+            if kind == READY and length == PID.size:
+                self._ready = True
+                (self.worker,) = PID.unpack(payload)
+            elif kind == ISOLATED and not self.claims:  # the first word, before it meets the network
+                self.claims = _claims(payload)
+            elif kind == FAILED:
+                self._error = _printable(payload.decode(errors="replace"))
+            elif kind == ALPHA and length == 8:
+                (alpha,) = struct.unpack("<d", payload)
+                if math.isfinite(alpha) and 0 <= alpha <= 1:
+                    self._alphas.append(alpha)
+        self._pending = heard[at:]
+
+
+def _claims(payload: bytes) -> list[Claim]:
+    """What the other side says that it has given up; nothing, where it is not said as it should be."""
+    try:
+        said = [Claim(**claim) for claim in json.loads(payload)]
+    except (ValueError, TypeError, RecursionError):
+        return []
+    texts = [getattr(claim, name) for claim in said for name in ("process", "name", "detail", "cure")]
+    if not all(type(text) is str and text == _printable(text) for text in texts):
+        return []
+    return said if all(type(claim.holds) is bool and claim.process == "transmit" for claim in said) else []
+
+
+def _printable(text: str) -> str:
+    """It will be printed: nothing in it may steer a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+class Transmitter(Link):
+    """The sanitize process's end, where one command starts both: it holds the transmit process as its child."""
 
     def __init__(self, config: Config) -> None:
         """Start the child. It waits for `open`."""
+        super().__init__()
         self._config = config
-        self._pending = b""
-        self._ready = False
-        self._alphas: list[float] = []
-        self._error = ""
         self._died_s: float | None = None
-        self.claims: list[Claim] = []  # what the child has given up; complete once it is open
-        self.worker = 0  # process id of the child's child, as it says
-        wake_read, self._wake = os.pipe()
-        self._heard, say = os.pipe()
-        os.set_blocking(self._wake, False)
-        os.set_blocking(self._heard, False)
         self._orders, orders = socket.socketpair()
-        fds = (orders.fileno(), wake_read, say)
+        fds = (orders.fileno(), *self.theirs)
         # -P: whatever lies in the working directory is not imported
         command = [sys.executable, "-P", "-m", "edgesan.transmit.process", *map(str, fds)]
         self._child = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=fds)
-        for fd in (wake_read, say):
-            os.close(fd)
+        self.give()
         orders.close()
 
     def open(self, ring: "RingWriter") -> "Transmitter":
@@ -101,23 +184,15 @@ class Transmitter:
         return self
 
     def notify(self) -> None:
-        """A frame is in the ring. A full pipe needs no second word: the reader takes the newest anyway.
+        """A frame is in the ring.
 
         Raises:
             SinkError: as `check`.
         """
         try:
-            os.write(self._wake, b"\0")
-        except BlockingIOError:
-            pass
+            self.wake()
         except BrokenPipeError:
             self.check()
-
-    def requests(self) -> list[float]:
-        """The alphas that viewers asked for since the last call, each finite and within 0..1."""
-        self._listen()
-        asked, self._alphas = self._alphas, []
-        return asked
 
     def check(self) -> None:
         """See whether the child still lives; call it about twice a second.
@@ -163,88 +238,76 @@ class Transmitter:
         os.close(self._heard)
         self._wake = self._heard = -1
 
-    def _listen(self) -> None:
-        """Take in what the child has said."""
-        with suppress(BlockingIOError):
-            self._pending += os.read(self._heard, MOST_HEARD)
-        at, heard = 0, self._pending
-        while len(heard) - at >= RECORD.size:
-            kind, length = RECORD.unpack_from(heard, at)
-            if length > MOST_PAYLOAD:
-                at = len(heard)  # no record of ours
-                break
-            if len(heard) - at - RECORD.size < length:
-                break
-            payload = heard[at + RECORD.size : at + RECORD.size + length]
-            at += RECORD.size + length
-            if kind == READY and length == PID.size:
-                self._ready = True
-                (self.worker,) = PID.unpack(payload)
-            elif kind == ISOLATED and not self.claims:  # the first word, before it meets the network
-                self.claims = [Claim(**claim) for claim in json.loads(payload)]
-            elif kind == FAILED:
-                # It will be printed: nothing in it may steer a terminal.
-                self._error = "".join(c if c.isprintable() else "?" for c in payload.decode(errors="replace"))
-            elif kind == ALPHA and length == 8:
-                (alpha,) = struct.unpack("<d", payload)
-                if math.isfinite(alpha) and 0 <= alpha <= 1:
-                    self._alphas.append(alpha)
-        self._pending = heard[at:]
-
 
 class Child:
     """The worker's side of the pipes. `ready` tells the one that keeps it."""
 
-    def __init__(self, ring: "RingReader", wake: int, say: int, ready: mmap.mmap) -> None:
+    def __init__(self, ring: "RingReader", wake: int, say: int, ready: mmap.mmap | None = None) -> None:
         self.ring, self._wake, self._say, self._ready = ring, wake, say, ready
+        self._woken, self._over = asyncio.Event(), False
 
     def say(self, kind: bytes, payload: bytes) -> None:
         say(self._say, kind, payload)
 
     def ask_alpha(self, alpha: float) -> bool:
-        """Pass a viewer's wish on. False if the sanitizer does not listen: then the pipe is full."""
+        """Pass a viewer's wish on. False if the sanitizer does not listen: the pipe is full, or nobody is there."""
         if not select.select([], [self._say], [], 0)[1]:
             return False
-        self.say(ALPHA, struct.pack("<d", alpha))
+        try:
+            self.say(ALPHA, struct.pack("<d", alpha))
+        except BrokenPipeError:
+            return False
         return True
 
     async def serve(self, sinks: "list[Sink]") -> None:
-        """Pass each newest frame on to all sinks, until the parent closes its pipe.
+        """Open all sinks, and pass each newest frame on to them until the parent closes its pipe.
+
+        Raises:
+            SinkError: one of the sinks failed.
+        """
+        async with AsyncExitStack() as stack:  # closes every sink, also where another one fails
+            for sink in sinks:
+                await sink.start()
+                stack.push_async_callback(sink.close)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.end)
+            if self._ready is not None:
+                self._ready[0] = 1
+            self.say(READY, PID.pack(os.getpid()))
+            await self.pass_on(sinks)
+
+    def end(self) -> None:
+        """Let `pass_on` return."""
+        self._over = True
+        self._woken.set()
+
+    def _hear(self) -> None:
+        if os.read(self._wake, 65536):
+            self._woken.set()
+        else:
+            asyncio.get_running_loop().remove_reader(self._wake)
+            self.end()
+
+    async def pass_on(self, sinks: "list[Sink]") -> None:
+        """Pass each newest frame on to all sinks, until the other end of the pipe is closed.
 
         Raises:
             SinkError: one of the sinks failed.
         """
         loop = asyncio.get_running_loop()
-        woken, over = asyncio.Event(), asyncio.Event()
-
-        def end() -> None:
-            over.set()
-            woken.set()
-
-        def wake() -> None:
-            if not os.read(self._wake, 65536):
-                loop.remove_reader(self._wake)
-                over.set()
-            woken.set()
-
-        async with AsyncExitStack() as stack:  # closes every sink, also where another one fails
-            for sink in sinks:
-                await sink.start()
-                stack.push_async_callback(sink.close)
-            loop.add_reader(self._wake, wake)
-            loop.add_signal_handler(signal.SIGTERM, end)
-            seen = self.ring.newest  # of before it was killed
-            self._ready[0] = 1
-            self.say(READY, PID.pack(os.getpid()))
-            while not over.is_set():
-                await woken.wait()
-                woken.clear()
+        loop.add_reader(self._wake, self._hear)
+        seen = self.ring.newest  # of before it was killed
+        try:
+            while not self._over:
+                await self._woken.wait()
+                self._woken.clear()
                 newest = self.ring.newest
                 frame = self.ring.read() if newest != seen else None
                 if frame is not None:
                     seen = newest
                     for sink in sinks:
                         await sink.send(frame)
+        finally:
+            loop.remove_reader(self._wake)
 
 
 def keep(orders: int, wake: int, answer: int) -> int:

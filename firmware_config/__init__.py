@@ -1,0 +1,1 @@
+"""What puts edgesan onto a board: see README.md here."""

@@ -1,0 +1,205 @@
+"""`python -m firmware_config.build`: edgesan, put into your own Raspberry Pi OS image; needs no root, only mtools.
+
+    python -m firmware_config.build raspios.img.xz --settings board.toml --out board.img
+    python -m firmware_config.build --payload FOLDER            only what goes into an image, for another way
+
+The network is needed here, to fetch the wheels; the board needs none at its first boot.
+"""
+
+import argparse
+import gzip
+import hashlib
+import json
+import lzma
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from edgesan import __version__, board, model
+from edgesan.errors import ConfigError, EdgesanError, SinkError
+
+HERE: Final = Path(__file__).parent
+TREE: Final = HERE.parent
+PYTHON: Final = "3.13"  # of Raspberry Pi OS and Debian trixie
+MACHINE: Final = "aarch64"
+GLIBC: Final = range(17, 42)  # trixie has 2.41; a wheel for an older one runs, too
+CHUNK: Final = 2**20
+OPENERS: Final[dict[str, Callable[..., Any]]] = {".xz": lzma.open, ".gz": gzip.open}
+DEVICES: Final = ["pi5-64bit", "pi4-64bit", "pi3-64bit"]  # the Imager's names
+
+
+def wheels(folder: Path, python: str = PYTHON, machine: str = MACHINE) -> None:
+    """Fetch the wheels of the runtime for the board's Python, and build edgesan's own from this tree.
+
+    Raises:
+        SinkError: pip could not.
+    """
+    needed = tomllib.loads((TREE / "pyproject.toml").read_text())["project"]["dependencies"]
+    platforms = [f"--platform=manylinux_2_{minor}_{machine}" for minor in GLIBC] + [
+        f"--platform=manylinux2014_{machine}"
+    ]
+    pip("download", "--only-binary=:all:", "--implementation=cp", f"--python-version={python}", *platforms,
+        f"--dest={folder}", *needed)  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="edgesan-") as name:  # a copy: building leaves traces
+        copy = Path(name) / "tree"
+        copy.mkdir()
+        for file in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
+            shutil.copy(TREE / file, copy)
+        shutil.copytree(TREE / "edgesan", copy / "edgesan", ignore=shutil.ignore_patterns("__pycache__"))
+        pip("wheel", "--no-deps", f"--wheel-dir={folder}", str(copy), SOURCE_DATE_EPOCH="1767225600")
+
+
+def pip(*arguments: str, **environment: str) -> None:
+    """Raises SinkError: with pip's own words."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments],
+        env=os.environ | environment, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    if done.returncode:
+        raise SinkError(f"pip {arguments[0]} failed; it needs the network, or --wheels: {done.stderr.strip()}")
+
+
+def payload(folder: Path, settings: board.Settings, ready: Path | None = None) -> None:
+    """Lay out all that a board needs, for `install.py`, which lies in it: see its first lines.
+
+    Args:
+        folder: empty, or not there.
+        ready: a folder of wheels that were fetched before.
+
+    Raises:
+        ConfigError: the model may not be run. SinkError: the wheels could not be fetched.
+    """
+    run = settings.run
+    try:  # here, and not only on the board, where nobody looks
+        model.load(run.model, 1, run.trusted_keys, allow_unsigned=run.allow_unsigned)
+    except EdgesanError as error:
+        raise ConfigError(f"the board would refuse the model: {error}") from error
+    (folder / "wheels").mkdir(parents=True)
+    if ready is None:
+        wheels(folder / "wheels")
+    else:
+        for wheel in sorted(ready.glob("*.whl")):
+            shutil.copy(wheel, folder / "wheels")
+    shutil.copytree(HERE / "root", folder / "root")
+    shutil.copy(HERE / "install.py", folder)
+    (folder / "PYTHON").write_text(f"{PYTHON} {MACHINE}\n")
+    for name, content in board.seed(settings).items():
+        if name.startswith("edgesan/"):
+            target = folder / name.removeprefix("edgesan/")
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(content)
+    files = [path for part in ("wheels", "root") for path in sorted((folder / part).rglob("*")) if path.is_file()]
+    lines = [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}\n" for path in files
+    ]
+    (folder / "SHA256SUMS").write_text("".join(lines))
+
+
+def unpacked(image: Path) -> BinaryIO:
+    """An image as a stream, unpacked by the end of its name."""
+    opener = OPENERS.get(image.suffix, open)
+    return opener(image, "rb")  # type: ignore[no-any-return]
+
+
+def copy_image(source: Path, target: Path) -> None:
+    """Unpack, and leave holes where there is nothing.
+
+    Raises:
+        ConfigError: it cannot be read, or the target is there already. SinkError: no room.
+    """
+    if target.exists():
+        raise ConfigError(f"{target} exists: name another file with --out")
+    try:
+        stream = unpacked(source)
+    except OSError as error:
+        raise ConfigError(f"cannot read {source}: {error.strerror}") from error
+    try:
+        with stream, target.open("wb") as file:
+            while block := stream.read(CHUNK):
+                if block.count(0) == len(block):
+                    file.seek(len(block), os.SEEK_CUR)
+                else:
+                    file.write(block)
+            file.truncate(file.tell())
+    except (OSError, lzma.LZMAError, EOFError) as error:
+        target.unlink(missing_ok=True)
+        raise SinkError(f"cannot unpack {source} to {target}: {error}") from error
+
+
+def manifest(image: Path, settings: board.Settings) -> dict[str, Any]:
+    """What Raspberry Pi Imager 2 reads with --repo; its os-list-schema.json has the words. Not tried with the Imager here."""
+    digest = hashlib.sha256()
+    with image.open("rb") as file:
+        while block := file.read(CHUNK):
+            digest.update(block)
+    entry = {
+        "name": f"edgesan {__version__} ({settings.hostname})",
+        "description": "Raspberry Pi OS with edgesan: a camera that sanitizes every face before anything leaves it",
+        "icon": "",
+        "url": image.absolute().as_uri(),
+        "extract_size": image.stat().st_size,
+        "extract_sha256": digest.hexdigest(),
+        "image_download_size": image.stat().st_size,
+        "release_date": "",
+        "init_format": "cloudinit-rpi",
+        "devices": DEVICES,
+    }
+    return {"os_list": [entry]}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The exit code is that of the error tree in `edgesan.errors`."""
+    parser = argparse.ArgumentParser(
+        prog="python -m firmware_config.build",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "image", type=Path, nargs="?", metavar="IMAGE", help="Raspberry Pi OS trixie, 64-bit: .img, .img.xz"
+    )
+    parser.add_argument(
+        "--settings", type=Path, metavar="FILE", help="what the board is told: see firmware_config/README.md"
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the image to write (default: edgesan-HOSTNAME.img)")
+    parser.add_argument("--wheels", type=Path, metavar="FOLDER", help="wheels that were fetched before")
+    parser.add_argument("--payload", type=Path, metavar="FOLDER", help="write only the payload, into this folder")
+    parser.add_argument("--fetch", type=Path, metavar="FOLDER", help="fetch only the wheels, into this folder")
+    parser.add_argument("--manifest", type=Path, metavar="FILE", help="also a manifest for Raspberry Pi Imager")
+    arguments = parser.parse_args(argv)
+    try:
+        if arguments.fetch:
+            wheels(arguments.fetch)
+            return 0
+        settings = board.load(arguments.settings)
+        if arguments.payload:
+            payload(arguments.payload, settings, arguments.wheels)
+            print(f"{arguments.payload}: install it with python3 {arguments.payload / 'install.py'} [--root FOLDER]")
+            return 0
+        if arguments.image is None:
+            parser.error("name the image of Raspberry Pi OS, or --payload FOLDER")
+        out = arguments.out or Path(f"edgesan-{settings.hostname}.img")
+        with tempfile.TemporaryDirectory(prefix="edgesan-") as name:
+            payload(Path(name) / "payload", settings, arguments.wheels)
+            copy_image(arguments.image, out)
+            try:
+                board.inject(out, settings, Path(name) / "payload")
+            except EdgesanError:
+                out.unlink()  # half of it is of no use
+                raise
+        if arguments.manifest:
+            arguments.manifest.write_text(json.dumps(manifest(out, settings), indent=2) + "\n")
+    except EdgesanError as error:
+        print(f"firmware_config.build: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"{out}: {out.stat().st_size / 1e9:.1f} GB; write it with sudo edgesan flash {out} DEVICE")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

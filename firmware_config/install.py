@@ -1,0 +1,182 @@
+#!/usr/bin/env python3
+"""Installs edgesan from the folder that this file lies in, without a network: at a board's first boot, or (`--root`)
+into a folder that becomes one. Needs the board's own Python and nothing else. Whoever runs it twice has it once.
+
+    wheels/    unpacked to /opt/edgesan/lib; nothing of the system's Python is touched
+    root/      units, users, rules, configuration: copied over /
+    settings/  edgesan.toml and token.env, for /etc/edgesan
+    model/     model.onnx and its signature, for /var/lib/edgesan/models; `current` points to it
+    SHA256SUMS of wheels and root: an SD card may be worn
+"""
+
+import argparse
+import compileall
+import hashlib
+import platform
+import shutil
+import subprocess
+import sys
+import traceback
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+from py_compile import PycInvalidationMode
+
+UNITS = ("edgesan-sanitize.service", "edgesan-transmit.service")
+SECRETS = ("token.env",)
+
+
+class InstallError(Exception):
+    """What is wrong, and what to do."""
+
+
+def check_sums(source: Path) -> None:
+    """Raises InstallError if a file is missing, or is not as it was written."""
+    for line in (source / "SHA256SUMS").read_text().splitlines():
+        wanted, name = line.split("  ", 1)
+        file = source / name
+        if not file.is_file() or hashlib.sha256(file.read_bytes()).hexdigest() != wanted:
+            raise InstallError(f"{file} is not as it was written: the card may be worn; write it again")
+
+
+def check_python(source: Path, root: Path) -> None:
+    """Raises InstallError if the wheels are not for the Python that will run them."""
+    wanted = (source / "PYTHON").read_text().split()  # 3.13 aarch64
+    if root == Path("/"):
+        here = [".".join(map(str, sys.version_info[:2])), platform.machine()]
+        if here != wanted:
+            raise InstallError(
+                f"this system has Python {' on '.join(here)}, and the wheels are for {' on '.join(wanted)}:"
+                " use Raspberry Pi OS trixie, 64-bit, or build the payload for this system"
+            )
+    elif not (root / f"usr/bin/python{wanted[0]}").exists():
+        raise InstallError(f"{root} has no python{wanted[0]}, which the wheels are for")
+
+
+def unpack(wheels: Path, lib: Path) -> None:
+    """Unpack all wheels into one folder; the old one goes when the new one is whole."""
+    new, old = lib.with_name("lib.new"), lib.with_name("lib.old")
+    for folder in (new, old):
+        shutil.rmtree(folder, ignore_errors=True)
+    new.mkdir(parents=True)
+    for wheel in sorted(wheels.glob("*.whl")):
+        with zipfile.ZipFile(wheel) as archive:
+            for entry in archive.infolist():
+                top, _, rest = entry.filename.partition("/")
+                name = entry.filename
+                if top.endswith(".data"):  # PEP 427: what belongs elsewhere than into the library
+                    kind, _, name = rest.partition("/")
+                    if kind not in ("purelib", "platlib"):
+                        continue  # commands, headers: not needed
+                if not entry.is_dir():
+                    target = new / name
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with archive.open(entry) as content, target.open("wb") as file:
+                        shutil.copyfileobj(content, file)
+    if lib.exists():
+        lib.rename(old)
+    new.rename(lib)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def copy(file: Path, target: Path, mode: int = 0o644) -> None:
+    """Put a file in its place, whole, with a mode: FAT knows none."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.part")
+    part.touch(mode=0o600)
+    part.write_bytes(file.read_bytes())
+    part.chmod(mode)
+    part.replace(target)
+
+
+def install(source: Path, root: Path) -> None:
+    """Everything but starting it.
+
+    Raises:
+        InstallError: the payload is damaged, or not for this system. OSError: no room, no rights.
+    """
+    check_sums(source)
+    check_python(source, root)
+    lib = root / "opt/edgesan/lib"
+    unpack(source / "wheels", lib)
+    for file in sorted((source / "root").rglob("*")):
+        if file.is_file():
+            place = file.relative_to(source / "root")
+            copy(file, root / place, 0o755 if place.parts[:2] == ("usr", "bin") else 0o644)
+    for file in sorted((source / "settings").glob("*")):
+        copy(file, root / "etc/edgesan" / file.name, 0o600 if file.name in SECRETS else 0o644)
+    place_model(source / "model", root / "var/lib/edgesan/models")
+    subprocess.run(
+        ["systemd-sysusers", f"--root={root}", str(root.absolute() / "usr/lib/sysusers.d/edgesan.conf")], check=True
+    )
+    wants = root / "etc/systemd/system/multi-user.target.wants"
+    wants.mkdir(parents=True, exist_ok=True)
+    for unit in UNITS:
+        (wants / unit).unlink(missing_ok=True)
+        (wants / unit).symlink_to(f"/usr/lib/systemd/system/{unit}")
+
+
+def place_model(model: Path, models: Path) -> None:
+    """A folder of its own for these bytes; `current` is switched to it, as `edgesan install` does."""
+    content = (model / "model.onnx").read_bytes()
+    folder = models / f"first-{hashlib.sha256(content).hexdigest()[:12]}"
+    for file in sorted(model.iterdir()):
+        copy(file, folder / file.name)
+    link = models / ".current.new"
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder.name)
+    link.replace(models / "current")
+
+
+def start() -> None:
+    """Here and now, on the board."""
+    for command in (
+        ["systemd-tmpfiles", "--create", "/usr/lib/tmpfiles.d/edgesan.conf"],
+        ["systemctl", "daemon-reload"],
+        ["systemctl", "try-restart", "systemd-journald.service"],
+        ["udevadm", "control", "--reload"],
+        ["udevadm", "trigger", "--subsystem-match=dma_heap", "--subsystem-match=misc"],
+        ["sysctl", "--quiet", "--load=/usr/lib/sysctl.d/60-edgesan.conf"],
+        ["systemctl", "restart", "--no-block", *UNITS],
+    ):
+        done = subprocess.run(command, check=False)
+        if done.returncode:
+            print(f"edgesan: {' '.join(command)} ended with {done.returncode}", file=sys.stderr)
+
+
+def main() -> int:
+    """The exit code: 0, or 1 and the reason, also as FAILED.txt beside this file: the card can be read elsewhere."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--root", type=Path, default=Path("/"), metavar="FOLDER", help="install below here (default: /)"
+    )
+    parser.add_argument("--source", type=Path, default=Path(__file__).parent, metavar="FOLDER", help="the payload")
+    parser.add_argument("--no-start", action="store_true", help="start nothing; so it is, too, with --root")
+    parser.add_argument("--compile", action="store_true", help="compile for this very Python; so it is without --root")
+    arguments = parser.parse_args()
+    here = arguments.root == Path("/")
+    failed = arguments.source / "FAILED.txt"
+    try:
+        failed.unlink(missing_ok=True)
+        install(arguments.source, arguments.root)
+    except (InstallError, OSError, subprocess.SubprocessError, zipfile.BadZipFile) as error:
+        print(f"edgesan: not installed: {error}", file=sys.stderr)
+        with suppress(OSError):  # nowhere to say it but here
+            failed.write_text(f"{error}\n\n{traceback.format_exc()}")
+        return 1
+    if here or arguments.compile:
+        compileall.compile_dir(
+            arguments.root / "opt/edgesan/lib", quiet=2, workers=0, invalidation_mode=PycInvalidationMode.UNCHECKED_HASH,
+            stripdir=None if here else str(arguments.root),
+        )  # fmt: skip
+    if here:
+        for name in SECRETS:  # on the board they are root's alone; on the card, everybody's
+            (arguments.source / "settings" / name).unlink(missing_ok=True)
+        if not arguments.no_start:
+            start()
+    print(f"edgesan: installed into {arguments.root}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
