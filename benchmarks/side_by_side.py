@@ -164,9 +164,9 @@ def main() -> int:
         calls = {name: lambda call=call, pixels=pixels: call(pixels) for name, call in pipelines.items()}
         figures[f"{size[0]}x{size[1]}"] = in_turn(calls, arguments.seconds)
     content = DEMO_MODEL.read_bytes()
-    ours = ort.InferenceSession(content, faces.session_options(1), ["CPUExecutionProvider"])
+    ours = model.start(content, 1)
     twin = bench.unquantized(onnx.load_model_from_string(content)).SerializeToString()
-    float_ours = ort.InferenceSession(twin, faces.session_options(1), ["CPUExecutionProvider"])
+    float_ours = model.start(twin, 1)
     alone: dict[str, Callable[[], object]] = {
         "edgesan, int8": bench.feed(ours, 1), "edgesan, float": bench.feed(float_ours, 1), "U-Net, float": network(unet()),
     }  # fmt: skip

@@ -126,7 +126,7 @@ def core(content: bytes, seconds: float) -> Rows:
     threads = [t for t in (1, 2, 4, 8) if t <= (os.cpu_count() or 1)]
     for count, (precision, twin) in tqdm([*itertools.product(threads, twins.items())], desc="core", leave=False):
         best = PEAK**3 / 1e6 / percentiles(product(precision, count), seconds)["p50"]
-        session = ort.InferenceSession(twin, faces.session_options(count), ["CPUExecutionProvider"])
+        session = model.start(twin, count)
         for batch in BATCHES:
             call = feed(session, batch)
             ms = percentiles(call, seconds)
