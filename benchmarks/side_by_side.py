@@ -8,7 +8,6 @@ alone, per face: ours, its float twin, a U-Net of the shape of Bertran et al. in
 
 import argparse
 import importlib.util
-import json
 import os
 import sys
 import time
@@ -130,25 +129,8 @@ def network(content: bytes) -> Callable[[], object]:
     return lambda: session.run(None, inputs)
 
 
-def in_turn(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Median ms of each, one call of each after the other."""
-    taken: dict[str, list[float]] = {name: [] for name in calls}
-    end = time.perf_counter() + seconds * len(calls)
-    while time.perf_counter() < end:
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            taken[name].append(time.perf_counter() - start)
-    return {name: float(np.median(values[1:])) * 1e3 for name, values in taken.items()}
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.side_by_side", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=10, help="for each contestant and size (default 10)")
-    networks = Path(os.environ.get("EDGESAN_NETWORKS", "/nowhere"))
-    parser.add_argument("--san", type=Path, default=networks / "san_celeba.onnx", help="SAN's network")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures here")
-    arguments = parser.parse_args()
+def measure(seconds: float, san: Path | None = None) -> dict[str, dict[str, float]]:
+    """Median ms by place (a picture's size, or the network alone) and contestant."""
     cv2.setNumThreads(1)
     pipelines = {
         "edgesan": edgesan_pipeline(),
@@ -157,31 +139,49 @@ def main() -> int:
     }
     if importlib.util.find_spec("deface"):
         pipelines["deface 1.5.0"] = deface_pipeline()
-    m = bench.machine()
     figures: dict[str, dict[str, float]] = {}
-    for size in tqdm(SIZES, leave=False):
+    for size in tqdm(SIZES, desc="side by side", leave=False):
         pixels = bench.scene(size, FACES)[0]
         calls = {name: lambda call=call, pixels=pixels: call(pixels) for name, call in pipelines.items()}
-        figures[f"{size[0]}x{size[1]}"] = in_turn(calls, arguments.seconds)
+        figures[f"{size[0]}x{size[1]}"] = bench.in_turn(calls, seconds * len(calls))
     content = DEMO_MODEL.read_bytes()
-    ours = ort.InferenceSession(content, faces.session_options(1), ["CPUExecutionProvider"])
     twin = bench.unquantized(onnx.load_model_from_string(content)).SerializeToString()
-    float_ours = ort.InferenceSession(twin, faces.session_options(1), ["CPUExecutionProvider"])
     alone: dict[str, Callable[[], object]] = {
-        "edgesan, int8": bench.feed(ours, 1), "edgesan, float": bench.feed(float_ours, 1), "U-Net, float": network(unet()),
-    }  # fmt: skip
-    if arguments.san.exists():
-        alone["SAN, float"] = network(arguments.san.read_bytes())
-    figures["network, one face"] = in_turn(alone, arguments.seconds)
-    print(f"{m['processor']}, {m['cores']} cores, onnxruntime {m['onnxruntime']}; {FACES} faces; medians")
+        "edgesan, int8": bench.feed(model.start(content, 1), 1),
+        "edgesan, float": bench.feed(model.start(twin, 1), 1),
+        "U-Net, float": network(unet()),
+    }
+    if san is not None and san.exists():
+        alone["SAN, float"] = network(san.read_bytes())
+    figures["network, one face"] = bench.in_turn(alone, seconds * len(alone))
+    return figures
+
+
+def text(figures: dict[str, dict[str, float]]) -> str:
+    """The tables, in Markdown."""
+    lines = [f"side by side, {FACES} faces; medians"]
     for where, row in figures.items():
-        print(f"\n| {where} | ms | a second | against edgesan |\n|---|---|---|---|")
+        lines += ["", f"| {where} | ms | a second | against edgesan |", "|---|---|---|---|"]
         first = next(iter(row.values()))
-        for name, ms in row.items():
-            print(f"| {name} | {ms:.2f} | {1e3 / ms:.1f} | {ms / first:.2f}x |")
-    print(f"\nthe U-Net has {bench.cost(onnx.load_model_from_string(unet()))[0] / 1e6:.0f} MMAC a face")
-    if arguments.json:
-        arguments.json.write_text(json.dumps({"machine": m, "faces": FACES, "ms": figures}, indent=1) + "\n")
+        lines += [f"| {name} | {ms:.2f} | {1e3 / ms:.1f} | {ms / first:.2f}x |" for name, ms in row.items()]
+    lines += ["", f"the U-Net has {bench.cost(onnx.load_model_from_string(unet()))[0] / 1e6:.0f} MMAC a face"]
+    return "\n".join(lines)
+
+
+def san_network() -> Path:
+    """Where SAN's network lies, if it does."""
+    return Path(os.environ.get("EDGESAN_NETWORKS", "/nowhere")) / "san_celeba.onnx"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.side_by_side", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=10, help="for each contestant and size (default 10)")
+    parser.add_argument("--san", type=Path, default=san_network(), help="SAN's network")
+    arguments = parser.parse_args()
+    m = bench.machine()
+    print(
+        f"{m['processor']}, {m['cores']} cores, onnxruntime {m['onnxruntime']}; {text(measure(arguments.seconds, arguments.san))}"
+    )
     return 0
 
 

@@ -1,9 +1,10 @@
-"""How fast this machine sanitizes: `edgesan bench`. Four parts, each a list of rows:
+"""How fast this machine sanitizes: `edgesan bench`. Five parts, each a list of rows:
 
     core    the network alone: batches, threads, int8 and its float twin, beside a plain matrix product of the same library
     stages  each stage alone, and in the loop
     wire    the two real processes on a clip of 30 frames a second: how old a frame is when it leaves, at four sizes and
             with up to 16 faces
+    idle    as wire, one face at 15 frames a second, with a viewer and without: what it costs just to be there
     long    as wire, for minutes, with temperature and clock: boards throttle
 
 Figures are medians; compare them as ratios of one run. The clip is made from the bundled one.
@@ -23,7 +24,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -39,19 +40,22 @@ from tqdm import tqdm
 
 from edgesan import faces, gate, model, noise, sanitize
 from edgesan.capture import DEMO_CLIP
+from edgesan.capture.opencv import FileSource
 from edgesan.config import Config
 from edgesan.errors import ConfigError, EdgesanError
-from edgesan.frames import Pixels
+from edgesan.frames import Pixels, lend
 from edgesan.ring import RingWriter
 from edgesan.transmit.http import JPEG_QUALITY
 
-PARTS: Final = ("core", "stages", "wire", "long")
+PARTS: Final = ("core", "stages", "wire", "idle", "long")
 BATCHES: Final = (1, 2, 4, 8)
 SIZES: Final = ((480, 270), (640, 480), (1280, 720), (1920, 1080))
-FACES: Final = (0, 1, 4, 16)
+FACES: Final = (0, 1, 2, 4, 16)
 PEAK: Final = 1024  # rows and columns of the matrices
 RATE: Final = 30  # frames a second of the clip
+IDLE_RATE: Final = 15
 LOOP: Final = ("detect", "align", "infer", "compose", "gate", "ring")
+DOOR: Final = ("detect", "align", "infer", "compose", "gate")  # from a raw frame to a sanitized one
 Rows = list[dict[str, Any]]
 
 
@@ -69,6 +73,7 @@ def run(parts: tuple[str, ...], config: Config, seconds: float, minutes: float) 
             wire(size, count, config, seconds)
             for size, count in tqdm([*itertools.product(SIZES, FACES)], desc="wire", leave=False)
         ],
+        "idle": lambda: [wire((640, 480), 1, config, seconds, IDLE_RATE, viewers=viewers) for viewers in (0, 1)],
         "long": lambda: long(config, minutes),
     }
     facts = sanitizer.metadata
@@ -112,6 +117,27 @@ def percentiles(call: Callable[[], object], seconds: float) -> dict[str, float]:
     return {f"p{q}": round(float(np.percentile(taken, q)) * 1e3, 4) for q in (50, 95, 99)}
 
 
+def in_turn(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    """Median ms of each, one call of each after the other, so that a busy moment of the machine hits all of them."""
+    taken: dict[str, list[float]] = {name: [] for name in calls}
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end or len(taken[next(iter(calls))]) < 5:
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            taken[name].append(time.perf_counter() - start)
+    return {name: float(np.median(values[1:])) * 1e3 for name, values in taken.items()}
+
+
+def allocated(call: Callable[[], object]) -> float:
+    """kB that Python, numpy and OpenCV allocate in a call, at most at one time; onnxruntime's own arena is not seen."""
+    tracemalloc.start()
+    call()
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return round(most / 1e3, 1)
+
+
 # --- the network alone ------------------------------------------------------------------------------------------------
 
 
@@ -126,19 +152,15 @@ def core(content: bytes, seconds: float) -> Rows:
     threads = [t for t in (1, 2, 4, 8) if t <= (os.cpu_count() or 1)]
     for count, (precision, twin) in tqdm([*itertools.product(threads, twins.items())], desc="core", leave=False):
         best = PEAK**3 / 1e6 / percentiles(product(precision, count), seconds)["p50"]
-        session = ort.InferenceSession(twin, faces.session_options(count), ["CPUExecutionProvider"])
+        session = model.start(twin, count)
         for batch in BATCHES:
             call = feed(session, batch)
             ms = percentiles(call, seconds)
             rate = macs * batch / 1e6 / ms["p50"]
-            tracemalloc.start()
-            call()
-            allocated = tracemalloc.get_traced_memory()[1]
-            tracemalloc.stop()
             rows.append({
                 "precision": precision, "threads": count, "batch": batch, **ms, "gmacs": round(rate, 1),
                 "peak_gmacs": round(best, 1), "share": round(rate / best, 3), "mmac": round(macs / 1e6, 1),
-                "moved_mb": round(moved[precision] * batch / 1e6, 2), "allocated_kb": round(allocated / 1e3, 1),
+                "moved_mb": round(moved[precision] * batch / 1e6, 2), "allocated_kb": allocated(call),
             })  # fmt: skip
     return rows
 
@@ -243,20 +265,31 @@ def unquantized(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def stages(sanitizer: model.Model, config: Config, seconds: float) -> Rows:
-    """A row for each stage: alone, again and again on one frame, and in the loop on a clip; two faces."""
+    """A row for each stage: alone, again and again on the frames of a scene, and in the loop on a clip; two faces.
+    "frame" is the whole way from a raw frame to a sanitized one without a pause: beside the sum of its stages alone.
+    """
     rows: Rows = []
     for size in tqdm(((480, 270), (1280, 720)), desc="stages", leave=False):
         looped = wire(size, 2, config, seconds)["ms"]
-        alone = kernels(scene(size, 2)[0], sanitizer, config, seconds / 8)
-        rows += [
-            {"size": f"{size[0]}x{size[1]}", "stage": stage, "alone": ms, "loop": looped.get(stage)}
-            for stage, ms in alone.items()
-        ]
+        with ExitStack() as stack:
+            calls = kernels(size, sanitizer, config, stack)
+            alone = {stage: percentiles(call, seconds / 8) for stage, call in calls.items()}
+            rows += [
+                {
+                    "size": f"{size[0]}x{size[1]}", "stage": stage, "alone": alone[stage], "loop": looped.get(stage),
+                    "allocated_kb": allocated(call),
+                }
+                for stage, call in calls.items()
+            ]  # fmt: skip
     return rows
 
 
-def kernels(pixels: Pixels, sanitizer: model.Model, config: Config, seconds: float) -> dict[str, dict[str, float]]:
-    """Each stage alone on one frame."""
+def kernels(
+    size: tuple[int, int], sanitizer: model.Model, config: Config, stack: ExitStack, count: int = 2
+) -> dict[str, Callable[[], object]]:
+    """A call of each stage, each time on the next frame of a scene. `stack` gives back what they hold."""
+    scenes = scene(size, count)
+    pixels = scenes[0]
     detector = faces.Detector(config.detect_size)
     found = detector(pixels)
     matrices = [faces.alignment(face.landmarks) for face in found]
@@ -264,29 +297,54 @@ def kernels(pixels: Pixels, sanitizer: model.Model, config: Config, seconds: flo
     z = np.stack([noise.draw(max(1, sanitizer.noise_dimensions), os.urandom) for _ in found])
     sanitized = gate.check_chips(chips, sanitizer.run(chips, z, 0.5))
     boxes = [face.box for face in found]
+    frames = itertools.cycle(scenes)
 
     def compose() -> Pixels:
-        canvas = sanitize.obfuscate(pixels, config.background, boxes)
+        canvas = sanitize.obfuscate(next(frames), config.background, boxes)
         for chip, matrix in zip(sanitized, matrices, strict=True):
             sanitize.put_back(canvas, chip, matrix)
         return canvas
 
     canvas = compose()
-    frame = sanitize.slate("bench", (canvas.shape[1], canvas.shape[0]), 1, 0)
-    ring = RingWriter(canvas.nbytes)
-    calls: dict[str, Callable[[], object]] = {
-        "detect": lambda: detector(pixels),
-        "align": lambda: [faces.cut(pixels, faces.alignment(face.landmarks)) for face in found],
+    shown = sanitize.slate("bench", (canvas.shape[1], canvas.shape[0]), 1, 0)
+    ring = stack.enter_context(closing(RingWriter(canvas.nbytes)))
+    camera = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "clip.mkv"
+    clip(camera, size, count, 2)
+    source = FileSource(camera, None, None, loop=True, paced=False)
+    stack.callback(source.close)
+    near, far = (stack.enter_context(end) for end in socket.socketpair())
+    picture = cv2.imencode(".jpg", canvas, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
+    settings = sanitize.Settings(config.background, config.zones, config.detect_every)
+    door = sanitize.FrameSanitizer(sanitizer, detector, settings, 0.5, round(config.hold * 1e9))
+
+    def capture() -> None:
+        with source.frame(1):
+            pass
+
+    def frame() -> object:
+        now_ns = time.monotonic_ns()
+        with lend(next(frames), 1, now_ns, now_ns) as raw:
+            return door(raw)
+
+    def send() -> None:
+        near.sendall(picture)
+        left = len(picture)
+        while left:
+            left -= len(far.recv(left))
+
+    return {
+        "capture": capture,
+        "detect": lambda: detector(next(frames)),
+        "align": lambda: [faces.cut(next(frames), faces.alignment(face.landmarks)) for face in found],
         "noise": lambda: noise.draw(max(1, sanitizer.noise_dimensions), os.urandom),
         "infer": lambda: gate.check_chips(chips, sanitizer.run(chips, z, 0.5)),
         "compose": compose,
-        "gate": lambda: gate.check_frame(pixels, canvas, 0),
-        "ring": lambda: ring.put(frame),
+        "gate": lambda: gate.check_frame(next(frames), canvas, 0),
+        "frame": frame,
+        "ring": lambda: ring.put(shown),
         "encode": lambda: cv2.imencode(".jpg", canvas, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]),
+        "send": send,
     }
-    taken = {stage: percentiles(call, seconds) for stage, call in calls.items()}
-    ring.close()
-    return taken
 
 
 # --- from glass to wire -----------------------------------------------------------------------------------------------
@@ -322,20 +380,20 @@ def scene(size: tuple[int, int], count: int) -> list[Pixels]:
     return scenes
 
 
-def clip(path: Path, size: tuple[int, int], count: int, seconds: float) -> None:
-    """A scene to and fro, at 30 frames a second."""
+def clip(path: Path, size: tuple[int, int], count: int, seconds: float, rate: int = RATE) -> None:
+    """A scene to and fro, at so many frames a second."""
     scenes = scene(size, count)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=RATE, options={"preset": "ultrafast"})
+        stream = container.add_stream("libx264", rate=rate, options={"preset": "ultrafast"})
         stream.width, stream.height, stream.pix_fmt = size[0], size[1], "yuv420p"
-        for number in range(round(RATE * seconds)):
+        for number in range(round(rate * seconds)):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(scenes[number % len(scenes)], format="bgr24")))
         container.mux(stream.encode(None))
 
 
 @contextmanager
-def running(camera: Path, config: Config) -> Iterator[tuple[int, subprocess.Popen[bytes], float]]:
-    """`edgesan run` with a viewer who takes what comes: port, process, and seconds until the first frame reached him."""
+def running(camera: Path, config: Config, viewers: int = 1) -> Iterator[tuple[int, subprocess.Popen[bytes], float]]:
+    """`edgesan run` with viewers who take what comes: port, process, and seconds until a first one saw a frame."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -356,21 +414,24 @@ def running(camera: Path, config: Config) -> Iterator[tuple[int, subprocess.Pope
             with get(process, port, "/stream.mjpg") as stream:
                 stream.read(1)
                 first = time.monotonic() - started
-
-                def watch() -> None:
-                    with suppress(OSError, http.client.HTTPException):
-                        while stream.read1(65536):
-                            pass
-
-                viewer = threading.Thread(target=watch, daemon=True)
-                viewer.start()
-                try:
-                    yield port, process, first
-                finally:
-                    process.terminate()
-                    viewer.join(5)
+            watchers = [threading.Thread(target=watch, args=(process, port), daemon=True) for _ in range(viewers)]
+            for watcher in watchers:
+                watcher.start()
+            try:
+                yield port, process, first
+            finally:
+                process.terminate()
+                for watcher in watchers:
+                    watcher.join(5)
         finally:
             process.terminate()
+
+
+def watch(process: subprocess.Popen[bytes], port: int) -> None:
+    """A viewer, to the end."""
+    with suppress(OSError, http.client.HTTPException), get(process, port, "/stream.mjpg") as stream:
+        while stream.read1(65536):
+            pass
 
 
 def ask(process: subprocess.Popen[Any], port: int) -> dict[str, Any]:
@@ -398,12 +459,14 @@ def get(process: subprocess.Popen[Any], port: int, path: str) -> http.client.HTT
     raise EdgesanError("the run that is measured did not start; see what `edgesan run --camera demo` says")
 
 
-def wire(size: tuple[int, int], count: int, config: Config, seconds: float) -> dict[str, Any]:
+def wire(
+    size: tuple[int, int], count: int, config: Config, seconds: float, rate: int = RATE, viewers: int = 1
+) -> dict[str, Any]:
     """One run on a clip of so many faces."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mkv"
-        clip(path, size, count, seconds + 6)
-        with running(path, config) as (port, process, first):
+        clip(path, size, count, seconds + 6, rate)
+        with running(path, config, viewers) as (port, process, first):
             time.sleep(1)  # caches fill
             before, start = used(process.pid), time.monotonic()
             time.sleep(seconds)
@@ -412,8 +475,9 @@ def wire(size: tuple[int, int], count: int, config: Config, seconds: float) -> d
             memory = sum(resident(pid) for pid in family(process.pid))
     ms = status["ms"] | status["transmit"]["ms"]
     return {
-        "size": f"{size[0]}x{size[1]}", "faces": count, "found": status["faces"], "fps": status["fps"],
-        "glass_to_wire": ms["glass_to_wire"], "loop": round(sum(ms[stage]["p50"] for stage in LOOP), 2),
+        "size": f"{size[0]}x{size[1]}", "faces": count, "found": status["faces"], "viewers": viewers,
+        "fps": status["fps"], "glass_to_wire": ms["glass_to_wire"],
+        "loop": round(sum(ms[stage]["p50"] for stage in LOOP), 2),
         "cpu_percent": round(100 * busy, 1), "memory_mb": round(memory / 1e6), "first_frame_s": round(first, 2),
         "isolation": status["isolation"]["summary"], "ms": ms,
     }  # fmt: skip
@@ -494,14 +558,21 @@ def text(results: dict[str, Any]) -> str:
         lines += table(results["core"], ("precision", "threads", "batch", "p50", "p95", "p99", "gmacs", "share", "moved_mb",
                                          "allocated_kb"))  # fmt: skip
     if "stages" in results:
-        rows = [{"size": r["size"], "stage": r["stage"], "alone": r["alone"]["p50"], "in the loop": (r["loop"] or {}).get("p50", "")}
-                for r in results["stages"]]  # fmt: skip
-        lines += ["", "stages, 2 faces", *table(rows, ("size", "stage", "alone", "in the loop"))]
+        rows = [{"size": r["size"], "stage": r["stage"], "alone": r["alone"]["p50"], "in the loop": (r["loop"] or {}).get("p50", ""),
+                 "allocated_kb": r["allocated_kb"]} for r in results["stages"]]  # fmt: skip
+        lines += ["", "stages, 2 faces", *table(rows, ("size", "stage", "alone", "in the loop", "allocated_kb"))]
+        for size in dict.fromkeys(row["size"] for row in rows):
+            alone = {row["stage"]: row["alone"] for row in rows if row["size"] == size}
+            total = sum(alone[stage] for stage in DOOR)
+            lines += ["", f"{size}: a frame takes {alone['frame'] / total:.2f} times the sum of its stages alone"]
     if "wire" in results:
         rows = [row | row["glass_to_wire"] for row in results["wire"]]
         lines += ["", f"glass to wire, {RATE} frames a second, one viewer"]
         lines += table(rows, ("size", "faces", "found", "fps", "p50", "p95", "p99", "loop", "cpu_percent", "memory_mb",
                               "first_frame_s"))  # fmt: skip
+    if "idle" in results:
+        lines += ["", f"idle: {IDLE_RATE} frames a second, one face"]
+        lines += table(results["idle"], ("size", "viewers", "fps", "cpu_percent", "memory_mb"))
     if "long" in results:
         rows = results["long"]
         step = max(1, len(rows) // 10)

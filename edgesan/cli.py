@@ -35,7 +35,7 @@ exit codes: 0 clean end · 1 unexpected error · 2 option or configuration · 3 
 
 BENCH_EPILOG = """\
 examples:
-  edgesan bench                                  tables of core, stages and wire
+  edgesan bench                                  tables of core, stages, wire and idle
   edgesan bench --part core --model san.onnx     your own sanitizer's network alone
   edgesan bench --part long --minutes 30         does this board throttle?
   edgesan bench --json > board.json              to compare machines with
@@ -117,8 +117,8 @@ def parser() -> argparse.ArgumentParser:
     bench.add_argument(
         "--part",
         action="append",
-        choices=("core", "stages", "wire", "long"),
-        help="only this (default: core, stages, wire)",
+        choices=("core", "stages", "wire", "idle", "long"),
+        help="only this (default: all but long)",
     )
     bench.add_argument("--seconds", type=float, default=8, metavar="S", help="of each run (default: 8)")
     bench.add_argument("--minutes", type=float, default=10, metavar="M", help="of --part long (default: 10)")
@@ -309,7 +309,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _bench(arguments: argparse.Namespace) -> int:
     from edgesan import bench
 
-    parts = tuple(arguments.part or ("core", "stages", "wire"))
+    parts = tuple(arguments.part or ("core", "stages", "wire", "idle"))
     results = bench.run(parts, configuration(arguments), arguments.seconds, arguments.minutes)
     print(json.dumps(results, indent=1) if arguments.json else bench.text(results))
     if arguments.plot:

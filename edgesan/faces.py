@@ -6,7 +6,7 @@ also holds the noise of its face, so that nobody can average the noise away over
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Final
 
@@ -81,35 +81,28 @@ class Detector:
         padded = np.zeros((1, 3, -(-small_height // 32) * 32, -(-small_width // 32) * 32), np.float32)
         padded[0, :, :small_height, :small_width] = small.transpose(2, 0, 1)
         heads = self._session.run(self._outputs, {"input": padded})
-        grid_width = padded.shape[3]
-        boxes, landmarks, scores = (
-            np.concatenate(parts)
-            for parts in zip(
-                *(
-                    self._decode(stride, grid_width // stride, *heads[4 * i : 4 * i + 4])
-                    for i, stride in enumerate(self.STRIDES)
-                ),
-                strict=True,
-            )
-        )
+        # Of all strides, one after the other: [anchors, ...]
+        sure, there, box, points = (np.concatenate([head[0] for head in heads[i::4]]) for i in range(4))
+        scores = np.sqrt(np.clip(sure[:, 0], 0, 1) * np.clip(there[:, 0], 0, 1))
+        chosen = np.flatnonzero(scores >= self.score)
+        anchor, stride = np.split(anchors(*padded.shape[2:])[chosen], (2,), 1)
+        box, points, scores = box[chosen], points[chosen].reshape(-1, 5, 2), scores[chosen]
         back = np.array([width / small_width, height / small_height], np.float32)
-        boxes *= np.tile(back, 2)
-        landmarks *= back
+        size = np.exp(box[:, 2:]) * stride
+        boxes = np.concatenate([(anchor + box[:, :2]) * stride - size / 2, size], 1) * np.tile(back, 2)
+        landmarks = (anchor[:, None] + points) * stride[:, None] * back
         kept = cv2.dnn.NMSBoxes(boxes.tolist(), scores.tolist(), self.score, OVERLAP)
         return [Face(boxes[i], landmarks[i], float(scores[i])) for i in np.asarray(kept, int).reshape(-1)]
 
-    def _decode(
-        self, stride: int, columns: int, cls: NDArray[np.float32], obj: NDArray[np.float32],
-        box: NDArray[np.float32], points: NDArray[np.float32],
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:  # fmt: skip
-        """Boxes [n, 4], landmarks [n, 5, 2] and scores [n] of the anchors of one stride that reach the score."""
-        scores = np.sqrt(np.clip(cls[0, :, 0], 0, 1) * np.clip(obj[0, :, 0], 0, 1))
-        chosen = np.flatnonzero(scores >= self.score)
-        anchor = np.stack([chosen % columns, chosen // columns], 1).astype(np.float32)
-        centre = (anchor + box[0, chosen, :2]) * stride
-        size = np.exp(box[0, chosen, 2:]) * stride
-        landmarks = (anchor[:, None] + points[0, chosen].reshape(-1, 5, 2)) * stride
-        return np.concatenate([centre - size / 2, size], 1), landmarks, scores[chosen]
+
+@lru_cache(4)
+def anchors(height: int, width: int) -> NDArray[np.float32]:
+    """Column, row and stride of each of YuNet's anchors [n, 3] on an input of that size."""
+    grids = [
+        np.stack([*np.indices((height // s, width // s))[::-1], np.full((height // s, width // s), s)], -1)
+        for s in Detector.STRIDES
+    ]
+    return np.concatenate([grid.reshape(-1, 3) for grid in grids]).astype(np.float32)
 
 
 @dataclass
@@ -191,4 +184,4 @@ def alignment(landmarks: NDArray[np.float32]) -> NDArray[np.float64]:
 def cut(pixels: Pixels, matrix: NDArray[np.float64]) -> NDArray[np.uint8]:
     """The chip uint8 [112, 112, 3], RGB, of a BGR frame."""
     chip = cv2.warpAffine(pixels, matrix, (CHIP, CHIP), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return np.ascontiguousarray(chip[..., ::-1], np.uint8)
+    return np.asarray(cv2.cvtColor(chip, cv2.COLOR_BGR2RGB), np.uint8)

@@ -29,11 +29,11 @@ SAMPLES: Final = (
 FEATHER: Final = 8  # pixels of the chip over which it fades into the canvas
 
 
-def _feather() -> NDArray[np.float32]:
-    """Opacity [112, 112] of a chip: 1 inside, falling to 0 at its edge."""
+def _feather() -> Pixels:
+    """Opacity uint8 [112, 112, 4] of a chip, once for each of its channels: 255 inside, falling to 0 at its edge."""
     ramp = np.clip((np.arange(faces.CHIP) + 0.5) / FEATHER, 0, 1)
     edge = np.minimum(ramp, ramp[::-1])
-    return np.minimum.outer(edge, edge).astype(np.float32)
+    return np.repeat(np.minimum.outer(edge, edge)[..., None] * 255, 4, 2).round().astype(np.uint8)
 
 
 OPACITY: Final = _feather()
@@ -127,8 +127,11 @@ def obfuscate(pixels: Pixels, background: str, boxes: list[NDArray[np.float32]])
     grid = (max(1, round(width / coarse)), max(1, round(height / coarse)))
     step = max(1, coarse // SAMPLES)
     small = cv2.resize(np.ascontiguousarray(pixels[::step, ::step]), grid, interpolation=cv2.INTER_AREA)
-    how = cv2.INTER_CUBIC if background == "blur" else cv2.INTER_NEAREST
-    canvas = np.asarray(cv2.resize(small, (width, height), interpolation=how), np.uint8)
+    if background == "blur":
+        canvas = np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
+    else:  # a line of each row of blocks, then whole lines: a sixth of the time of one resize
+        lines = np.asarray(cv2.resize(small, (width, grid[1]), interpolation=cv2.INTER_NEAREST), np.uint8)
+        canvas = lines[np.arange(height) * grid[1] // height]
     if background == "keep":
         kept = pixels.copy()
         for box in boxes:
@@ -151,10 +154,12 @@ def put_back(canvas: Pixels, chip: NDArray[np.uint8], matrix: NDArray[np.float64
         return  # the face lies outside the frame
     inverse[:, 2] -= (left, top)
     size = (int(right - left), int(bottom - top))
-    face = cv2.warpAffine(chip[..., ::-1], inverse, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    opacity = cv2.warpAffine(OPACITY, inverse, size, flags=cv2.INTER_LINEAR)
+    # Colours times opacity, and opacity: warped together, and laid over what is there (Porter and Duff 1984).
+    faded = cv2.multiply(cv2.cvtColor(chip, cv2.COLOR_RGB2BGRA), OPACITY, scale=1 / 255)
+    face = cv2.warpAffine(faded, inverse, size, flags=cv2.INTER_LINEAR)
+    through = cv2.cvtColor(255 - face[..., 3], cv2.COLOR_GRAY2BGR)
     under = canvas[top:bottom, left:right]
-    np.copyto(under, cv2.blendLinear(face, under, opacity, 1 - opacity).astype(np.uint8, copy=False))
+    np.copyto(under, cv2.add(cv2.multiply(under, through, scale=1 / 255), cv2.cvtColor(face, cv2.COLOR_BGRA2BGR)))
 
 
 def blacken(canvas: Pixels, zones: tuple[tuple[float, float, float, float], ...]) -> None:

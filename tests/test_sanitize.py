@@ -194,3 +194,16 @@ def test_the_noise_is_standard_normal() -> None:
     assert abs(np.corrcoef(z[:-1], z[1:])[0, 1]) < 0.02
     assert np.isfinite(noise.draw(1000, lambda n: b"\xff" * n)).all()
     assert np.isfinite(noise.draw(1000, lambda n: b"\x00" * n)).all()
+
+
+@pytest.mark.parametrize("level", [0, 255])
+def test_a_chip_covers_what_lies_under_it_and_fades_at_its_edge(level: int) -> None:
+    canvas = np.full((200, 300, 3), level, np.uint8)
+    chip = np.full((112, 112, 3), (200, 100, 50), np.uint8)  # RGB
+    sanitize.put_back(canvas, chip, np.array([[1.0, 0, -60], [0, 1, -40]]))  # its corner is at (60, 40)
+    inside = canvas[40:152, 60:172]
+    assert (inside[8:-8, 8:-8] == (50, 100, 200)).all()
+    fade = np.abs(inside[56, :9].astype(int) - level).sum(1)
+    assert (np.diff(fade) > 0).all()
+    canvas[40:152, 60:172] = level
+    assert (canvas == level).all()

@@ -211,6 +211,7 @@ class HttpSink:
                 assert frame is not None
                 picture = self._newest_jpeg()
                 head = f"Content-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n".encode()
+                started_ns = time.monotonic_ns()
                 try:
                     # A browser shows a part when it sees the boundary after it, so that goes out with the picture.
                     await response.write(opening + head + picture + b"\r\n" + f"--{BOUNDARY}\r\n".encode())
@@ -218,8 +219,10 @@ class HttpSink:
                     break  # the viewer is gone
                 opening = b""
                 self._metrics.count("sent")
+                now_ns = time.monotonic_ns()
+                self._metrics.span("send", now_ns - started_ns)
                 if not frame.stamps.slate:
-                    self._metrics.span("glass_to_wire", time.monotonic_ns() - frame.stamps.captured_ns)
+                    self._metrics.span("glass_to_wire", now_ns - frame.stamps.captured_ns)
         return response
 
     @asynccontextmanager
