@@ -61,5 +61,5 @@ def test_our_backend_gets_real_frames_through_the_real_picamera2(
     log.write_text(run.stdout + run.stderr, encoding="utf-8")
     assert run.returncode == 0, run.stdout + run.stderr
     facts = [line for line in run.stdout.splitlines() if line.startswith("ok ")]
-    assert len(facts) == 12, run.stdout
+    assert len(facts) == 13, run.stdout
     row("picamera2 on libcamera's virtual pipeline", f"{len(facts)} facts hold; {facts[1].removeprefix('ok  start: ')}")
