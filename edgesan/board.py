@@ -247,7 +247,7 @@ class Fat:
         return self._tool("mtype", f"::{name}")
 
     def write(self, folder: Path) -> None:
-        """Copy all that lies in a folder, over what is there, and read it back.
+        """Copy all that lies in a folder, over what is there, and read it back. No folder may hold folders alone.
 
         Raises:
             SinkError: it does not fit, or came back as something else.
@@ -263,7 +263,12 @@ class Fat:
                 f"{needed / 2**20:.0f} MiB do not fit into the boot partition of {self.image}, which has"
                 f" {free / 2**20:.0f} MiB free: Raspberry Pi OS has made it 512 MiB since bookworm; is this an older image?"
             )
-        self._tool("mcopy", "-s", "-D", "o", "-D", "O", *(str(path) for path in sorted(folder.iterdir())), "::/")
+        for place in sorted({path.parent for path in files}):
+            name = place.relative_to(folder).as_posix()
+            if name != "." and not self.has(name):
+                self._tool("mmd", f"::{name}")
+            here = [str(path) for path in files if path.parent == place]
+            self._tool("mcopy", "-D", "o", "-D", "O", *here, f"::{'' if name == '.' else name}/")
         for path, name in names.items():
             if self.read(name) != path.read_bytes():
                 raise SinkError(f"{name} in {self.image} came back as something else: the card may be worn")

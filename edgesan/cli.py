@@ -1,10 +1,11 @@
-"""The command line: `edgesan run | sanitize | devices | inspect | doctor | keys | sign`."""
+"""The command line: `edgesan run | sanitize | devices | inspect | doctor | bench | keys | sign | install | flash`."""
 
 import argparse
 import dataclasses
 import json
 import logging
 import os
+import shlex
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from edgesan import __version__
 from edgesan.config import Config, load
-from edgesan.errors import EdgesanError
+from edgesan.errors import ConfigError, EdgesanError
 
 # Options that mean something when a file is sanitized; all of them mean something to `run`.
 FILE_OPTIONS = ("model", "alpha", "background", "zone", "detect_size", "detect_every", "hold", "threads",
@@ -45,6 +46,14 @@ examples:
   edgesan keys                                   which keys are trusted, with their fingerprints
   edgesan keys new mine                          make mine (secret) and mine.pub, and print the line for the configuration
   edgesan sign san.onnx --key mine               then: edgesan run --model san.onnx --config edgesan.toml
+"""
+
+
+FLASH_EPILOG = """\
+examples:
+  edgesan flash                                          which cards are here
+  edgesan flash board.img /dev/sdX --dry-run             what would be written
+  sudo edgesan flash board.img.xz /dev/sdX --settings porch.toml
 """
 
 
@@ -144,6 +153,41 @@ def parser() -> argparse.ArgumentParser:
         "--key", type=Path, required=True, metavar="FILE", help="the private key, as `edgesan keys new` makes it"
     )
     sign.add_argument("--json", action="store_true", help="as JSON")
+
+    install = verbs.add_parser(
+        "install",
+        help="put another model onto a board that runs",
+        description="Verify a model, switch to it, watch it, and go back by itself if the frames stop.",
+    )
+    install.add_argument("model", type=Path, metavar="MODEL", help="an edgesan .onnx file, its signature beside it")
+    install.add_argument(
+        "--config", type=Path, metavar="FILE", help="of the board (default: /etc/edgesan/edgesan.toml)"
+    )
+    install.add_argument(
+        "--models", type=Path, metavar="FOLDER", help="where `current` is (default: /var/lib/edgesan/models)"
+    )
+    install.add_argument(
+        "--watch", type=float, default=60, metavar="SECONDS", help="how long frames must come (default: 60)"
+    )
+    install.add_argument("--restart", metavar="COMMAND", help="restarts the sanitize unit (default: by systemctl)")
+
+    flash = verbs.add_parser(
+        "flash",
+        help="write an image onto a card",
+        description="Write an image onto a card, read it back, and tell it what board it will be. Alone, list the cards.",
+        epilog=FLASH_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    flash.add_argument(
+        "image", type=Path, nargs="?", metavar="IMAGE", help=".img, .img.xz or .img.gz; IMAGE.bmap is used"
+    )
+    flash.add_argument("device", type=Path, nargs="?", metavar="DEVICE", help="a card; system disks are refused")
+    flash.add_argument(
+        "--settings", type=Path, metavar="FILE", help="host name, Wi-Fi, keys, options: firmware_config/README.md"
+    )
+    flash.add_argument("--dry-run", action="store_true", help="say what would be written, and write nothing")
+    flash.add_argument("--yes", action="store_true", help="do not ask")
+    flash.add_argument("--to-file", action="store_true", help="DEVICE is an ordinary file, to be made or overwritten")
     return main_parser
 
 
@@ -192,7 +236,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser().parse_args(argv)
     # Each verb imports what it needs: a quick answer must not wait for onnxruntime.
     verbs = {"run": _run, "sanitize": _sanitize, "devices": _devices, "inspect": _inspect, "doctor": _doctor,
-             "bench": _bench, "keys": _keys, "sign": _sign}  # fmt: skip
+             "bench": _bench, "keys": _keys, "sign": _sign, "install": _install, "flash": _flash}  # fmt: skip
     try:
         return verbs[arguments.verb](arguments)
     except EdgesanError as error:
@@ -311,6 +355,30 @@ def _sign(arguments: argparse.Namespace) -> int:
         if arguments.json
         else f"{path}: {facts.name} version {facts.version}, signed by {signing.public_half(private).fingerprint}"
     )
+    return 0
+
+
+def _install(arguments: argparse.Namespace) -> int:
+    from edgesan import board, install
+
+    path = arguments.config or board.CONFIG
+    token = install.token(path)  # by systemd's file, as the transmit unit has it
+    config = load(path, {"token": token} if token else {})
+    command = shlex.split(arguments.restart or install.RESTART)
+    print(install.install(arguments.model, config, arguments.models or board.MODELS, command, arguments.watch))
+    return 0
+
+
+def _flash(arguments: argparse.Namespace) -> int:
+    from edgesan import flash
+
+    if arguments.image is None or arguments.device is None:
+        if arguments.image is not None:
+            raise ConfigError(f"name the card, too: edgesan flash {arguments.image} DEVICE; edgesan flash lists them")
+        print(flash.table(flash.list_devices()))
+        return 0
+    options = {"dry_run": arguments.dry_run, "to_file": arguments.to_file, "yes": arguments.yes}
+    print(flash.flash(arguments.image, arguments.device, arguments.settings, **options))
     return 0
 
 

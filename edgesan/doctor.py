@@ -9,6 +9,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import resource
 import shutil
 import socket
@@ -43,6 +44,11 @@ LEAST_DISK_BYTES: Final = 2**30
 MOST_CELSIUS: Final = 80.0  # a Pi slows down from here
 # Bits of the Pi firmware's get_throttled; the same, shifted by 16, for "at some time since the start".
 THROTTLED: Final = ("under-voltage", "clock capped", "throttled", "too hot")
+CARDS: Final = frozenset(
+    {"ext4", "ext3", "btrfs", "f2fs", "xfs"}
+)  # others, such as overlay, may be read-only on purpose
+# Overlays of Raspberry Pi's own cameras, and of some others.
+SENSORS: Final = frozenset({"imx219", "imx296", "imx477", "imx500", "imx708", "ov5647", "ov9281", "imx290", "imx378", "imx519", "ov64a40"})  # fmt: skip
 SLOW_CLOCKS: Final = frozenset({"hpet", "acpi_pm", "jiffies", "refined-jiffies"})
 VENV_CURE: Final = (
     "python3 -m venv --system-site-packages .venv, with the system's own python3; then install edgesan in it"
@@ -65,15 +71,28 @@ def examine(config: Config, root: Path = Path("/")) -> list[Finding]:
     """Look at everything that a run with this configuration needs; raises nothing for what it finds."""
     modules = list(packages(PACKAGES))
     missing = {PACKAGES[finding.name] for finding in modules if finding.level == "fail"}
-    found: list[Finding | None] = [Finding("python", "ok", ".".join(map(str, sys.version_info[:3]))), *modules]
+    found: list[Finding | None] = [python(root), *modules]
     if not missing & {"numpy", "cv2", "onnx", "onnxruntime", "cryptography"}:
         signed = signature(config)
         found += [signed] if signed and signed.level == "fail" else [signed, model(config)]
     if not missing & {"numpy", "cv2"}:
-        found += [*cameras(config, root), pi_libraries(root), dma_heaps(root)]
+        found += [*cameras(config, root), ribbon(config, root), pi_libraries(root), dma_heaps(root)]
     found += [contiguous_memory(root), power(root), temperature(root), dot_products(root)]
-    found += [*sinks(config), swap(root), core_dumps(root), *isolation(config), clock(root)]
+    found += [*sinks(config), swap(root), core_dumps(root), *isolation(config), clock(root), time_of_day(root)]
+    found += [card(root), *radios(root)]
     return [finding for finding in found if finding is not None]
+
+
+def python(root: Path) -> Finding:
+    """The interpreter, and on a board whether its wheels are for it."""
+    here = ".".join(map(str, sys.version_info[:3]))
+    mine = f"cpython-{sys.version_info.major}{sys.version_info.minor}"
+    tags = {path.name.split(".")[1] for path in (root / "opt/edgesan/lib/numpy/_core").glob("*.cpython-*.so")}
+    if tags and not any(tag.startswith(f"{mine}-") or tag == mine for tag in tags):
+        detail = f"{here}, and what lies in /opt/edgesan/lib is for {', '.join(sorted(tags))}"
+        cure = "the system's python3 has changed: build a payload for it (firmware_config/build.py) and install that"
+        return Finding("python", "fail", detail, cure)
+    return Finding("python", "ok", here)
 
 
 def packages(wanted: dict[str, str]) -> Iterator[Finding]:
@@ -172,6 +191,32 @@ def cameras(config: Config, root: Path) -> Iterator[Finding]:
         yield Finding("camera", "fail", f"there is no file {spec}", "name another; --camera demo needs none")
 
 
+def ribbon(config: Config, root: Path) -> Finding | None:
+    """Why a Pi does not see the camera at its ribbon. Its firmware finds it by config.txt, before Linux starts."""
+    if not is_pi(root) or not config.camera.startswith("picamera"):
+        return None
+    if any((root / "dev").glob("v4l-subdev*")):
+        return Finding("ribbon", "ok", "a sensor has answered")
+    place = next((p for p in (root / "boot/firmware/config.txt", root / "boot/config.txt") if p.exists()), None)
+    lines = [line.split("#")[0].strip() for line in (_text(place) or "").splitlines()] if place else []
+    if "start_x=1" in lines:
+        cure = f"remove start_x=1 from {place}, add camera_auto_detect=1 below [all], and reboot"
+        return Finding("ribbon", "fail", "the firmware has the camera for itself (start_x=1, the old stack)", cure)
+    overlays = [line for line in lines if line.startswith("dtoverlay=") and line[10:].split(",")[0] in SENSORS]
+    if "camera_auto_detect=1" not in lines and not overlays:
+        cure = f"add camera_auto_detect=1 below [all] in {place or '/boot/firmware/config.txt'}, and reboot"
+        return Finding("ribbon", "fail", "the firmware was not told to look for a camera", cure)
+    cure = (
+        "take the power away, push the ribbon in straight on both sides, its contacts to the contacts (a Pi 5 and a Zero take"
+        " the narrow one), and close both latches"
+    )
+    if overlays:
+        said = f"{', '.join(overlays)} is in config.txt, and no such sensor answers"
+        return Finding("ribbon", "fail", said, f"{cure}; or it is another sensor: camera_auto_detect=1 finds it")
+    cure += f"; a camera that is not Raspberry Pi's own needs its line, such as dtoverlay=imx290, in {place}"
+    return Finding("ribbon", "fail", "the firmware looked for a camera, and none answers", cure)
+
+
 def _text(path: Path) -> str | None:
     """A small file of /proc or /sys; None where there is none, or where this board's driver does not answer."""
     try:
@@ -240,7 +285,10 @@ def contiguous_memory(root: Path) -> Finding | None:
 def power(root: Path) -> Finding | None:
     """What a Pi's firmware says of its supply and its heat."""
     text = _text(root / "sys/devices/platform/soc/soc:firmware/get_throttled")
-    if text is None:
+    if text is None:  # later kernels: the firmware's own program knows, throttled=0x50005
+        said = _said(root / "usr/bin/vcgencmd", "get_throttled") or ""
+        text = said.strip().removeprefix("throttled=")
+    if not re.fullmatch("(0x)?[0-9a-f]+", text):
         return None
     bits = int(text, 16)
     now = [f"{what} now" for bit, what in enumerate(THROTTLED) if bits >> bit & 1]
@@ -248,6 +296,15 @@ def power(root: Path) -> Finding | None:
     if not now and not once:
         return Finding("power", "ok", "never throttled since the start")
     return Finding("power", "warn", ", ".join(now + once), "use the board's own power supply; give it a cooler")
+
+
+def _said(program: Path, *arguments: str) -> str | None:
+    """What a program of the board says; None where it is not there, or fails."""
+    try:
+        done = subprocess.run([str(program), *arguments], check=True, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout
 
 
 def temperature(root: Path) -> Finding | None:
@@ -367,6 +424,47 @@ def clock(root: Path) -> Finding | None:
     if source in SLOW_CLOCKS:
         return Finding("clock", "warn", f"{source} is slow to read", "see clocksource= in the kernel's parameters")
     return Finding("clock", "ok", source)
+
+
+def time_of_day(root: Path) -> Finding | None:
+    """A Pi has no clock that runs without power; systemd-timesyncd leaves a file when it has set it."""
+    if not (root / "run/systemd/timesync").is_dir():
+        return None
+    if (root / "run/systemd/timesync/synchronized").exists():
+        return Finding("time", "ok", "set by a time server")
+    detail = "not set since the start: no time server has answered; what the log says of times is wrong"
+    return Finding(
+        "time", "warn", detail, "let the board reach a time server (timedatectl says which), or set it by hand"
+    )
+
+
+def card(root: Path) -> Finding | None:
+    """A worn card lets itself be read only."""
+    mounts = [line.split() for line in (_text(root / "proc/mounts") or "").splitlines()]
+    last = next((each for each in reversed(mounts) if each[1:2] == ["/"]), None)
+    if last is None or len(last) < 4 or last[2] not in CARDS:
+        return None
+    if "ro" not in last[3].split(","):
+        return Finding("disk", "ok", f"{last[0]} can be written")
+    detail = f"{last[0]} can only be read: nothing is remembered, and no model can be installed"
+    cure = "sudo mount -o remount,rw /; where that fails (dmesg says why) the card is worn: write a new one"
+    return Finding("disk", "fail", detail, cure)
+
+
+def radios(root: Path) -> Iterator[Finding]:
+    """A radio that sleeps between packets makes a live picture stutter."""
+    for interface in sorted(path.parent.name for path in (root / "sys/class/net").glob("*/phy80211")):
+        program = next((p for p in (root / "usr/sbin/iw", root / "sbin/iw", root / "usr/bin/iw") if p.exists()), None)
+        said = _said(program, "dev", interface, "get", "power_save") if program else None
+        if said is None:
+            continue
+        if "on" in said.lower().replace(":", " ").split():
+            cure = (
+                f"sudo iw dev {interface} set power_save off; for good: wifi.powersave=2 (firmware_config has the file)"
+            )
+            yield Finding(interface, "warn", "the radio sleeps between packets: the picture will stutter", cure)
+        else:
+            yield Finding(interface, "ok", "the radio does not sleep")
 
 
 def render(findings: list[Finding]) -> str:

@@ -79,6 +79,29 @@ def remember(folder: Path, name: str, version: int) -> None:
         ) from error
 
 
+def remembered(folder: Path, name: str) -> int | None:
+    """The highest version that ran; None where none did. Raises RollbackError."""
+    return _read(record(folder)).get(name)
+
+
+def forget(folder: Path, name: str, before: int | None) -> None:
+    """Take back what a version has raised that did not stand its trial: the record is as it was before.
+
+    Raises:
+        RollbackError: it cannot be read or written.
+    """
+    try:
+        if not record(folder).exists():
+            return
+        with _locked(folder):
+            table = {key: value for key, value in _read(record(folder)).items() if key != name}
+            table |= {} if before is None else {name: before}
+            disk.write_whole(record(folder), (json.dumps(table, indent=2, sort_keys=True) + "\n").encode())
+            record(folder).chmod(0o644)  # the sanitize unit's user reads it, whoever wrote it
+    except OSError as error:
+        raise RollbackError(f"cannot write {record(folder)}: {error.strerror}; run it with sudo") from error
+
+
 def _read(path: Path) -> dict[str, int]:
     """The record; empty where nothing ever ran.
 

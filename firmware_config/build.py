@@ -15,6 +15,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import tomllib
 from collections.abc import Callable
@@ -86,7 +87,13 @@ def payload(folder: Path, settings: board.Settings, ready: Path | None = None) -
     else:
         for wheel in sorted(ready.glob("*.whl")):
             shutil.copy(wheel, folder / "wheels")
-    shutil.copytree(HERE / "root", folder / "root")
+    # One file: FAT knows no modes, and mcopy -s of mtools 4.0.32 crashes over folders that lie this deep.
+    with tarfile.open(folder / "root.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
+        for file in sorted(path for path in (HERE / "root").rglob("*") if path.is_file()):
+            member = tarfile.TarInfo(file.relative_to(HERE / "root").as_posix())
+            member.size, member.mode = file.stat().st_size, 0o755 if file.parent.name == "bin" else 0o644
+            with file.open("rb") as content:
+                archive.addfile(member, content)
     shutil.copy(HERE / "install.py", folder)
     (folder / "PYTHON").write_text(f"{PYTHON} {MACHINE}\n")
     for name, content in board.seed(settings).items():
@@ -94,7 +101,7 @@ def payload(folder: Path, settings: board.Settings, ready: Path | None = None) -
             target = folder / name.removeprefix("edgesan/")
             target.parent.mkdir(exist_ok=True)
             target.write_bytes(content)
-    files = [path for part in ("wheels", "root") for path in sorted((folder / part).rglob("*")) if path.is_file()]
+    files = [folder / "root.tar", *sorted((folder / "wheels").iterdir())]
     lines = [
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(folder).as_posix()}\n" for path in files
     ]

@@ -3,10 +3,10 @@
 into a folder that becomes one. Needs the board's own Python and nothing else. Whoever runs it twice has it once.
 
     wheels/    unpacked to /opt/edgesan/lib; nothing of the system's Python is touched
-    root/      units, users, rules, configuration: copied over /
+    root.tar   units, users, rules, configuration: unpacked over /
     settings/  edgesan.toml and token.env, for /etc/edgesan
     model/     model.onnx and its signature, for /var/lib/edgesan/models; `current` points to it
-    SHA256SUMS of wheels and root: an SD card may be worn
+    SHA256SUMS of the wheels and root.tar: an SD card may be worn
 """
 
 import argparse
@@ -16,6 +16,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tarfile
 import traceback
 import zipfile
 from contextlib import suppress
@@ -79,12 +80,12 @@ def unpack(wheels: Path, lib: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def copy(file: Path, target: Path, mode: int = 0o644) -> None:
-    """Put a file in its place, whole, with a mode: FAT knows none."""
+def put(content: bytes, target: Path, mode: int = 0o644) -> None:
+    """Put a file in its place, whole."""
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.part")
     part.touch(mode=0o600)
-    part.write_bytes(file.read_bytes())
+    part.write_bytes(content)
     part.chmod(mode)
     part.replace(target)
 
@@ -99,12 +100,13 @@ def install(source: Path, root: Path) -> None:
     check_python(source, root)
     lib = root / "opt/edgesan/lib"
     unpack(source / "wheels", lib)
-    for file in sorted((source / "root").rglob("*")):
-        if file.is_file():
-            place = file.relative_to(source / "root")
-            copy(file, root / place, 0o755 if place.parts[:2] == ("usr", "bin") else 0o644)
+    with tarfile.open(source / "root.tar") as archive:
+        for member in archive:
+            content = archive.extractfile(member)
+            if content is not None:
+                put(content.read(), root / member.name, 0o755 if member.mode & 0o100 else 0o644)
     for file in sorted((source / "settings").glob("*")):
-        copy(file, root / "etc/edgesan" / file.name, 0o600 if file.name in SECRETS else 0o644)
+        put(file.read_bytes(), root / "etc/edgesan" / file.name, 0o600 if file.name in SECRETS else 0o644)
     place_model(source / "model", root / "var/lib/edgesan/models")
     subprocess.run(
         ["systemd-sysusers", f"--root={root}", str(root.absolute() / "usr/lib/sysusers.d/edgesan.conf")], check=True
@@ -121,7 +123,7 @@ def place_model(model: Path, models: Path) -> None:
     content = (model / "model.onnx").read_bytes()
     folder = models / f"first-{hashlib.sha256(content).hexdigest()[:12]}"
     for file in sorted(model.iterdir()):
-        copy(file, folder / file.name)
+        put(file.read_bytes(), folder / file.name)
     link = models / ".current.new"
     link.unlink(missing_ok=True)
     link.symlink_to(folder.name)

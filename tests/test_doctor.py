@@ -74,6 +74,8 @@ def test_every_finding_has_its_mark_and_its_cure_is_below_it() -> None:
 def test_an_empty_machine_has_little_to_say(machine: Machine) -> None:
     root = machine({})
     silent = (doctor.pi_libraries, doctor.dma_heaps, doctor.contiguous_memory, doctor.power, doctor.temperature)
+    assert [doctor.time_of_day(root), doctor.card(root), *doctor.radios(root)] == [None, None]
+    assert doctor.ribbon(Config(camera="picamera"), root) is None
     if "picamera2" not in sys.modules:
         assert [look(root) for look in silent] == [None] * 5
     assert [look(root) for look in (doctor.dot_products, doctor.core_dumps, doctor.clock)] == [None] * 3
@@ -382,3 +384,89 @@ def test_room_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_each_sink_is_looked_at(tmp_path: Path) -> None:
     outs = ("http://127.0.0.1:0", str(tmp_path / "walk.mkv"))
     assert [finding.name for finding in doctor.sinks(Config(out=outs))] == list(outs)
+
+
+# --- a board ----------------------------------------------------------------------------------------------------------
+
+
+def says(root: Path, name: str, text: str) -> None:
+    """A program of the board that says that."""
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text(f"#!/bin/sh\necho '{text}'\n")
+    (root / name).chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("lines", "level", "detail", "cure"),
+    [
+        ("arm_64bit=1\n", "fail", "was not told to look", "add camera_auto_detect=1"),
+        ("camera_auto_detect=1\n", "fail", "looked for a camera, and none answers", "push the ribbon in"),
+        ("dtoverlay=imx219,cam0  # mine\n", "fail", "dtoverlay=imx219,cam0 is in config.txt", "another sensor"),
+        ("start_x=1\ncamera_auto_detect=1\n", "fail", "the old stack", "remove start_x=1"),
+        ("# camera_auto_detect=1\n", "fail", "was not told to look", "add camera_auto_detect=1"),
+    ],
+)
+def test_a_camera_that_does_not_answer_has_a_line_of_config_txt_as_cure(
+    machine: Machine, lines: str, level: str, detail: str, cure: str
+) -> None:
+    root = machine({PI: PI_4, "boot/firmware/config.txt": lines, "dev": None})
+    finding = one(doctor.ribbon(Config(camera="picamera"), root))
+    assert (finding.level, finding.name) == (level, "ribbon")
+    assert detail in finding.detail
+    assert cure in finding.cure
+    assert doctor.ribbon(Config(camera="0"), root) is None, "a USB camera has no ribbon"
+    (root / "dev/v4l-subdev0").touch()
+    assert one(doctor.ribbon(Config(camera="picamera"), root)).level == "ok"
+
+
+@pytest.mark.parametrize(("said", "level"), [("throttled=0x0", "ok"), ("throttled=0x50005", "warn")])
+def test_where_the_kernel_does_not_say_the_firmwares_program_knows_of_the_supply(
+    machine: Machine, said: str, level: str
+) -> None:
+    root = machine({PI: PI_4})
+    assert doctor.power(root) is None
+    says(root, "usr/bin/vcgencmd", said)
+    finding = one(doctor.power(root))
+    assert finding.level == level
+    assert ("under-voltage now" in finding.detail) == (level == "warn")
+
+
+def test_a_card_that_can_only_be_read_is_a_failure(machine: Machine) -> None:
+    root = machine({"proc/mounts": "rootfs / rootfs rw 0 0\n/dev/mmcblk0p2 / ext4 ro,noatime 0 0\n"})
+    finding = one(doctor.card(root))
+    assert finding.level == "fail"
+    assert "write a new one" in finding.cure
+    (root / "proc/mounts").write_text("/dev/mmcblk0p2 / ext4 rw,noatime,errors=remount-ro 0 0\n")
+    assert one(doctor.card(root)).level == "ok"
+    (root / "proc/mounts").write_text("overlay / overlay ro 0 0\n")
+    assert doctor.card(root) is None, "that one is meant to be"
+
+
+def test_a_clock_that_nobody_has_set_is_said(machine: Machine) -> None:
+    root = machine({"run/systemd/timesync": None})
+    assert one(doctor.time_of_day(root)).level == "warn"
+    (root / "run/systemd/timesync/synchronized").touch()
+    assert one(doctor.time_of_day(root)).level == "ok"
+
+
+@pytest.mark.parametrize(("said", "level"), [("Power save: on", "warn"), ("Power save: off", "ok")])
+def test_a_radio_that_sleeps_is_said(machine: Machine, said: str, level: str) -> None:
+    root = machine({"sys/class/net/wlan0/phy80211": None, "sys/class/net/eth0": None})
+    assert list(doctor.radios(root)) == []
+    says(root, "usr/sbin/iw", said)
+    (finding,) = doctor.radios(root)
+    assert (finding.name, finding.level) == ("wlan0", level)
+
+
+def test_wheels_for_another_python_are_a_failure(machine: Machine) -> None:
+    lib = "opt/edgesan/lib/numpy/_core/_multiarray_umath"
+    assert (
+        doctor.python(
+            machine({f"{lib}.cpython-{sys.version_info[0]}{sys.version_info[1]}-x86_64-linux-gnu.so": ""})
+        ).level
+        == "ok"
+    )
+    root = machine({"other/" + lib + ".cpython-399-aarch64-linux-gnu.so": ""}) / "other"
+    finding = doctor.python(root)
+    assert finding.level == "fail"
+    assert "cpython-399" in finding.detail

@@ -26,7 +26,10 @@ def test_the_readme_has_commands_of_every_verb() -> None:
 
 def test_every_recipe_and_module_that_the_readme_runs_is_there() -> None:
     run = re.findall(r"export/recipes/[\w.]+", README)
-    run += [f"{name.replace('.', '/')}.py" for name in re.findall(r"python -m ((?:export|benchmarks)\.\w+)", README)]
+    run += [
+        f"{name.replace('.', '/')}.py"
+        for name in re.findall(r"python -m ((?:export|benchmarks|firmware_config)\.\w+)", README)
+    ]
     assert run
     assert [name for name in run if not (ROOT / name).exists()] == []
 

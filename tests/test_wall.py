@@ -14,7 +14,7 @@ FLOORS = {
     "errors": 0, "frames": 0, "disk": 0,
     "config": 1, "noise": 1, "gate": 1, "graph": 1, "metrics": 1, "ring": 1, "isolation": 1, "signing": 1, "rollback": 1, "watchdog": 1, "board": 2,
     "capture": 2, "faces": 2, "model": 2, "transmit": 2,
-    "sanitize": 3, "inspection": 3, "doctor": 3,
+    "sanitize": 3, "inspection": 3, "doctor": 3, "install": 3, "flash": 3,
     "pipeline": 4, "files": 4.5, "bench": 4.5,
     "cli": 5, "__main__": 6, "__init__": -1,
 }  # fmt: skip

@@ -1,0 +1,361 @@
+"""`edgesan flash IMAGE DEVICE`: an image onto a card, read back, and told what board it will be.
+
+What must not happen is that the wrong disk is written. A device is refused unless lsblk(8) calls it a whole disk, that can
+be taken out, that nothing of the running system lies on, and that is not in use; the refusal says its name and its size.
+The kernel is asked, too: it gives a disk that is mounted to nobody (O_EXCL, open(2)).
+
+A block map (IMAGE.bmap, bmaptool(1)) beside the image names the blocks that hold something: only they are written, and each
+range's checksum is compared before its last block is.
+"""
+
+import fcntl
+import gzip
+import hashlib
+import json
+import lzma
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+from xml.etree import ElementTree
+
+from tqdm import tqdm
+
+from edgesan import board
+from edgesan.errors import ConfigError, SinkError
+
+CHUNK: Final = 4 * 2**20
+BLKFLSBUF: Final = 0x1261  # linux/fs.h: forget what was read of the device
+COLUMNS: Final = "NAME,PATH,SIZE,VENDOR,MODEL,TRAN,RM,HOTPLUG,RO,TYPE,MOUNTPOINTS"
+REMOVABLE: Final = ("usb", "mmc")
+OPENERS: Final[dict[str, Callable[..., Any]]] = {".xz": lzma.open, ".gz": gzip.open}
+# Where a card that somebody put in is mounted; all else is the running system's.
+GUESTS: Final = ("/media/", "/run/media/", "/mnt/")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A disk that could be written to, or why not."""
+
+    path: str
+    size: int  # bytes
+    model: str
+    refused: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path} ({size(self.size)}, {self.model or 'no name'})"
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bytes of an image that hold something. `sha256`: empty where there is no block map."""
+
+    start: int
+    length: int
+    sha256: str = ""
+
+
+def size(number: int) -> str:
+    """As it is printed on a card."""
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
+
+
+# --- which device -----------------------------------------------------------------------------------------------------
+
+
+def devices(listing: dict[str, Any]) -> list[Device]:
+    """All disks of a listing of lsblk (--json --bytes), each with what speaks against it."""
+    return [
+        _device(row) for row in listing.get("blockdevices", []) if row.get("type") in ("disk", "loop") and row["size"]
+    ]
+
+
+def _device(row: dict[str, Any]) -> Device:
+    name = " ".join(str(row.get(key) or "").strip() for key in ("vendor", "model")).strip()
+    return Device(row["path"], int(row["size"]), name, _refusal(row))
+
+
+def _refusal(row: dict[str, Any]) -> str:
+    mounts = sorted(place for each in _with_children(row) for place in each.get("mountpoints") or [] if place)
+    system = [place for place in mounts if not place.startswith(GUESTS)]
+    if system:
+        return f"the running system is on it ({', '.join(system)})"
+    if mounts:
+        return f"it is in use: sudo umount {' '.join(mounts)}"
+    inner = {each.get("type") for each in row.get("children") or [] for each in _with_children(each)} - {"part"}
+    if inner:
+        return f"it is part of something else ({', '.join(sorted(map(str, inner)))})"
+    if row.get("ro"):
+        return "it is write-protected: see the switch at its side"
+    if row["type"] == "loop" or row.get("rm") or row.get("hotplug") or row.get("tran") in REMOVABLE:
+        return ""
+    return "it cannot be taken out: it is no card"
+
+
+def _with_children(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield row
+    for child in row.get("children") or []:
+        yield from _with_children(child)
+
+
+def list_devices() -> list[Device]:
+    """All disks of this machine.
+
+    Raises:
+        ConfigError: lsblk cannot be asked.
+    """
+    try:
+        done = subprocess.run(
+            ["lsblk", "--json", "--bytes", "--output", COLUMNS], check=True, capture_output=True, text=True  # noqa: S607
+        )  # fmt: skip
+        listing: dict[str, Any] = json.loads(done.stdout)
+    except (OSError, subprocess.CalledProcessError, ValueError) as error:
+        raise ConfigError(f"cannot list the disks of this machine ({error}): install lsblk (util-linux)") from error
+    return devices(listing)
+
+
+def table(found: Iterable[Device]) -> str:
+    """For people: the cards; what else is here, and why it is none."""
+    lines = [f"{d.path:<14} {size(d.size):>9}  {d.model}" for d in found if not d.refused]
+    lines = lines or ["no card is here: put one in, or a reader"]
+    return "\n".join(
+        [*lines, *(f"{d.path:<14} {size(d.size):>9}  {d.model}: refused, {d.refused}" for d in found if d.refused)]
+    )
+
+
+def choose(path: Path, found: Iterable[Device], *, to_file: bool) -> Device:
+    """The device of that name, if it may be written.
+
+    Args:
+        to_file: an ordinary file will do: it need not be there.
+
+    Raises:
+        ConfigError: it is not here, is no whole disk, or is refused: with its name and size.
+    """
+    real = path.resolve()
+    if to_file:
+        if real.exists() and not real.is_file():
+            raise ConfigError(f"{path} is no file: leave --to-file out, which is for files")
+        return Device(str(real), real.stat().st_size if real.exists() else 0, "a file")
+    known = {device.path: device for device in found}
+    if str(real) not in known:
+        if real.is_file():
+            raise ConfigError(
+                f"{path} is a file of {size(real.stat().st_size)}, and no device: give --to-file if you mean it"
+            )
+        hint = "it is a part of a disk: name the whole one" if real.is_block_device() else "edgesan flash lists what is"
+        raise ConfigError(f"{path} is no disk of this machine; {hint}")
+    device = known[str(real)]
+    if device.refused:
+        raise ConfigError(f"{device} is refused: {device.refused}")
+    return device
+
+
+# --- what is written --------------------------------------------------------------------------------------------------
+
+
+def opened(image: Path) -> BinaryIO:
+    """The image as a stream, unpacked by the end of its name (.xz, .gz).
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    try:
+        return OPENERS.get(image.suffix, open)(image, "rb")  # type: ignore[no-any-return]
+    except OSError as error:
+        raise ConfigError(f"cannot read {image}: {error.strerror}") from error
+
+
+def block_map(image: Path) -> tuple[int, list[Range]] | None:
+    """The image's size and the ranges that its block map names; None where there is no map beside it.
+
+    Raises:
+        ConfigError: the map is not one of version 2.
+    """
+    names = [image.with_name(f"{name}.bmap") for name in (image.name, image.stem)]
+    found = next((name for name in names if name.exists()), None)
+    if found is None:
+        return None
+    try:
+        root = ElementTree.fromstring(found.read_text(encoding="utf-8"))  # noqa: S314
+        block, whole = int(_said(root, "BlockSize")), int(_said(root, "ImageSize"))
+        kind = _said(root, "ChecksumType")
+        ranges = []
+        for each in root.iter("Range"):
+            first, _, last = str(each.text).strip().partition("-")
+            start, end = int(first) * block, min((int(last or first) + 1) * block, whole)
+            ranges.append(Range(start, end - start, each.attrib["chksum"]))
+    except (OSError, ValueError, KeyError, ElementTree.ParseError) as error:
+        raise ConfigError(f"{found} is no block map of version 2 ({error}): make it again, or remove it") from error
+    ends = [0, *(r.start + r.length for r in ranges)]
+    if (
+        kind != "sha256"
+        or not ranges
+        or any(r.start < end or r.length <= 0 for r, end in zip(ranges, ends, strict=False))
+    ):
+        raise ConfigError(f"{found} is no block map with SHA-256 and ranges in order: make it again, or remove it")
+    return whole, ranges
+
+
+def _said(root: ElementTree.Element, name: str) -> str:
+    text = root.findtext(name)
+    if text is None:
+        raise ValueError(f"no {name}")
+    return text.strip()
+
+
+def length(image: Path) -> int:
+    """Bytes of the image, unpacked.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    total = 0
+    with opened(image) as stream:
+        if image.suffix not in OPENERS:
+            return stream.seek(0, os.SEEK_END)
+        try:
+            while block := stream.read(CHUNK):
+                total += len(block)
+        except (OSError, EOFError, lzma.LZMAError) as error:
+            raise ConfigError(f"cannot unpack {image} ({error}): fetch it again") from error
+    return total
+
+
+def write(image: Path, ranges: list[Range], target: BinaryIO) -> list[Range]:
+    """Write these ranges; each comes back with the checksum of what was written.
+
+    Raises:
+        ConfigError: the image is damaged. SinkError: the device refuses.
+    """
+    done = []
+    with (
+        opened(image) as stream,
+        tqdm(total=sum(r.length for r in ranges), unit="B", unit_scale=True, leave=False) as bar,
+    ):
+        try:
+            for each in ranges:
+                stream.seek(each.start)
+                digest, left = hashlib.sha256(), each.length
+                target.seek(each.start)
+                while left:
+                    block = stream.read(min(CHUNK, left))
+                    if not block:
+                        raise ConfigError(f"{image} ends early, {left} bytes before byte {each.start + each.length}")
+                    digest.update(block)
+                    left -= len(block)
+                    if not left and each.sha256 and digest.hexdigest() != each.sha256:
+                        raise ConfigError(f"{image} is not what its block map says: fetch both again")
+                    _put(target, block)
+                    bar.update(len(block))
+                done.append(Range(each.start, each.length, digest.hexdigest()))
+        except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
+            raise ConfigError(f"cannot unpack {image} ({error}): fetch it again") from error
+    return done
+
+
+def _put(target: BinaryIO, block: bytes) -> None:
+    try:
+        target.write(block)
+    except OSError as error:
+        raise SinkError(f"cannot write to {target.name}: {error.strerror}; the card may be worn") from error
+
+
+def verify(path: Path, ranges: list[Range]) -> None:
+    """Read back what was written, from the device and not from memory.
+
+    Raises:
+        SinkError: it is something else.
+    """
+    with (
+        path.open("rb") as file,
+        tqdm(total=sum(r.length for r in ranges), unit="B", unit_scale=True, leave=False) as bar,
+    ):
+        if stat.S_ISBLK(os.fstat(file.fileno()).st_mode):
+            fcntl.ioctl(file.fileno(), BLKFLSBUF)
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        for each in ranges:
+            file.seek(each.start)
+            digest, left = hashlib.sha256(), each.length
+            while left:
+                block = file.read(min(CHUNK, left))
+                if not block:
+                    break
+                digest.update(block)
+                left -= len(block)
+                bar.update(len(block))
+            if digest.hexdigest() != each.sha256:
+                raise SinkError(
+                    f"{path} came back as something else at byte {each.start}: the card is worn; take another"
+                )
+
+
+def flash(
+    image: Path, path: Path, settings: Path | None, *, dry_run: bool = False, to_file: bool = False, yes: bool = False
+) -> str:
+    """Write, read back, inject. The report, in a line or two.
+
+    Raises:
+        ConfigError: the image, the device or the settings are wrong, or nobody said yes. SinkError: the device refuses.
+    """
+    told = board.load(settings) if settings else None
+    device = choose(path, [] if to_file else list_devices(), to_file=to_file)
+    if Path(device.path).exists() and image.exists() and image.samefile(device.path):
+        raise ConfigError(f"{path} is the image itself: name another")
+    mapped = block_map(image)
+    whole, ranges = mapped or (length(image), [])
+    ranges = ranges or [Range(0, whole)]
+    if not whole:
+        raise ConfigError(f"{image} is empty: expected an image of a card")
+    if not to_file and whole > device.size:
+        raise ConfigError(f"{device} is too small for {image.name}, which needs {size(whole)}")
+    plan = f"{image.name}: {size(sum(r.length for r in ranges))} of {size(whole)} to {device}"
+    plan += " by its block map" if mapped else ""
+    plan += f"; then the settings of {settings}" if settings else ""
+    if dry_run:
+        return f"would write {plan}; nothing was written"
+    if not (yes or to_file):
+        _ask(device)
+    try:
+        mode = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if to_file else os.O_EXCL)
+        with os.fdopen(os.open(device.path, mode, 0o600), "wb", buffering=0) as target:
+            if to_file:
+                target.truncate(whole)
+            written = write(image, ranges, _Whole(target))  # type: ignore[arg-type]
+            os.fsync(target.fileno())
+    except OSError as error:
+        raise SinkError(
+            f"cannot write to {device}: {error.strerror}; run it with sudo, and end what uses it"
+        ) from error
+    verify(Path(device.path), written)
+    if told is not None:
+        board.inject(Path(device.path), told)
+        os.sync()
+    return f"wrote {plan}; read back and compared"
+
+
+class _Whole:
+    """Raw writes may be short: write(2)."""
+
+    def __init__(self, raw: Any) -> None:
+        self._raw, self.name = raw, raw.name
+
+    def seek(self, place: int) -> None:
+        self._raw.seek(place)
+
+    def write(self, block: bytes) -> None:
+        view = memoryview(block)
+        while view:
+            view = view[self._raw.write(view) :]
+
+
+def _ask(device: Device) -> None:
+    """Raises ConfigError unless a person types yes."""
+    if not sys.stdin.isatty():
+        raise ConfigError(f"all that is on {device} would be lost: give --yes, as nobody can be asked here")
+    if input(f"All that is on {device} will be lost. Type yes to go on: ").strip() != "yes":
+        raise ConfigError("not written: nobody said yes")

@@ -1,0 +1,222 @@
+"""`edgesan install MODEL`: another sanitizer for a board that runs, and the old one again if the frames stop.
+
+    1. copy it beside the others, in a folder of its own; verify the copy: signature, known answer, not older than what ran
+    2. switch `current` to that folder in one step (rename(2)), and restart the sanitize unit
+    3. watch it: the status must name these very bytes, and sanitized frames must keep coming, for a minute
+    4. if they do not, switch back, restart, and say so. What the new version has raised in the record of versions is
+       taken back with it, else the old one would be refused as older
+
+A power cut before the end of 3 leaves the new model in place, unwatched.
+"""
+
+import hashlib
+import http.client
+import json
+import os
+import re
+import shutil
+import ssl
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+from edgesan import disk, model, rollback, signing
+from edgesan.config import SERVERS, Config, http_address
+from edgesan.errors import ConfigError, ModelError, SinkError
+
+FIRST_S: Final = 90.0  # until the first frame: a small board takes its time to start
+STALL_S: Final = 10.0  # without a new frame for so long, they have stopped
+LOOK_S: Final = 0.5
+RESTART: Final = "systemctl restart edgesan-sanitize.service"
+Look = Callable[[], dict[str, Any] | None]
+
+
+def install(source: Path, config: Config, models: Path, restart: list[str], seconds: float) -> str:
+    """All of it; the report in a line.
+
+    Args:
+        source: the model file, its signature beside it.
+        config: of the board: where viewers look, which keys are trusted, what is remembered.
+        models: the folder with `current` in it.
+        restart: the command that restarts the sanitize unit.
+        seconds: to watch it for.
+
+    Raises:
+        ModelError: it may not run here, or ran and was taken back. ConfigError: there is nothing to watch it by, or alpha
+            does not suit it. SinkError: the folder cannot be written.
+    """
+    look = viewer(config)
+    state = rollback.state_folder(config.state_dir, os.environ)
+    try:
+        new, facts = place(source, config, models)
+        rollback.check(state, facts.metadata.name, facts.metadata.version)
+        link = models / "current"
+        old = os.readlink(link) if link.is_symlink() else None
+        if old == new.name:
+            return f"{facts.metadata.name} v{facts.metadata.version} is what runs already"
+        remembered = rollback.remembered(state, facts.metadata.name)
+        switch(models, new.name)
+    except OSError as error:
+        raise SinkError(f"cannot write {error.filename or models}: {error.strerror}; run it with sudo") from error
+    name = f"{facts.metadata.name} v{facts.metadata.version} ({facts.sha256[:8]})"
+    failure = _restart(restart) or watch(look, facts.sha256, seconds)
+    if not failure:
+        for folder in models.iterdir():  # the one before stays, to go back to by hand
+            if folder.is_dir() and not folder.is_symlink() and folder.name not in (new.name, old):
+                shutil.rmtree(folder)
+        return f"{name} runs, and was watched for {seconds:g} s; the one before: {old or 'none'}"
+    if old is None:
+        raise ModelError(f"{name} is in place, but {failure}; there is no other model to go back to")
+    switch(models, old)
+    rollback.forget(state, facts.metadata.name, remembered)
+    shutil.rmtree(new)
+    again = _restart(restart) or watch(look, None, LOOK_S)
+    after = f"but {again}: see journalctl -u edgesan-sanitize" if again else "which runs again"
+    raise ModelError(f"{name} was taken back: {failure}; `current` is {old} as before, {after}")
+
+
+def place(source: Path, config: Config, models: Path) -> tuple[Path, model.Model]:
+    """A copy in a folder of its own, verified there: nobody can change it between the look and the run.
+
+    Raises:
+        ModelError: it may not run here. ConfigError: its dial does not reach the configuration's alpha. OSError.
+    """
+    content = model.read(source)
+    signature = signing.signature_path(source)
+    part = models / ".new"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    part.chmod(0o755)
+    try:
+        disk.write_whole(part / "model.onnx", content)
+        if signature.exists():
+            disk.write_whole(part / "model.onnx.sig", signature.read_bytes())
+        for file in part.iterdir():
+            file.chmod(0o644)
+        loaded = model.load(
+            part / "model.onnx", config.threads, config.trusted_keys, allow_unsigned=config.allow_unsigned
+        )
+        low, high = loaded.metadata.alpha_range
+        if config.alpha is not None and not low <= config.alpha <= high:
+            raise ConfigError(
+                f"alpha is {config.alpha:g} here, and this model was made for {low:g}..{high:g}: change it first"
+            )
+        plain = re.sub(r"[^A-Za-z0-9._-]", "_", loaded.metadata.name)[:40].lstrip(".")
+        folder = models / f"{plain}-v{loaded.metadata.version}-{hashlib.sha256(content).hexdigest()[:12]}"
+        if not folder.exists():
+            part.rename(folder)
+        return folder, loaded
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def switch(models: Path, name: str) -> None:
+    """Point `current` elsewhere, in one step; it is on the disk when this returns. Raises OSError."""
+    part = models / ".current.new"
+    part.unlink(missing_ok=True)
+    part.symlink_to(name)
+    part.replace(models / "current")
+    folder = os.open(models, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _restart(command: list[str]) -> str:
+    """Empty, or why it did not start."""
+    try:
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+    except OSError as error:
+        return f"{command[0]} cannot be run: {error.strerror}"
+    return f"`{' '.join(command)}` failed: {done.stderr.strip()}" if done.returncode else ""
+
+
+def watch(look: Look, sha256: str | None, seconds: float, stall_s: float = STALL_S, first_s: float = FIRST_S) -> str:
+    """Whether sanitized frames keep coming for so long: empty, or why not.
+
+    Args:
+        look: the status as the viewers see it; None while nobody answers.
+        sha256: of the model that must run; None: any.
+    """
+    begun: float | None = None
+    last, newest_s, reason = -1, time.monotonic(), "nothing answers where the stream is served"
+    while True:
+        now_s, status = time.monotonic(), look()
+        if status is not None:
+            runs = status.get("model", {}).get("sha256")
+            frames = status.get("totals", {}).get("sanitized", 0)
+            if runs is None:
+                reason = "the sanitize unit does not run"
+            elif sha256 not in (None, runs):
+                reason = "another model runs"
+            else:
+                reason = "no frame came" if status.get("camera_up") else "the camera is lost"
+                if begun is not None and frames < last:
+                    return "it ended, and was started again"
+                if frames > last >= 0 or (last < 0 and frames):
+                    begun, newest_s = begun or now_s, now_s
+                last = frames
+        if begun is not None and now_s - begun >= seconds:
+            return ""
+        patience = first_s if begun is None else stall_s
+        if now_s - newest_s > patience:
+            return f"{reason} for {patience:g} s"
+        time.sleep(LOOK_S)
+
+
+def viewer(config: Config) -> Look:
+    """A look at the status, as a viewer of this machine has it.
+
+    Raises:
+        ConfigError: nothing is served that could be looked at.
+    """
+    served = next((out for out in config.out if out.startswith(SERVERS)), None)
+    if served is None:
+        raise ConfigError("the new model could not be watched: `out` names no http:// or https:// server")
+    host, port = http_address(served)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104
+    encryption = None
+    if served.startswith("https://"):
+        encryption = ssl.create_default_context(cafile=config.tls_cert)  # its own, whatever name is in it
+        encryption.check_hostname = False
+        encryption.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+
+    def look() -> dict[str, Any] | None:
+        connection = (
+            http.client.HTTPSConnection(host, port, timeout=5, context=encryption)
+            if encryption
+            else http.client.HTTPConnection(host, port, timeout=5)
+        )
+        try:
+            connection.request(
+                "GET", "/api/status", headers={"Authorization": f"Bearer {config.token}"} if config.token else {}
+            )
+            answer = connection.getresponse()
+            status = json.loads(answer.read())
+        except (OSError, http.client.HTTPException, ValueError):
+            return None
+        finally:
+            connection.close()
+        return status if answer.status == 200 and isinstance(status, dict) else None
+
+    return look
+
+
+def token(config: Path) -> str:
+    """The board's token, which stands beside the configuration for root alone; empty where there is none.
+
+    Raises:
+        ConfigError: it is there, and cannot be read.
+    """
+    file = config.with_name("token.env")
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror}; run it with sudo") from error
+    values = [line.partition("=")[2].strip() for line in lines if line.startswith("EDGESAN_TOKEN=")]
+    return values[-1] if values else ""
