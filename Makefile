@@ -12,7 +12,7 @@ EDGESAN_SIGNING_KEY ?= $(HOME)/.config/edgesan/edgesan-release
 KILLS ?= 100
 FRAMES ?= 1000000
 
-.PHONY: help demo test lint browser data wall soak audit audit-quick bench side-by-side fuzz screenshot sign clean
+.PHONY: help demo test lint browser data wall soak audit audit-quick bench side-by-side fuzz screenshot sign board clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
 
@@ -40,6 +40,11 @@ wall: $(VENV)/dev  ## nothing raw leaves: isolation, egress, every fault in ever
 
 soak: $(VENV)/dev  ## a million frames (FRAMES=..., or MINUTES=...), root only: memory, open files and latency must not grow
 	$(BIN)/python -m benchmarks.soak $(if $(MINUTES),--minutes $(MINUTES),--frames $(FRAMES)) --json docs/soak.json --plot docs/soak.png
+
+BOARD_PACKAGES := mmdebstrap arch-test qemu-system-arm qemu-user-static binfmt-support genimage mtools dosfstools e2fsprogs bmap-tools zstd rauc squashfs-tools openssh-client
+board: $(VENV)/dev  ## real boots of the image in QEMU, and the real picamera2: an hour, root only (installs what it needs); prints a table
+	if [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq --no-install-recommends $(BOARD_PACKAGES) && { mountpoint -q /proc/sys/fs/binfmt_misc || mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc; } && update-binfmts --enable qemu-aarch64; fi
+	EDGESAN_BOARD=1 nice -n 10 $(BIN)/python -m pytest -q -x -m board tests/board
 
 audit-quick: $(VENV)/dev  ## a quick look with the whole machinery: real faces where they are, else the bundled clip
 	$(BIN)/python -m export.audit edgesan/models/default.onnx --quick --data $(EDGESAN_DATA) --networks $(EDGESAN_NETWORKS)

@@ -664,6 +664,42 @@ def test_a_pi_camera_without_time_stamps_counts_from_arrival(pi: Any, monkeypatc
         assert 0 <= raw.received_ns - raw.captured_ns < 2e9
 
 
+def test_a_pipeline_without_an_isp_gives_the_same_colours(pi: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pi, "gives", "NV12")
+    with closing(open_source("picamera", (64, 48), None)) as source, source.frame(PATIENCE_S) as raw:
+        assert raw.pixels.shape == (48, 64, 3)
+        assert (raw.pixels[..., 0] > 200).all()
+        assert (raw.pixels[..., 1:] < 60).all()
+
+
+def test_a_pi_camera_of_an_unknown_format_is_refused_and_closed(pi: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pi, "gives", "YUV420")
+    with pytest.raises(CameraError, match="gives YUV420, expected RGB888 or NV12"):
+        open_source("picamera", None, None)
+    assert not pi.opened[-1].is_open
+
+
+def test_a_pi_camera_is_not_opened_while_it_is_still_given_back(pi: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picamera, "HANG_S", 1.5)
+    with closing(open_source("picamera", (64, 48), None)) as source:
+        monkeypatch.setattr(pi, "hang", True)
+        with pytest.raises(CameraLost):
+            list(play(source, timeout_s=0.2))
+        source.close()  # its thread still waits for a picture
+        monkeypatch.setattr(pi, "hang", False)
+        with closing(open_source("picamera", (64, 48), None)) as again:
+            take(again)
+
+
+def test_a_process_opens_one_pi_camera_at_a_time(pi: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(picamera, "HANG_S", 0.1)
+    with (
+        closing(open_source("picamera", (64, 48), None)),
+        pytest.raises(CameraError, match="this process has a camera open"),
+    ):
+        open_source("picamera:1", (64, 48), None)
+
+
 def test_a_boot_time_becomes_the_same_moment_of_the_monotonic_clock() -> None:
     before_ns = time.monotonic_ns()
     now_ns = picamera.boot_to_monotonic_ns(time.clock_gettime_ns(time.CLOCK_BOOTTIME))

@@ -1,9 +1,11 @@
 """The Raspberry Pi's own cameras, by picamera2: imported only when one is asked for, since it is not on PyPI in full."""
 
 import importlib
+import threading
 import time
 from typing import Any, Final
 
+import cv2
 from numpy.typing import NDArray
 
 from edgesan.capture.source import LiveSource, Source
@@ -11,6 +13,11 @@ from edgesan.errors import CameraError, CameraLost
 
 HANG_S: Final = 3.0  # without a picture for so long, libcamera hangs
 BUFFERS: Final = 4  # fewer stall the sensor; more use up the contiguous memory
+# What we can make B, G, R of, and how. We ask for the first; a pipeline without an ISP gives what it has instead.
+FORMATS: Final = {"RGB888": None, "NV12": cv2.COLOR_YUV2BGR_NV12}  # "RGB888" is B, G, R in memory
+# From opening to closing: picamera2 0.3 survives no attempt to open a camera that this process still has open, as it does
+# while a source that was closed gives it back in its thread. Later openings then never give a picture.
+one_at_a_time: Final = threading.Lock()
 CURE: Final = (
     "sudo apt install python3-picamera2, and make the virtual environment with"
     " `python3 -m venv --system-site-packages` from the system's Python: libcamera does not come from pip"
@@ -43,29 +50,35 @@ def open_picamera(number: int, size: tuple[int, int] | None, fps: float | None) 
             " the power off, then `rpicam-hello --list-cameras`"
         )
     name = f"picamera:{number}"
+    if not one_at_a_time.acquire(timeout=2 * HANG_S):
+        raise CameraError(f"cannot start {name}: this process has a camera open, or hangs giving it back")
     try:
         camera = Picamera2(number)
         try:
-            main = {"format": "RGB888", **({} if size is None else {"size": size})}  # "RGB888" is B, G, R in memory
+            main = {"format": next(iter(FORMATS)), **({} if size is None else {"size": size})}
             controls = {} if fps is None else {"FrameRate": fps}
             camera.configure(camera.create_video_configuration(main=main, controls=controls, buffer_count=BUFFERS))
+            given = camera.camera_configuration()["main"]["format"]
+            if given not in FORMATS:
+                raise RuntimeError(f"it gives {given}, expected {' or '.join(FORMATS)}")
             camera.start()
         except (RuntimeError, OSError):
             camera.close()
             raise
     except (RuntimeError, OSError) as error:
+        one_at_a_time.release()
         raise CameraError(
             f"cannot start {name} ({error}): another program holds it, or contiguous memory is used up;"
             " see `edgesan doctor`"
         ) from error
-    return LiveSource(name, _Device(name, camera), size, fps)
+    return LiveSource(name, _Device(name, camera, FORMATS[given]), size, fps)
 
 
 class _Device:
     """A started Picamera2 as a Device."""
 
-    def __init__(self, name: str, camera: Any) -> None:
-        self._name, self._camera = name, camera
+    def __init__(self, name: str, camera: Any, conversion: int | None) -> None:
+        self._name, self._camera, self._conversion = name, camera, conversion
         self._pixels: NDArray[Any] | None = None
 
     def grab(self) -> int:
@@ -75,18 +88,26 @@ class _Device:
                 self._pixels = request.make_array("main")
                 sensor_ns = request.get_metadata().get("SensorTimestamp")
         except (TimeoutError, RuntimeError, OSError) as error:
-            raise CameraLost(f"{self._name} gives no pictures any more ({error or type(error).__name__})") from error
+            raise CameraLost(
+                f"{self._name} gives no pictures any more ({str(error) or type(error).__name__})"
+            ) from error
         # A few drivers have no time stamp of their own: then the arrival counts, as with every other camera.
         return time.monotonic_ns() if sensor_ns is None else boot_to_monotonic_ns(sensor_ns)
 
     def pixels(self) -> NDArray[Any] | None:
-        return self._pixels
+        if self._pixels is None or self._conversion is None:
+            return self._pixels
+        return cv2.cvtColor(self._pixels, self._conversion)
 
     def close(self) -> None:
-        # A capture that timed out is still queued, and picamera2 would wait for it for ever.
-        self._camera.cancel_all_and_flush()
-        self._camera.stop()
-        self._camera.close()
+        # A capture that timed out is still queued, and picamera2 would wait for it for ever; and so for its event loop to
+        # stop the camera, if that loop died of the loss: without one, `close` stops the camera itself.
+        try:
+            self._camera.cancel_all_and_flush()
+            self._camera.stop_preview()
+            self._camera.close()
+        finally:
+            one_at_a_time.release()
 
 
 def boot_to_monotonic_ns(boot_ns: int) -> int:

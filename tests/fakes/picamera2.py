@@ -1,7 +1,9 @@
 """picamera2 0.3 without a camera: the names, arguments, errors and traps of the real one that edgesan meets.
 
 The traps: a request that is not released is a buffer less, and without buffers nothing comes; a capture that timed out
-stays queued, and `stop` then waits for ever (here: fails); "RGB888" is B, G, R in memory; stamps are CLOCK_BOOTTIME.
+stays queued, and `stop` then waits for ever (here: fails); "RGB888" is B, G, R in memory; stamps are CLOCK_BOOTTIME; a
+pipeline without an ISP gives another format than was asked for, and an array of another shape; what is opened while it
+is open never gives a picture again (here: fails). The real one runs in tests/board.
 """
 
 import time
@@ -32,6 +34,9 @@ class CompletedRequest:
     def make_array(self, name: str) -> NDArray[np.uint8]:
         assert not self._released, "the buffer was given back"
         width, height = self._camera.camera_config[name]["size"]
+        if self._camera.camera_config[name]["format"] == "NV12":  # Y, then U and V in turn: a blue world
+            chroma = np.tile(np.array([240, 110], np.uint8), (height // 2, width // 2))
+            return np.vstack([np.full((height, width), 41, np.uint8), chroma])
         array = np.zeros((height, width, 3), np.uint8)
         array[:, :, 0], array[:, :, 2] = 200, self._number % 256  # a blue world; the picture's number is its red
         return array
@@ -54,6 +59,7 @@ class Picamera2:
     opened: list["Picamera2"] = []  # noqa: RUF012
     busy = False
     hang = False
+    gives = "RGB888"  # whatever was asked for
     stamps = True
 
     @staticmethod
@@ -64,6 +70,7 @@ class Picamera2:
         self, camera_num: int = 0, verbose_console: int | None = None, tuning: Any = None, allocator: Any = None
     ) -> None:
         self.camera_idx = self.global_camera_info()[camera_num]["Num"]
+        assert not any(camera.is_open for camera in Picamera2.opened), "the real one would not survive it"
         if Picamera2.busy:
             raise RuntimeError("Camera __init__ sequence did not complete.")
         self.camera_config: dict[str, Any] = {}
@@ -94,13 +101,16 @@ class Picamera2:
 
     def configure(self, camera_config: dict[str, Any] | None = None) -> None:
         assert camera_config is not None
-        if camera_config["main"]["format"] != "RGB888":
-            raise RuntimeError("this double has RGB888 only")
+        assert camera_config["main"]["format"] == "RGB888"
+        camera_config["main"]["format"] = Picamera2.gives
         width, height = camera_config["main"]["size"]
         if width > 4608:
             raise OSError(12, "Cannot allocate memory")  # CMA is used up
         camera_config["main"]["size"] = (width - width % 2, height - height % 2)  # as libcamera adjusts it
         self.camera_config = camera_config
+
+    def camera_configuration(self) -> dict[str, Any]:
+        return self.camera_config
 
     def start(self, config: Any = None, show_preview: Any = False) -> None:
         if not self.camera_config:
@@ -134,6 +144,10 @@ class Picamera2:
 
     def cancel_all_and_flush(self) -> None:
         self._jobs = 0
+
+    def stop_preview(self) -> None:
+        if not self.started:
+            raise RuntimeError("No preview specified.")
 
     def stop(self) -> None:
         if self.started:

@@ -1,0 +1,193 @@
+"""An image from Debian's packages alone: for USB cameras on a Pi 3, 4 or Zero 2 W, for other Arm boards, and for QEMU.
+
+`firmware_config/build --debian` runs it. The layout is Raspberry Pi OS's: a FAT partition `bootfs` with the Pi's
+firmware, the kernel and cloud-init's files, and an ext4 partition `rootfs`. So the same payload goes into both, and the
+same first boot installs it. A CSI camera does not work: Debian's kernel has no driver for one.
+
+The same packages make the same bytes: every time in the image is EPOCH. What is made depends on the archive's packages of
+the day, which `packages.txt` beside the image tells.
+"""
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+RELEASE: Final = "trixie"
+MIRROR: Final = "http://deb.debian.org/debian"
+EPOCH: Final = 1_764_547_200  # 2025-12-01
+ROOT_UUID: Final = "5a17e000-edce-4a11-8000-000000000001"
+PACKAGES: Final = (
+    "cloud-guest-utils", "cloud-init", "dbus", "dosfstools", "e2fsprogs", "firmware-brcm80211", "initramfs-tools",
+    "iproute2", "iw", "kmod", "linux-image-arm64", "netbase", "netplan.io", "openssh-server", "python3", "python3-venv",
+    "raspi-firmware", "rauc", "rauc-service", "sudo", "systemd", "systemd-resolved", "systemd-sysv",
+    "systemd-timesyncd", "udev", "wireless-regdb", "wpasupplicant", "zstd",
+)  # fmt: skip
+FILES: Final = {
+    "etc/hostname": "edgesan\n",
+    "etc/hosts": "127.0.0.1 localhost\n127.0.1.1 edgesan\n::1 localhost\n",
+    "etc/machine-id": "uninitialized\n",  # the first boot makes one
+    "etc/fstab": (
+        "LABEL=rootfs / ext4 defaults,noatime,errors=remount-ro 0 1\n"
+        "LABEL=bootfs /boot/firmware vfat defaults,umask=0077 0 2\n"
+    ),
+    "etc/default/raspi-firmware": 'ROOTPART="LABEL=rootfs"\nCONSOLES="ttyS1,115200 tty0"\n',
+    "boot/firmware/cmdline.txt": (
+        "console=tty0 console=ttyS1,115200 root=LABEL=rootfs rootfstype=ext4 fsck.repair=yes rootwait\n"
+    ),
+    # cloud-init reads user-data, meta-data and network-config where Raspberry Pi OS has them, and asks no network.
+    "etc/cloud/cloud.cfg.d/99-edgesan.cfg": (
+        "datasource_list: [NoCloud, None]\ndatasource:\n  NoCloud: {fs_label: bootfs}\n"
+        "system_info: {network: {renderers: [netplan]}}\n"
+    ),
+    "boot/firmware/meta-data": "instance-id: edgesan\n",
+    "boot/firmware/user-data": "#cloud-config\n{}\n",
+    "boot/firmware/network-config": (
+        'version: 2\nethernets:\n  wired: {match: {name: "e*"}, dhcp4: true, optional: true}\n'
+    ),
+}
+LAYOUT: Final = f"""
+image bootfs.vfat {{
+    vfat {{ label = "bootfs" extraargs = "--invariant -i {EPOCH & 0xFFFFFFFF:08x}" file "" {{ image = "bootfs" }} }}
+    size = 512M
+}}
+image rootfs.ext4 {{
+    ext4 {{ label = "rootfs" use-mke2fs = true extraargs = "-U {ROOT_UUID} -E hash_seed={ROOT_UUID}" }}
+    mountpoint = "/"
+    size = 3580M
+}}
+image edgesan.img {{
+    hdimage {{ disk-signature = 0x{EPOCH & 0xFFFFFFFF:08x} }}
+    size = 4G
+    partition bootfs {{ partition-type = 0xC bootable = "true" image = "bootfs.vfat" offset = 1M }}
+    partition rootfs {{ partition-type = 0x83 image = "rootfs.ext4" }}
+}}
+"""
+# Half of the time would go into compiling Python's library, and a quarter into packing an initrd, by an emulated processor.
+# The board compiles what it imports, at its first boot, and packs its own initrd when it gets another kernel.
+COMPILERS: Final = "/usr/bin/py3compile /usr/lib/python3.13/py_compile.py"
+DIVERT: Final = f"""
+for file in {COMPILERS}; do
+    dpkg-divert --root="$1" --divert $file.real --rename --add $file
+    mkdir -p "$1$(dirname $file)" && printf '#!/bin/true\\n' > "$1$file" && chmod 755 "$1$file"
+done
+mkdir -p "$1/etc/initramfs-tools/conf.d" && printf 'COMPRESS=zstd\\nCOMPRESSLEVEL=3\\n' > "$1/etc/initramfs-tools/conf.d/edgesan"
+"""
+RESTORE: Final = f"""
+for file in {COMPILERS}; do rm "$1$file" && dpkg-divert --root="$1" --rename --remove $file; done
+"""
+MMDEBSTRAP: Final = (
+    "mmdebstrap", "--mode=root", "--variant=minbase", "--architectures=arm64", "--components=main,non-free-firmware",
+    "--aptopt=APT::Install-Recommends \"false\"", "--dpkgopt=force-confdef", "--dpkgopt=force-confold",
+    "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-include=/usr/share/doc/*/copyright",
+    "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
+    "--essential-hook=mkdir -p \"$1/boot/firmware\"",  # where raspi-firmware puts the kernel
+    f"--essential-hook={DIVERT}", f"--customize-hook={RESTORE}",
+    f"--include={','.join(PACKAGES)}", RELEASE,
+)  # fmt: skip
+
+
+CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgesan"
+
+
+def root() -> Path:
+    """The root file system as a tar file: 13 minutes where its scripts are emulated, so it is kept."""
+    digest = hashlib.sha256("\0".join(MMDEBSTRAP).encode()).hexdigest()[:12]
+    return cached(f"root-{digest}.tar.zst", MMDEBSTRAP)
+
+
+def cached(name: str, mmdebstrap: tuple[str, ...]) -> Path:
+    """What this command makes, in ~/.cache/edgesan; made there if it is not. `name` must tell all that it is made from."""
+    tar = CACHE / name
+    if not tar.exists():
+        tar.parent.mkdir(parents=True, exist_ok=True)
+        part = tar.with_name(f".{os.getpid()}-{tar.name}")
+        try:
+            run(*mmdebstrap, str(part), MIRROR)
+            part.replace(tar)
+        finally:
+            part.unlink(missing_ok=True)
+    return tar
+
+
+def image(out: Path) -> Path:
+    """Write the image `out`, with its block map and its list of packages beside it. Root only: files keep their owners.
+
+    Returns:
+        `out`: 4 GiB, of which the empty part takes no place; a first boot grows the root to the card.
+    """
+    with tempfile.TemporaryDirectory(prefix="edgesan-", dir=out.parent) as folder:
+        work = Path(folder)
+        tree, firmware = work / "root", work / "in" / "bootfs"
+        tree.mkdir()
+        firmware.parent.mkdir()
+        run("tar", "--extract", "--numeric-owner", "--file", str(root()), "--directory", str(tree))
+        settle(tree)
+        shutil.move(tree / "boot/firmware", firmware)
+        (tree / "boot/firmware").mkdir()
+        for path in (tree, firmware):
+            date(path)
+        (work / "genimage.cfg").write_text(LAYOUT, encoding="utf-8")
+        run(
+            "genimage", "--config", str(work / "genimage.cfg"), "--rootpath", str(tree), "--inputpath", str(work / "in"),
+            "--tmppath", str(work / "tmp"), "--outputpath", str(work), E2FSPROGS_FAKE_TIME=str(EPOCH),
+        )  # fmt: skip
+        installed = subprocess.run(
+            ["dpkg-query", f"--admindir={tree}/var/lib/dpkg", "--show", "--showformat=${Package} ${Version}\\n"],
+            check=True, stdout=subprocess.PIPE, text=True,
+        ).stdout  # fmt: skip
+        out.with_suffix(".packages.txt").write_text(installed, encoding="utf-8")
+        (work / "edgesan.img").replace(out)
+    run("bmaptool", "create", "--output", str(out.with_suffix(".bmap")), str(out))
+    return out
+
+
+def compress(image: Path) -> Path:
+    """The image as it is published: `edgesan flash`, bmaptool and Raspberry Pi Imager read it as it is."""
+    run("zstd", "--quiet", "--force", "-T0", "-12", str(image))
+    return image.with_name(f"{image.name}.zst")
+
+
+def settle(tree: Path) -> None:
+    """What makes a system of these packages: mount points, names, the network, and where the first boot reads its orders."""
+    for name, text in FILES.items():
+        path = tree / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    for key in (tree / "etc/ssh").glob("ssh_host_*"):  # each board makes its own
+        key.unlink()
+    resolv = tree / "etc/resolv.conf"
+    resolv.unlink(missing_ok=True)
+    resolv.symlink_to("../run/systemd/resolve/stub-resolv.conf")
+
+
+def date(tree: Path) -> None:
+    """Give everything that was made just now the time EPOCH."""
+    for folder, _, files in os.walk(tree, topdown=False):
+        for path in (*(Path(folder, name) for name in files), Path(folder)):
+            if path.lstat().st_mtime > EPOCH:
+                os.utime(path, (EPOCH, EPOCH), follow_symlinks=False)
+
+
+def run(*command: str, **more: str) -> None:
+    """A program of the system, with every time in what it makes set to EPOCH."""
+    subprocess.run(command, check=True, env=os.environ | {"SOURCE_DATE_EPOCH": str(EPOCH), "LC_ALL": "C.UTF-8"} | more)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Make an image of Debian's packages alone.")
+    parser.add_argument("image", type=Path, metavar="IMAGE", help="where to write it: edgesan-debian.img")
+    parser.add_argument("--compress", action="store_true", help="also IMAGE.zst")
+    arguments = parser.parse_args()
+    made = image(arguments.image.absolute())
+    print(compress(made) if arguments.compress else made)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

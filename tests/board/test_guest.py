@@ -1,0 +1,350 @@
+"""An image is flashed, boots on an emulated Arm board without a network, and sanitizes what its camera sees.
+
+One board lives through all of these tests, in their order. Its camera is `vivid`, the kernel's own: colour bars, and
+nobody in them; for faces it is shown the bundled clip. All figures are of emulation: they say that it works, not how fast.
+"""
+
+import json
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+
+from edgesan.board import Fat
+from edgesan.config import DEMO_MODEL
+from edgesan.frames import Pixels
+from export import compile  # noqa: A004 - its name
+from firmware_config import build, debian
+from tests.board.conftest import Row
+from tests.board.guest import TOKEN, Guest
+from tests.test_signing import Maker
+
+pytestmark = [pytest.mark.board, pytest.mark.slow]
+UNITS = ("edgesan-sanitize.service", "edgesan-transmit.service")
+MOST_EXPOSED = 1.5
+SIZE = (640, 480)
+SETTINGS = """\
+hostname = "porch"
+user = "pi"
+ssh_key = "{key}"
+
+[edgesan]
+camera = "0"
+out = "http://0.0.0.0:8080"
+token = "{token}"
+trusted_keys = ["{maker}"]
+size = "640x480"
+# A frame older than 2 s is not shown, and this processor is emulated: let it look for faces less closely.
+detect_size = 160
+detect_every = 8
+"""
+NETWORK_PROBE = """\
+import errno, socket
+for family, address in ((socket.AF_INET, ("10.0.2.2", 80)), (socket.AF_INET6, ("fec0::2", 80))):
+    for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM):
+        try:
+            with socket.socket(family, kind) as s:
+                s.settimeout(5)
+                s.connect(address)
+            print(family.name, kind.name, "allowed")
+        except OSError as error:
+            print(family.name, kind.name, errno.errorcode.get(error.errno, error))
+"""
+CAMERA_PROBE = """\
+import errno, os
+for node in ("/dev/video0", "/dev/mem", "/dev/vda"):
+    try:
+        os.close(os.open(node, os.O_RDONLY | os.O_NONBLOCK))
+        print(node, "allowed")
+    except OSError as error:
+        print(node, errno.errorcode[error.errno])
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(needs: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the board's disk lies."""
+    needs("mmdebstrap", "genimage", "mcopy", "bmaptool", "qemu-system-aarch64", "qemu-aarch64-static", "ssh", "zstd")
+    return tmp_path_factory.mktemp("guest")
+
+
+@pytest.fixture(scope="module")
+def key(folder: Path) -> Path:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", folder / "key"], check=True)
+    return folder / "key"
+
+
+@pytest.fixture(scope="module")
+def maker(folder: Path) -> Maker:
+    """Somebody whose models the board trusts."""
+    return Maker(folder, "maker")
+
+
+@pytest.fixture(scope="module")
+def disk(folder: Path, key: Path, maker: Maker, row: Row) -> Path:
+    """The Debian image with the payload in its FAT partition: made by the verbs that a user has."""
+    started_s = time.monotonic()
+    stock = debian.image(folder / "debian.img")
+    row(
+        "Debian image",
+        f"{stock.stat().st_blocks * 512 / 1e6:.0f} MB of data, made in {time.monotonic() - started_s:.0f} s",
+    )
+    settings = folder / "board.toml"
+    settings.write_text(
+        SETTINGS.format(key=key.with_suffix(".pub").read_text().strip(), token=TOKEN, maker=maker.key.line)
+    )
+    wheels = debian.CACHE / "wheels"
+    if not wheels.exists():
+        assert build.main(["--fetch", str(wheels)]) == 0
+    disk = folder / "board.img"
+    assert build.main([str(stock), "--settings", str(settings), "--wheels", str(wheels), "--out", str(disk)]) == 0
+    return disk
+
+
+@pytest.fixture(scope="module")
+def board(disk: Path, key: Path) -> Iterator[Guest]:
+    with Guest(disk, key) as guest:
+        yield guest
+
+
+def pixels(jpeg: bytes) -> Pixels:
+    return cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR)
+
+
+def roughness(picture: Pixels) -> float:
+    """How much the blocks of a canvas, 80 pixels wide each, are not of one colour: levels, on average; 0 if they are."""
+    blocks = picture.astype(np.float32).reshape(6, 80, 8, 80, 3)
+    return float(np.abs(blocks - blocks.mean(axis=(1, 3), keepdims=True)).mean())
+
+
+def units(board: Guest) -> dict[str, str]:
+    """Whether each unit is active, and how often systemd has started it again."""
+    return {unit: board.run(f"systemctl show --value -p ActiveState -p NRestarts {unit}") for unit in UNITS}
+
+
+def counters(board: Guest) -> dict[str, int]:
+    totals: dict[str, int] = json.loads(board.get("/api/status"))["totals"]
+    return totals
+
+
+def test_the_payload_in_the_image_is_what_was_written(disk: Path, row: Row) -> None:
+    fat = Fat(disk)
+    assert json.loads(fat.read("user-data").split(b"\n", 1)[1])["hostname"] == "porch"
+    assert fat.read("edgesan/model/model.onnx") == DEMO_MODEL.read_bytes()
+    wheels = [line for line in fat.read("edgesan/SHA256SUMS").decode().splitlines() if line.endswith(".whl")]
+    assert len(wheels) > 20
+    row("payload in the FAT partition", f"read back; {len(wheels)} wheels")
+
+
+def test_the_first_boot_installs_it_without_a_network(board: Guest, row: Row) -> None:
+    login_s = board.wait_for_login()
+    assert "unreachable" in board.python(
+        "import socket\ntry: socket.create_connection(('1.1.1.1', 80), 10); print('reached')\n"
+        "except OSError: print('unreachable')"
+    )
+    status = board.run("cloud-init status --wait", check=False, timeout_s=900)
+    assert "done" in status, f"{status}\n{board.run('sudo tail -n 60 /var/log/cloud-init-output.log', check=False)}"
+    _, frame_s = board.wait_for_frame()
+    assert board.run("hostname") == "porch"
+    assert "edgesan: installed into /" in board.run("sudo cat /var/log/cloud-init-output.log")
+    assert board.run("sudo ls /boot/firmware/edgesan/settings") == "edgesan.toml", "the token is still on the card"
+    row("first boot: login, installed and first frame", f"{login_s:.0f} s, {frame_s:.0f} s")
+
+
+def test_both_units_run_and_the_stream_is_sanitized_canvas(board: Guest, row: Row) -> None:
+    assert all(said.startswith("active") or said.endswith("active") for said in units(board).values()), units(board)
+    picture = pixels(board.get("/snapshot.jpg"))
+    assert picture.shape == (SIZE[1], SIZE[0], 3)
+    raw = board.run(
+        "v=/tmp/raw.png; sudo PYTHONPATH=/opt/edgesan/lib python3 -c \"import cv2; c = cv2.VideoCapture('/dev/video0');"
+        " c.set(3, 640); c.set(4, 480); cv2.imwrite('$v', c.read()[1])\" && base64 -w0 $v"
+    )
+    import base64
+
+    camera = cv2.imdecode(np.frombuffer(base64.b64decode(raw.splitlines()[-1]), np.uint8), cv2.IMREAD_COLOR)
+    assert roughness(picture) < 2 < roughness(camera)
+    row(
+        "roughness of the stream's blocks, of the camera's own picture",
+        f"{roughness(picture):.2f}, {roughness(camera):.1f} levels",
+    )
+
+
+def test_frames_flow(board: Guest, row: Row) -> None:
+    before, started_s = counters(board), time.monotonic()
+    time.sleep(30)
+    after, seconds = counters(board), time.monotonic() - started_s
+    sanitized = after["sanitized"] - before["sanitized"]
+    assert sanitized > 0
+    stale = after.get("rejected_stale", 0) - before.get("rejected_stale", 0)
+    row(
+        "frames in the guest, colour bars of 640x480",
+        f"{sanitized / seconds:.1f} fps ({stale} of {sanitized + stale} too old)",
+    )
+
+
+def test_without_the_token_nothing_is_told(board: Guest) -> None:
+    import urllib.error
+    import urllib.request
+
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"http://127.0.0.1:{board.port}/snapshot.jpg", timeout=60)
+
+
+def test_the_known_answer_holds_on_aarch64(board: Guest, row: Row) -> None:
+    said = board.run("uname -m; edgesan inspect --config /etc/edgesan/edgesan.toml", timeout_s=600)
+    assert said.startswith("aarch64")
+    assert "known answer: right on this machine" in said
+    row("known answer of the model on aarch64", "right")
+
+
+@pytest.mark.parametrize("unit", UNITS)
+def test_little_is_exposed(board: Guest, row: Row, unit: str) -> None:
+    said = board.run(f"systemd-analyze security --no-pager {unit} | tail -n 1").splitlines()[-1]
+    score = float(said.split(":")[1].split()[0])
+    assert score <= MOST_EXPOSED
+    row(f"exposure of {unit}, in the guest", f"{score} (0 is best; {board.run('systemd --version').splitlines()[0]})")
+
+
+def probe(board: Guest, unit: str, program: str) -> str:
+    """What a program says that runs in a copy of a unit: the same user, the same walls."""
+    name = f"probe-{unit}"
+    board.run(f"sudo tee /run/{name}.py > /dev/null; sudo chmod 644 /run/{name}.py", stdin=program.encode())
+    # The folder of the socket would go with this copy of the unit.
+    board.run(
+        f"sed -e 's|^ExecStart=.*|ExecStart=/usr/bin/python3 /run/{name}.py|' -e 's/^Type=.*/Type=oneshot/'"
+        " -e '/^Restart/d' -e '/^Watchdog/d' -e '/^Wants=/d' -e '/^After=/d'"
+        f" -e 's/^RuntimeDirectory=.*/&\\nRuntimeDirectoryPreserve=yes/' /usr/lib/systemd/system/{unit}"
+        f" | sudo tee /run/systemd/system/{name} > /dev/null; sudo systemctl daemon-reload; sudo systemctl start {name}"
+    )
+    return board.run(f"sudo journalctl -u {name} -o cat _COMM=python3")
+
+
+def test_the_sanitize_unit_reaches_no_network(board: Guest, row: Row) -> None:
+    inside = probe(board, UNITS[0], NETWORK_PROBE)
+    assert len(inside.splitlines()) == 4
+    assert "allowed" not in inside
+    outside = board.python(NETWORK_PROBE)
+    assert "AF_INET SOCK_DGRAM allowed" in outside, "the probe sees no network where there is one"
+    row("network from the sanitize unit", "; ".join(inside.splitlines()))
+    row("the same, by a user of the board", "; ".join(outside.splitlines()))
+
+
+def test_the_transmit_unit_opens_no_camera(board: Guest, row: Row) -> None:
+    inside = probe(board, UNITS[1], CAMERA_PROBE)
+    assert len(inside.splitlines()) == 3
+    assert "allowed" not in inside
+    assert "/dev/video0 allowed" in board.python(CAMERA_PROBE, as_root=True)
+    row("camera from the transmit unit", "; ".join(inside.splitlines()))
+
+
+def test_what_the_running_units_say_holds(board: Guest, row: Row) -> None:
+    said = json.loads(board.get("/api/status"))["isolation"]
+    assert said["whole"], said
+    row("what the units have given up", said["summary"])
+
+
+def look_at(board: Guest, camera: str, detect_every: int) -> None:
+    """Show the board something else, and wait until it is what viewers see."""
+    board.run(
+        f"sudo sed -i -e 's/^camera = .*/camera = \"{camera}\"/' -e 's/^detect_every.*/detect_every = {detect_every}/'"
+        " /etc/edgesan/edgesan.toml && sudo systemctl restart edgesan-sanitize"
+    )
+    deadline_s = time.monotonic() + 300
+    while time.monotonic() < deadline_s:
+        status = json.loads(board.get("/api/status"))
+        if status.get("camera") in (camera, f"/dev/video{camera}") and status["totals"].get("sanitized"):
+            return
+        time.sleep(2)
+    raise AssertionError(f"nothing is seen of {camera}: {status}")
+
+
+def carry(board: Guest, model: Path) -> str:
+    """Put a model and its signature onto the board; where they lie there."""
+    for file in (model, Path(f"{model}.sig")):
+        board.run(f"cat > /tmp/{file.name}", stdin=file.read_bytes())
+    return f"/tmp/{model.name}"
+
+
+def test_a_new_model_is_installed_and_watched(board: Guest, maker: Maker, row: Row) -> None:
+    version = json.loads(onnx.load(str(DEMO_MODEL)).metadata_props[0].value)["version"] + 1
+    model = carry(board, maker.model("newer.onnx", version=version))
+    said = board.run(f"sudo edgesan install {model} --watch 20", timeout_s=600)
+    assert f"v{version}" in said
+    assert "was watched for 20 s" in said
+    row("edgesan install of a newer model", said.splitlines()[-1])
+
+
+def test_faces_of_the_clip_come_out_sanitized(board: Guest, row: Row) -> None:
+    look_at(board, "demo", 1)
+    totals = counters(board)
+    assert totals["faces"]
+    row("the bundled clip as the camera", f"{totals['faces']} faces sanitized in {totals['sanitized']} frames")
+
+
+def test_a_model_that_stops_the_frames_is_taken_back(board: Guest, maker: Maker, row: Row) -> None:
+    """It is signed and its known answer is right, but it gives every face back as it came: the gate lets none pass."""
+    before = board.run("readlink /var/lib/edgesan/models/current")
+    said = board.run(f"sudo edgesan install {carry(board, leaky(maker))} --watch 20", check=False, timeout_s=900)
+    assert "was taken back" in said, said
+    assert board.run("readlink /var/lib/edgesan/models/current") == before
+    row("edgesan install of a model that gives faces back raw", said.splitlines()[-1])
+    look_at(board, "0", 8)
+
+
+def leaky(maker: Maker) -> Path:
+    """The bundled network, with its input for its output."""
+    model = maker.model("leaky.onnx", sign=False)
+    proto = onnx.load(str(model))
+    for node in proto.graph.node:
+        node.output[:] = ["unused" if name == "sanitized" else name for name in node.output]
+    proto.graph.node.append(onnx.helper.make_node("Identity", ["face"], ["sanitized"]))
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    noise_dim = next(i.shape[1] for i in session.get_inputs() if i.name == "noise")
+    table = json.loads(proto.metadata_props[0].value)
+
+    def run(chips: NDArray[np.uint8], noise: NDArray[np.float32], alpha: float) -> NDArray[np.uint8]:
+        feed = {"face": chips, "noise": noise, "alpha": np.full((len(chips), 1), alpha, np.float32)}
+        output: NDArray[np.uint8] = session.run(["sanitized"], feed)[0]
+        return output
+
+    answer = compile.known_answer(run, noise_dim, table["alpha_default"])
+    table |= {"name": "leaky", "known_answer": answer}
+    proto.metadata_props[0].value = json.dumps(table)
+    model.write_bytes(proto.SerializeToString())
+    maker.sign(model)
+    return model
+
+
+def test_after_a_power_cut_it_comes_back(board: Guest, row: Row) -> None:
+    board.wait_for_frame()
+    board.kill()
+    board.start()
+    picture, frame_s = board.wait_for_frame()
+    login_s = board.wait_for_login()
+    assert roughness(pixels(picture)) < 2
+    assert board.run("findmnt --noheadings --output OPTIONS /").startswith("rw")
+    failed = board.run("systemctl --failed --no-legend --plain")
+    assert not failed, failed
+    row("power cut (kill -9), then boot to first frame", f"{frame_s:.0f} s (login {login_s:.0f} s)")
+
+
+def test_it_goes_down_in_good_order(board: Guest) -> None:
+    board.power_off()
+    assert "reboot: Power down" in board.console()
+
+
+def test_the_same_card_boots_an_emulated_pi_3(board: Guest, key: Path, row: Row) -> None:
+    with Guest(board.image, key, "raspi3b") as pi:
+        picture, frame_s = pi.wait_for_frame()
+        login_s = pi.wait_for_login()
+        assert roughness(pixels(picture)) < 2
+        said = pi.run("tr -d '\\0' < /proc/device-tree/model")
+        row("the same card on -M raspi3b: first frame, login", f"{frame_s:.0f} s, {login_s:.0f} s ({said})")
+        pi.power_off()
