@@ -5,6 +5,7 @@ that is best on the validation pictures is kept.
 """
 
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from export.measure import Odds, Truth
-from export.networks import Attacker, Provider
+from export.networks import Attacker, Provider, half
 
 Chips = NDArray[np.uint8]
 Judge = Callable[[Chips], Odds]
 BATCH = 64
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def fit(net: nn.Module, lesson: Lesson, *, epochs: int, seed: int, rate: float, 
                 x = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x)
                 dx, dy = (int(v) for v in torch.randint(-4, 5, (2,)))
                 x = torch.roll(x, (dy, dx), (2, 3)).contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with half(CPU):
                 logits = net(x)
             loss = F.cross_entropy(logits.float(), labels[rows], label_smoothing=0.05)
             optimizer.zero_grad()
@@ -158,7 +160,7 @@ def judge(net: nn.Module) -> Judge:
         parts = []
         for i in range(0, len(chips), 128):
             x = pictures(chips[i : i + 128]).contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with half(CPU):
                 logits = net(x).float()
                 if not isinstance(net, Linear):
                     logits = (logits + net(x.flip(3)).float()) / 2
@@ -182,7 +184,7 @@ def outputs(network: Provider, chips: Chips, name: str) -> Tensor:
     """A provider's embeddings [N, D] or logits [N, classes] of all chips."""
     parts = []
     for i in tqdm(range(0, len(chips), 128), desc=name, leave=False):
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=not network.classes):
+        with half(CPU) if not network.classes else nullcontext():
             parts.append(network(pictures(chips[i : i + 128])).float())
     return torch.cat(parts)
 
@@ -259,7 +261,7 @@ def restore(sanitized: Chips, raw: Chips, *, epochs: int, seed: int) -> Callable
     for _ in range(epochs):
         for rows in torch.randperm(len(raw))[: len(raw) // BATCH * BATCH].split(BATCH):
             x = pictures(sanitized[rows.numpy()]).contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", dtype=torch.bfloat16):
+            with half(CPU):
                 loss = (net(x).float() - pictures(raw[rows.numpy()])).abs().mean()
             optimizer.zero_grad()
             loss.backward()

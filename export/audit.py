@@ -41,13 +41,16 @@ from export.errors import ExportError
 from export.mechanisms import Mechanism
 from export.networks import Provider
 
-FORMAT = 2  # of the cells: raised whenever a figure is computed in another way
+FORMAT = 3  # of the cells: raised whenever a figure is computed in another way
 CLOSED_SETS = ("lfw", "glint", "pins")
 OPEN_SETS = (*CLOSED_SETS, "celeba", "aaf")
 JPEG_QUALITY = 85  # the device's own
 UTILITY = "id_mobilefacenet_paddle"  # took part in the training
+RIVAL = "U-Net, the authors' shape"
 MATCHERS = (UTILITY, "id_mobilefacenet_b")  # the second did not
 FROZEN = ("gender_faceapi", "gender_dlib", "gender_gear")  # the first took part in the training
+BUDGETS = (0.0, 0.05, 0.1, 0.2, 0.4)  # nats: where the bound is drawn
+SHARES = {"train": 0.67, "val": 0.13, "test": 0.2}  # of a limited closed set
 FALSE_ACCEPTS = (1e-2, 1e-3)
 
 
@@ -143,9 +146,13 @@ def closed_set(folder: Path, limit: int | None) -> ClosedSet:
     everyone = data.join(data.load_set(folder, name) for name in CLOSED_SETS)
     faces = everyone.where(everyone["closed_set_split"] != "")
     if limit is not None:
-        faces = faces.where(np.random.default_rng(0).permutation(len(faces)) < limit)
+        few = np.zeros(len(faces), np.bool_)
+        for name, share in SHARES.items():
+            rows = np.random.default_rng(0).permutation(np.flatnonzero(faces["closed_set_split"] == name))
+            few[rows[: int(share * limit)]] = True
+        faces = faces.where(few)
     person, _ = faces.labels("identity")
-    masks = (faces["closed_set_split"] == name for name in ("train", "val", "test"))
+    masks = (faces["closed_set_split"] == name for name in SHARES)
     return ClosedSet(faces, person, faces["gender"] == "M", *masks)
 
 
@@ -242,34 +249,45 @@ class Audit:
 
         return self.judged(odds)
 
-    def along(self, m: Mechanism) -> dict[str, Any]:
-        """One point of the dial's curve: the service, the frozen classifier, and two fresh attackers."""
+    def along(self, m: Mechanism, fresh: tuple[str, ...] = ()) -> dict[str, Any]:
+        """One point of the dial's curve: the service, the frozen classifier, and fresh attackers.
+
+        `distribution`: quartiles of P(M) over women's and over men's pictures, as the frozen classifier says it;
+        `fresh_distribution`: the same of the best fresh attacker, calibrated on the validation pictures.
+        """
         c, net = self.closed, self._provider(FROZEN[0])
         logits = attackers.outputs(net, self.draws(m)[0][c.test], f"{FROZEN[0]} of {m.name}")
-        man = net.classes.index("M")
-        p = logits.softmax(1)[:, man].numpy()
-        fresh = [self.fresh(m, name, 0) for name in ("CNN 4, begun on raw faces", f"probe on {UTILITY}")]
+        p = logits.softmax(1)[:, net.classes.index("M")].numpy()
+        truth, found = c.truth[c.test], {}
+        for name in fresh or ("CNN 4, begun on raw faces", f"probe on {UTILITY}"):
+            attack = self.attack(m, name, 0)
+            found[name] = (self.judged(attack), measure.calibrated(attack(c.test), attack(c.val), c.truth[c.val]))
+        best = max(found, key=lambda name: float(found[name][0]["accuracy"]))
         return self.utility(m) | {
-            "attacker": max(f["accuracy"] for f in fresh),
-            "leak_nats": max(f["leak_nats"] for f in fresh),
-            "frozen": float(((p > 0.5) == c.truth[c.test]).mean()),
-            "distribution": {
-                who: [float(q) for q in np.quantile(p[c.truth[c.test] == (who == "M")], (0.25, 0.5, 0.75))]
-                for who in ("F", "M")
-            },
-        }
+            "attacker": found[best][0]["accuracy"],
+            "attacker_95": found[best][0]["accuracy_95"],
+            "leak_nats": max(f["leak_nats"] for f, _ in found.values()),
+            "attackers": {name: {k: f[k] for k in ("accuracy", "balanced", "auc", "leak_nats")} for name, (f, _) in found.items()},
+            "frozen": float(((p > 0.5) == truth).mean()),
+            "distribution": quartiles(p, truth),
+            "fresh_distribution": quartiles(1 / (1 + np.exp(-found[best][1])), truth),
+        }  # fmt: skip
 
     def fresh(self, m: Mechanism, attacker: str, seed: int) -> dict[str, Any]:
         """An attacker of our own on the sanitized closed set, judged on its test pictures."""
+        return self.judged(self.attack(m, attacker, seed))
+
+    def attack(self, m: Mechanism, attacker: str, seed: int) -> Callable[[NDArray[np.bool_]], measure.Odds]:
+        """Train an attacker on the sanitized closed set; its log-odds of the pictures of a mask [N]."""
         draws = self.draws(m)
         if attacker.startswith("probe on "):
             matcher = attacker.removeprefix("probe on ")
             seen = [self._embed(m, matcher, d, "closed", i) for i, d in enumerate(draws)]
             c = self.closed
             net = attackers.probe((s[c.train] for s in seen), c.truth[c.train], seen[0][c.val], c.truth[c.val], seed)
-            return self.judged(lambda mask: net.odds(seen[0][mask]))
+            return lambda mask: net.odds(seen[0][mask])
         judge = self.fit(attacker, draws, seed)
-        return self.judged(lambda mask: judge(draws[0][mask]))
+        return lambda mask: judge(draws[0][mask])
 
     def fit(self, attacker: str, draws: list[Chips], seed: int) -> Judge:
         """Train one of `PIXEL_ATTACKERS` on draws of the closed set."""
@@ -386,6 +404,14 @@ PIXEL_ATTACKERS: dict[str, Callable[[Path], tuple[nn.Module, float]]] = {
 FRESH = (*PIXEL_ATTACKERS, *(f"probe on {matcher}" for matcher in MATCHERS))
 
 
+def quartiles(p: NDArray[np.floating[Any]], truth: NDArray[np.bool_]) -> dict[str, list[float]]:
+    """Of P(M) [N], over women's and over men's pictures."""
+    return {
+        who: [round(float(q), 4) for q in np.quantile(p[truth == (who == "M")], (0.25, 0.5, 0.75))]
+        for who in ("F", "M")
+    }
+
+
 def identification(train: Tensor, labels: Tensor, people: int) -> nn.Linear:
     """The service: a softmax over the closed set's people on the provider's embedding, trained on raw pictures only."""
     torch.manual_seed(0)
@@ -462,11 +488,11 @@ def found_again(model: runtime.Model, chips: NDArray[np.uint8], alpha: float) ->
 
 def audit(path: Path, folder: Path, networks: Path, work: Path, plan: Plan, alpha: float | None = None,
           saved: Path | None = None, others: list[Mechanism] | None = None,
-          curve: tuple[float, ...] = ()) -> dict[str, Any]:  # fmt: skip
+          curve: tuple[float, ...] = (), rival: Path | None = None) -> dict[str, Any]:  # fmt: skip
     """The whole report of one model at one alpha: the model itself, raw faces, and the baselines, in the same table.
 
     `saved`: the folder of its training, to set float32 beside int8. `others`: the baselines (None = all). `curve`:
-    alphas of the trade-off.
+    alphas of the trade-off. `rival`: the folder of a training of recipes/unet.toml, one more baseline.
     """
     model = runtime.prepare(path, path.read_bytes(), threads=2)  # not signed yet: it is signed when its claims are in
     alpha = model.metadata.alpha_default if alpha is None else alpha
@@ -476,8 +502,10 @@ def audit(path: Path, folder: Path, networks: Path, work: Path, plan: Plan, alph
     table: dict[str, Any] = {}
     compared = mechanisms.baselines(networks) if others is None else others
     rows = [(mechanisms.raw(), 1), (ours, plan.seeds), *((m, plan.baseline_seeds) for m in compared)]
+    if rival is not None:
+        rows.append((mechanisms.trained(rival, alpha, RIVAL), 1))
     if saved is not None:
-        rows.insert(2, (mechanisms.float_sanitizer(saved, alpha), 1))
+        rows.insert(2, (mechanisms.trained(saved, alpha), 1))
     for m, seeds in rows:
         name = m.name
         row: dict[str, Any] = {
@@ -529,10 +557,18 @@ def audit(path: Path, folder: Path, networks: Path, work: Path, plan: Plan, alph
     }  # fmt: skip
 
 
-def bound(c: ClosedSet) -> dict[str, float]:
-    """The information-theoretic bound of this label table: identity determines the attribute, so it is a line."""
+def bound(c: ClosedSet) -> dict[str, Any]:
+    """The information-theoretic bound of this label table: H(person | picture) of the best sanitizer, by its budget b.
+
+    Where the person determines the attribute it is the line H(P) - b; elsewhere `measure.smallest_loss` finds it.
+    """
+    joint = np.zeros((c.people, 2))
+    np.add.at(joint, (c.person, c.truth.astype(int)), 1)
     p = c.truth.mean()
-    return {"entropy_nats": float(-(p * np.log(p) + (1 - p) * np.log(1 - p)))}
+    entropy = float(-(p * np.log(p) + (1 - p) * np.log(1 - p)))
+    determined = bool(((joint > 0).sum(1) < 2).all())
+    points = [[b, max(0.0, entropy - b) if determined else measure.smallest_loss(joint, b)[0]] for b in BUDGETS]
+    return {"entropy_nats": entropy, "points": points}
 
 
 def describe(best: tuple[str, dict[str, Any]]) -> str:
@@ -733,6 +769,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--float", type=Path, metavar="RUN", help="the folder that export.train wrote, to set float32 beside int8"
     )
+    parser.add_argument(
+        "--rival", type=Path, metavar="RUN", help="a training of export/recipes/unet.toml, in the same table"
+    )
     parser.add_argument("--json", type=Path, help="write the report there")
     parser.add_argument(
         "--curve", action="store_true", help="also along the dial, at alpha " + ", ".join(f"{c:g}" for c in CURVE)
@@ -752,7 +791,7 @@ def main(arguments: list[str] | None = None) -> int:
         plan = QUICK if a.quick else Plan(seeds=a.seeds, epochs=a.epochs, brief=a.brief)
         others = [] if a.brief else [mechanisms.blur(4), mechanisms.pixelate(8)] if a.quick else None
         curve = CURVE if a.curve else ()
-        report = audit(a.model, a.data, a.networks, a.work, plan, a.alpha, a.float, others, curve)
+        report = audit(a.model, a.data, a.networks, a.work, plan, a.alpha, a.float, others, curve, a.rival)
         print(table(report))
         if a.html or a.figures:
             shown = runtime.prepare(a.model, a.model.read_bytes(), threads=2)

@@ -18,7 +18,9 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before onnxruntime is loaded
 
@@ -29,7 +31,7 @@ from tqdm import tqdm
 
 from export import data
 from export.errors import ExportError
-from export.networks import Device, Sanitizer
+from export.networks import LANDMARKS, LIGHT, Device, Sanitizer, Unet
 from export.recipe import Recipe
 
 OPSET = 17
@@ -39,7 +41,7 @@ SAMPLES = 64
 Run = Callable[[NDArray[np.uint8], NDArray[np.float32], float], NDArray[np.uint8]]
 
 
-def restore(path: Path) -> tuple[Sanitizer, Recipe, dict[str, Any]]:
+def restore(path: Path) -> tuple[Any, Recipe, dict[str, Any]]:
     """The sanitizer that `export.train` left in `path`, its recipe, and what else was saved with it.
 
     Raises:
@@ -49,9 +51,72 @@ def restore(path: Path) -> tuple[Sanitizer, Recipe, dict[str, Any]]:
         raise ExportError(f"no sanitizer.pt in {path}: train one with python -m export.train")
     saved = torch.load(path / "sanitizer.pt", weights_only=True)
     r = Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved["recipe"].items()})
-    sanitizer = Sanitizer(saved["features"], r.code, r.noise, r.stochastic)
+    sanitizer = Unet(r.stochastic) if r.unet else Sanitizer(saved["features"], r.code, r.noise, r.stochastic)
     sanitizer.load_state_dict(saved["weights"])
     return sanitizer.eval(), r, saved
+
+
+def unpack(path: Path) -> Sanitizer:
+    """The float sanitizer of an int8 model file: its dequantized weights, with the normalisation folded into them.
+
+    What is lost in the file is lost here: the two agree within the file's parity.
+
+    Raises:
+        ExportError: there is no such file, or it holds another network than `Sanitizer`.
+    """
+    try:
+        graph = onnx.load(str(path)).graph
+    except (OSError, DecodeError) as error:
+        raise ExportError(f"{path} is no model file to begin from: {error}") from error
+    stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    made = {node.output[0]: node for node in graph.node}
+
+    def value(name: str) -> NDArray[np.float32]:
+        """A constant, dequantized."""
+        if name in stored:
+            return np.asarray(stored[name], np.float32)
+        if name not in made or made[name].op_type != "DequantizeLinear" or made[name].input[0] not in stored:
+            raise ExportError(f"{path} holds another network than this trainer's: {name} is no weight")
+        whole, scale, zero = (stored[i] for i in made[name].input)
+        shape = (-1,) + (1,) * (whole.ndim - 1) if scale.ndim else ()
+        return np.asarray((whole.astype(np.float32) - zero.reshape(shape)) * scale.reshape(shape), np.float32)
+
+    layers = [[value(i) for i in node.input[1:]] for node in graph.node if node.op_type == "Conv"]
+    names = {value_.name for value_ in graph.input}
+    shapes = [layer[0].shape for layer in layers]
+    try:
+        features, code = shapes[9][0] - LANDMARKS - LIGHT, shapes[10][0]
+        sanitizer = Sanitizer(features, code, 1.0, "noise" in names).eval()
+        convolutions = [m for m in sanitizer.modules() if isinstance(m, torch.nn.Conv2d)]
+        expected = [tuple(m.weight.shape) for m in convolutions]
+    except (IndexError, RuntimeError) as error:
+        raise ExportError(f"{path} holds another network than this trainer's: its layers are {shapes}") from error
+    if shapes != expected:
+        raise ExportError(f"{path} holds another network than this trainer's: layers {shapes}, expected {expected}")
+    norms = iter(m for m in sanitizer.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    with torch.no_grad():
+        for convolution, (weight, *bias) in zip(convolutions, layers, strict=True):
+            convolution.weight.copy_(torch.from_numpy(weight))
+            if convolution.bias is not None:
+                convolution.bias.copy_(torch.from_numpy(bias[0]))
+            elif bias:  # a folded normalisation: as it is, but for its shift
+                norm = next(norms)
+                norm.running_var.fill_(1 - norm.eps)
+                norm.bias.copy_(torch.from_numpy(bias[0]))
+    if sanitizer.noise_dim:
+        sanitizer.noise = loudness(graph, value)
+    return sanitizer
+
+
+def loudness(graph: onnx.GraphProto, value: Callable[[str], NDArray[np.float32]]) -> float:
+    """The constant that the dial is multiplied by, before it scales the noise."""
+    dial = {"alpha"}
+    for node in graph.node:
+        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[0] in dial:
+            dial.add(node.output[0])
+        if node.op_type == "Mul" and dial & set(node.input):
+            return float(value(next(i for i in node.input if i not in dial)))
+    return 1.0  # by one: an optimizer took it out
 
 
 def export_fp32(sanitizer: Sanitizer, path: Path) -> None:
@@ -221,6 +286,8 @@ def compile_model(
 ) -> dict[str, Any]:
     """Everything from `sanitizer.pt` to the model file; the parity report."""
     sanitizer, r, saved = restore(path)
+    if r.unet:
+        raise ExportError(f"{path} is the baseline, which has no int8 file: compare it with export.audit --rival")
     train = faces.where(data.training_rows(faces)).chips
     validation = faces.where(data.validation_rows(faces)).chips
     random = np.random.default_rng(0)
@@ -237,7 +304,7 @@ def compile_model(
             "alpha_range": [0.0, 1.0],
             "alpha_default": default,
             "private": r.private,
-            "utility": "identity",
+            "utility": r.utility_column or "identity",
             "claims": claims,
             "provenance": {
                 "commit": git_commit(),
@@ -245,7 +312,8 @@ def compile_model(
                 "data_sha256": saved["data_digest"],
                 "steps": saved["step"],
                 "seed": r.seed,
-            },
+            }
+            | ({"from_sha256": saved["from"]} if saved.get("from") else {}),
         }
         seal(out, metadata)
         sample = validation[random.permutation(len(validation))[:256]]

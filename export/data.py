@@ -10,8 +10,9 @@ Two layouts are read:
 
 import csv
 import hashlib
+import itertools
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,9 +51,26 @@ class Faces:
         """The faces for which `mask` [N] holds."""
         return replace(self, chips=self.chips[mask], columns={k: v[mask] for k, v in self.columns.items()})
 
-    def labels(self, column: str) -> tuple[NDArray[np.int64], list[str]]:
-        """Class numbers [N] of a column (-1 where unknown) and the sorted class names."""
+    def labels(self, column: str, bins: Sequence[float] = ()) -> tuple[NDArray[np.int64], list[str]]:
+        """Class numbers [N] of a column (-1 where unknown) and the class names, sorted.
+
+        A column of numbers becomes groups by `bins`, their ascending edges: [30, 45] makes "<30", "30 to <45" and ">=45".
+
+        Raises:
+            DataError: no such column, or a value that is no number where there are bins.
+        """
         values = self[column]
+        if bins:
+            edges = [f"{edge:g}" for edge in bins]
+            known = values != ""
+            try:
+                groups = np.digitize(values[known].astype(float), bins)
+            except ValueError as error:
+                raise DataError(f"column {column!r} cannot be grouped by {', '.join(edges)}: {error}") from error
+            grouped = np.full(len(values), -1, np.int64)
+            grouped[known] = groups
+            between = [f"{low} to <{high}" for low, high in itertools.pairwise(edges)]
+            return grouped, [f"<{edges[0]}", *between, f">={edges[-1]}"]
         names = sorted(set(values.tolist()) - {""})
         number = {name: i for i, name in enumerate(names)} | {"": -1}
         return np.array([number[v] for v in values.tolist()], np.int64), names

@@ -46,5 +46,10 @@ def sanitizer_loss(utility: Tensor, privacy: Tensor, alpha: Tensor) -> Tensor:
 
 
 def attacker_loss(sanitized_logits: Tensor, raw_logits: Tensor, truth: Tensor, raw_truth: Tensor) -> Tensor:
-    """Loss_P (a scalar): the privacy network must be right on sanitized pictures, and stay right on raw ones."""
-    return F.cross_entropy(sanitized_logits, truth) + F.cross_entropy(raw_logits, raw_truth)
+    """Loss_P (a scalar): the privacy network must be right on sanitized pictures, and stay right on raw ones.
+
+    Pictures whose truth is unknown (-1) do not count.
+    """
+    return F.cross_entropy(sanitized_logits, truth, ignore_index=-1) + F.cross_entropy(
+        raw_logits, raw_truth, ignore_index=-1
+    )

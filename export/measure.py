@@ -50,6 +50,15 @@ def information(odds: Odds, truth: Truth, fit_odds: Odds, fit_truth: Truth) -> O
 
     Temperature and bias are fitted on other rows first, so that the attacker's over-confidence does not hide its leak.
     """
+    fitted = torch.from_numpy(calibrated(odds, fit_odds, fit_truth))
+    crossed = F.binary_cross_entropy_with_logits(fitted, torch.from_numpy(truth).double(), reduction="none")
+    p = truth.mean()
+    result: Odds = -(p * np.log(p) + (1 - p) * np.log(1 - p)) - crossed.numpy()
+    return result
+
+
+def calibrated(odds: Odds, fit_odds: Odds, fit_truth: Truth) -> Odds:
+    """Log-odds after the temperature and bias that fit other rows best (Platt 1999; Guo et al. 2017)."""
     x, y = torch.from_numpy(fit_odds).double(), torch.from_numpy(fit_truth).double()
     scale = torch.ones((), dtype=torch.double, requires_grad=True)
     bias = torch.zeros((), dtype=torch.double, requires_grad=True)
@@ -63,11 +72,7 @@ def information(odds: Odds, truth: Truth, fit_odds: Odds, fit_truth: Truth) -> O
 
     optimizer.step(closure)
     with torch.no_grad():
-        calibrated = scale * torch.from_numpy(odds).double() + bias
-        crossed = F.binary_cross_entropy_with_logits(calibrated, torch.from_numpy(truth).double(), reduction="none")
-    p = truth.mean()
-    result: Odds = -(p * np.log(p) + (1 - p) * np.log(1 - p)) - crossed.numpy()
-    return result
+        return np.asarray((scale * torch.from_numpy(odds).double() + bias).numpy())
 
 
 def bootstrap(

@@ -4,6 +4,7 @@ A mechanism takes chips uint8 [N, 112, 112, 3] RGB, their truth bool [N] and a s
 Only the Semi-Adversarial Network and PGD look at the truth: the first is told it by design.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from edgesan import noise
 from edgesan.faces import session_options
 from export.compile import restore
 from export.errors import ExportError
-from export.networks import Device, Provider
+from export.networks import Provider, half
 
 Chips = NDArray[np.uint8]
 BATCH = 32
@@ -53,24 +54,22 @@ def sanitizer(model: runtime.Model, alpha: float, name: str = "edgesan") -> Mech
     return Mechanism(name, f"{model.sha256}@{alpha:g}", apply, model.noise_dimensions > 0)
 
 
-def float_sanitizer(run: Path, alpha: float) -> Mechanism:
-    """The same network before quantization, from the folder that the training wrote."""
+def trained(run: Path, alpha: float, name: str = "edgesan, float32") -> Mechanism:
+    """A network as it was trained, before quantization, from the folder that `export.train` wrote: ours or the U-Net."""
     net, _, _ = restore(run)
-    device = Device(net).eval()
 
     @torch.no_grad()
     def apply(chips: Chips, truth: NDArray[np.bool_], seed: int) -> Chips:
-        z = torch.from_numpy(draw_noise(net.noise_dim, len(chips), seed))
-        dial = torch.full((len(chips), 1), alpha)
-        parts = [
-            device(torch.from_numpy(chips[rows]), *([z[rows]] if net.noise_dim else []), dial[rows]).numpy()
-            for rows in batches(len(chips), "float32")
-        ]
-        return np.concatenate(parts)
+        z = torch.from_numpy(draw_noise(net.noise_dim, len(chips), seed)) if net.noise_dim else None
+        parts = []
+        for rows in batches(len(chips), name):
+            x = torch.from_numpy(chips[rows].transpose(0, 3, 1, 2).copy()).float() / 255
+            y = net(x, None if z is None else z[rows], torch.full((len(x), 1), alpha))
+            parts.append((y * 255).round().to(torch.uint8).numpy().transpose(0, 2, 3, 1))
+        return np.ascontiguousarray(np.concatenate(parts))
 
-    return Mechanism(
-        "edgesan, float32", f"{(run / 'sanitizer.pt').stat().st_mtime_ns}@{alpha:g}", apply, net.noise_dim > 0
-    )
+    digest = hashlib.sha256((run / "sanitizer.pt").read_bytes()).hexdigest()
+    return Mechanism(name, f"{digest}@{alpha:g}", apply, net.noise_dim > 0)
 
 
 def raw() -> Mechanism:
@@ -120,7 +119,7 @@ def pgd(networks: Path, bound: int = 8, steps: int = 10, name: str = "gender_fac
             limit, y = bound / 255, x.clone()
             for _ in range(steps):
                 y.requires_grad_()
-                with torch.autocast("cpu", dtype=torch.bfloat16):
+                with half(torch.device("cpu")):
                     loss = F.cross_entropy(net(y).float(), labels[rows])
                 (gradient,) = torch.autograd.grad(loss, y)
                 y = y.detach() + 2.5 * limit / steps * gradient.sign()

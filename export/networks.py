@@ -3,8 +3,10 @@
 Pictures are float32 [N, 3, 112, 112] in 0..1 throughout; the sanitizer's ONNX contract (uint8, NHWC) is `Device`.
 """
 
+import hashlib
 import tomllib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -87,12 +89,7 @@ class Painter(nn.Module):
         self.up2 = nn.Conv2d(middle, fine, 3, padding=1)  # 28x28
         self.block3 = nn.Conv2d(fine, fine, 3, padding=1)
         self.head = nn.Conv2d(fine, 48, 3, padding=1)
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d) and layer is not self.spread:
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
-        nn.init.normal_(self.head.weight, std=0.1 / (9 * fine) ** 0.5)
-        nn.init.constant_(self.head.bias, 0.5)
+        start_grey([m for m in self.modules() if isinstance(m, nn.Conv2d) and m is not self.spread], self.head)
 
     def forward(self, noisy: Tensor, alpha: Tensor) -> Tensor:
         """A noisy code [N, code, 1, 1] and alpha [N, 1, 1, 1] -> an unshuffled picture [N, 48, 28, 28]."""
@@ -145,6 +142,16 @@ class Sanitizer(nn.Module):
         return shuffle(self.body(unshuffle(face), z, alpha))
 
 
+def start_grey(layers: Sequence[nn.Conv2d], head: nn.Conv2d) -> None:
+    """Weights that carry what comes in through (He et al. 2015), and a last layer that begins with a grey picture."""
+    for layer in layers:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        assert layer.bias is not None
+        nn.init.zeros_(layer.bias)
+    nn.init.normal_(head.weight, std=0.1 / (9 * head.in_channels) ** 0.5)
+    nn.init.constant_(head.bias, 0.5)
+
+
 def normed(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
     """A 3x3 convolution and a normalisation that folds into it."""
     return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs))
@@ -155,10 +162,70 @@ def larger(x: Tensor) -> Tensor:
     return F.interpolate(x, scale_factor=2, mode="nearest")
 
 
+def half(device: torch.device) -> torch.autocast:
+    """bfloat16 where the processor computes in it: where it does not, it is emulated, at half the speed."""
+    fast = device.type == "cuda" or "avx512_bf16" in processor_flags()
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=fast)
+
+
+@cache
+def processor_flags() -> frozenset[str]:
+    """What Linux says that the processor can do (x86)."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return frozenset(next((line for line in lines if line.startswith("flags")), "").split())
+
+
 def perceptron(inputs: int, outputs: int, hidden: int = 256) -> nn.Sequential:
     """Two hidden layers: what reads a code, for the service or against it."""
     return nn.Sequential(
         nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs)
+    )
+
+
+class Unet(nn.Module):
+    """The authors' shape, for comparison: gray 128x128, five levels of two 3x3 convolutions, skips, noise at the bottleneck.
+
+    0.95 GMAC a face. The skips carry the picture around the noise; that is the point of comparing.
+    """
+
+    WIDTHS: ClassVar = (16, 32, 64, 128, 256)
+
+    def __init__(self, stochastic: bool = True) -> None:
+        """The noise is one map of 8x8 beside the bottleneck's input; the dial is a map there and beside the picture."""
+        super().__init__()
+        self.noise_dim = 64 if stochastic else 0
+        before = (2, *self.WIDTHS[:-2], self.WIDTHS[-2] + 1 + bool(stochastic))
+        self.down = nn.ModuleList(twice(i, o) for i, o in zip(before, self.WIDTHS, strict=True))
+        pairs = list(zip(self.WIDTHS[::-1], self.WIDTHS[-2::-1], strict=False))
+        self.up = nn.ModuleList(nn.Conv2d(i, o, 3, padding=1) for i, o in pairs)
+        self.join = nn.ModuleList(twice(2 * o, o) for _, o in pairs)
+        self.head = nn.Conv2d(self.WIDTHS[0], 1, 3, padding=1)
+        start_grey([m for m in self.modules() if isinstance(m, nn.Conv2d)], self.head)
+
+    def forward(self, face: Tensor, z: Tensor | None, alpha: Tensor) -> Tensor:
+        """face [N, 3, 112, 112] in 0..1, z [N, 64], alpha [N, 1] -> a gray face [N, 3, 112, 112]."""
+        gray = (face * face.new_tensor([0.299, 0.587, 0.114]).view(1, 3, 1, 1)).sum(1, keepdim=True)
+        x = F.interpolate(gray, (128, 128), mode="bilinear", antialias=True)
+        dial, kept = alpha[..., None, None], []
+        x = torch.cat([x, dial.expand(-1, 1, 128, 128)], 1)
+        for level, block in enumerate(self.down):
+            x = F.max_pool2d(x, 2) if level else x
+            if level == len(self.down) - 1:
+                maps = [x, dial.expand(-1, 1, 8, 8)]
+                x = torch.cat([*maps, z.reshape(-1, 1, 8, 8)] if self.noise_dim and z is not None else maps, 1)
+            x = block(x)
+            kept.append(x)
+        for up, block, skip in zip(self.up, self.join, kept[-2::-1], strict=True):
+            x = block(torch.cat([F.relu(up(larger(x))), skip], 1))
+        y = F.interpolate(clip(self.head(x), 0, 1), (112, 112), mode="bilinear", antialias=True)
+        return y.expand(-1, 3, -1, -1)
+
+
+def twice(inputs: int, outputs: int) -> nn.Sequential:
+    """Two 3x3 convolutions."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 3, padding=1), nn.ReLU(), nn.Conv2d(outputs, outputs, 3, padding=1), nn.ReLU()
     )
 
 
@@ -252,28 +319,72 @@ class Residual(nn.Module):
         return F.relu(x + self.norm(self.conv(x)))
 
 
+DEFAULTS: dict[str, Any] = {"box": [0, 0, 112, 112], "order": "RGB", "mean": 127.5, "scale": 127.5, "classes": []}
+CONTRACT = ("file", "output", "classes", "box", "size", "order", "mean", "scale")
+
+
+def contract(name: str, folder: Path, said: dict[str, Any] | None = None) -> tuple[Path, dict[str, Any]]:
+    """A provider's file and input contract, by its name in a `providers.toml`, or by the path of its .onnx file.
+
+    A path needs no entry: what neither `said` nor the `providers.toml` beside the file tells is as in DEFAULTS, and
+    size and output are the graph's own. Neither replaces a key that the other has: `said` comes first.
+
+    Raises:
+        NetworkError: nobody of that name, no such file, no TOML, an unknown key or a value of another kind.
+    """
+    path = Path(name) if name.endswith(".onnx") else None
+    tables: dict[str, dict[str, Any]] = tomllib.loads(PROVIDERS.read_text())
+    own = (path.parent if path else folder) / PROVIDERS.name  # bring your own: contracts beside the networks
+    if own.exists():
+        try:
+            tables |= tomllib.loads(own.read_text())
+        except tomllib.TOMLDecodeError as error:
+            raise NetworkError(f"{own} is no TOML: {error}") from error
+    if path is None and name not in tables:
+        raise NetworkError(f"no provider {name!r} in {PROVIDERS.name}; it has {', '.join(tables)}")
+    c = DEFAULTS | tables.get(path.stem if path else name, {}) | (said or {})
+    file = path or folder / str(c.get("file", f"{name}.onnx"))
+    unknown = sorted(c.keys() - set(CONTRACT))
+    if unknown:
+        raise NetworkError(
+            f"the input contract of {name} has the unknown key {unknown[0]}; known are {', '.join(CONTRACT)}"
+        )
+    numbers = {"mean": 3, "scale": 3, "box": 4}
+    for key, count in numbers.items():
+        values = c[key] if isinstance(c[key], list) else [c[key]] * 3
+        if len(values) != count or not all(isinstance(v, int | float) for v in values):
+            raise NetworkError(f"the input contract of {name}: {key} must be {count} numbers, not {c[key]!r}")
+        c[key] = values
+    if 0 in c["scale"]:
+        raise NetworkError(f"the input contract of {name}: scale divides the picture, and must not be 0")
+    if c["order"] not in ("RGB", "BGR"):
+        raise NetworkError(f'the input contract of {name}: order must be "RGB" or "BGR", not {c["order"]!r}')
+    if not isinstance(c["classes"], list) or not all(isinstance(v, str) for v in c["classes"]):
+        raise NetworkError(f"the input contract of {name}: classes must be a list of names, not {c['classes']!r}")
+    return file, c
+
+
 class Provider(nn.Module):
     """A provider's network with its own input contract: chips in 0..1 to embeddings (or logits), frozen.
 
     For a classifier the output is the log-odds, the input of its last Softmax: the softmax itself saturates.
     """
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, said: dict[str, Any] | None = None) -> None:
         super().__init__()
-        contracts = tomllib.loads(PROVIDERS.read_text())
-        own = folder / PROVIDERS.name  # bring your own: contracts beside the networks
-        if own.exists():
-            contracts |= tomllib.loads(own.read_text())
-        if name not in contracts:
-            raise NetworkError(f"no provider {name!r} in {PROVIDERS.name}; it has {', '.join(contracts)}")
-        c = contracts[name]
+        self.name = name
+        self.path, c = contract(name, folder, said)
+        size, output = shapes(self.path, c.get("size"), c.get("output"))
         self.box: tuple[int, int, int, int] = tuple(c["box"])
-        self.size, self.bgr, self.classes = int(c["size"]), c["order"] == "BGR", list(c.get("classes", []))
-        self.net = FrozenOnnx(folder / c["file"], [c["output"]], logits=bool(self.classes))
-        self.register_buffer("mean", torch.tensor(c["mean"]).view(1, 3, 1, 1))
-        self.register_buffer("scale", torch.tensor(c["scale"]).view(1, 3, 1, 1))
+        self.size, self.bgr, self.classes = size, c["order"] == "BGR", list(c["classes"])
+        self.net = FrozenOnnx(self.path, [output], logits=bool(self.classes))
+        self.output = output
+        self.digest = hashlib.sha256(self.path.read_bytes() + repr(sorted(c.items())).encode()).hexdigest()
+        self.register_buffer("mean", torch.tensor(c["mean"], dtype=torch.float32).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor(c["scale"], dtype=torch.float32).view(1, 3, 1, 1))
 
-    def forward(self, face: Tensor) -> Tensor:
+    def prepared(self, face: Tensor) -> Tensor:
+        """Chips [N, 3, 112, 112] in 0..1 as the network takes them [N, 3, size, size]."""
         x0, y0, x1, y1 = self.box
         x = F.pad(face, (0, 0, 0, max(0, y1 - face.shape[2])), mode="replicate") * 255
         x = x[:, :, y0:y1, x0:x1]
@@ -281,9 +392,11 @@ class Provider(nn.Module):
             x = F.interpolate(x, (self.size, self.size), mode="bilinear", antialias=True)
         if self.bgr:
             x = x.flip(1)
-        x = ((x - self.mean) / self.scale).contiguous(memory_format=torch.channels_last)
-        (out,) = self.net(x)
-        return out if self.classes else F.normalize(out.float())
+        return ((x - self.mean) / self.scale).contiguous(memory_format=torch.channels_last)
+
+    def forward(self, face: Tensor) -> Tensor:
+        (out,) = self.net(self.prepared(face))
+        return out.flatten(1) if self.classes else F.normalize(out.flatten(1).float())
 
 
 class Finder(nn.Module):
@@ -323,6 +436,55 @@ class Finder(nn.Module):
         return score.exp(), marks[torch.arange(len(face), device=face.device), at] + anchor
 
 
+def read_graph(path: Path) -> onnx.GraphProto:
+    """The graph of an ONNX file.
+
+    Raises:
+        NetworkError: it cannot be read.
+    """
+    try:
+        return onnx.load(path).graph
+    except (OSError, DecodeError) as error:
+        raise NetworkError(f"{path} cannot be read as an ONNX network: {error}") from error
+
+
+def shapes(path: Path, size: int | None, output: str | None) -> tuple[int, str]:
+    """The side of the picture that a provider's graph takes, and its output: its own where the contract is silent.
+
+    Raises:
+        NetworkError: it is no function of one float32 picture [N, 3, size, size] with a free N, or the contract names
+            another size or output than its own.
+    """
+    graph = read_graph(path)
+    weights = {tensor.name for tensor in graph.initializer}
+    inputs = [value for value in graph.input if value.name not in weights]
+    if len(inputs) != 1:
+        names = ", ".join(value.name for value in inputs) or "none"
+        raise NetworkError(f"{path} must take one input, a picture; it takes {names}")
+    kind = inputs[0].type.tensor_type
+    dims = [d.dim_value or d.dim_param or "?" for d in kind.shape.dim]
+    told = f"{path}: input {inputs[0].name} is {onnx.TensorProto.DataType.Name(kind.elem_type).lower()} {dims}"
+    if (
+        kind.elem_type != onnx.TensorProto.FLOAT
+        or len(dims) != 4
+        or (dims[1] not in (3, "?") and isinstance(dims[1], int))
+    ):
+        raise NetworkError(f"{told}; expected is float [N, 3, size, size]")
+    if isinstance(dims[0], int):
+        raise NetworkError(f"{told}: N is fixed; export the network with a free first dimension")
+    own = {d for d in dims[2:] if isinstance(d, int)}
+    if len(own) > 1 or (size is not None and own and own != {size}):
+        raise NetworkError(
+            f"{told}; expected is a square of size {size or 'x size'}: say its size in the input contract"
+        )
+    outputs = [value.name for value in graph.output]
+    if output is None and len(outputs) != 1:
+        raise NetworkError(
+            f"{path} has the outputs {', '.join(outputs)}: say which one with output in the input contract"
+        )
+    return size or (own.pop() if own else 112), output or outputs[0]
+
+
 class FrozenOnnx(nn.Module):
     """An ONNX graph as a differentiable torch module whose weights never change.
 
@@ -333,10 +495,7 @@ class FrozenOnnx(nn.Module):
     def __init__(self, path: Path, outputs: Sequence[str], logits: bool = False) -> None:
         """`logits`: an output that is a softmax is taken before it."""
         super().__init__()
-        try:
-            graph = onnx.load(path).graph
-        except (OSError, DecodeError) as error:
-            raise NetworkError(f"{path} cannot be read as an ONNX network: {error}") from error
+        graph = read_graph(path)
         self.weights: dict[str, str] = {}
         for i, tensor in enumerate(graph.initializer):
             self.weights[tensor.name] = f"w{i}"

@@ -84,16 +84,21 @@ def trade_off(report: dict[str, Any], axes: Axes) -> None:
 
 def bound(report: dict[str, Any], axes: Axes) -> None:
     """The same in nats, beside the bound that nobody can beat: who knows the person knows the gender."""
-    entropy = report["bound"]["entropy_nats"]
-    axes.plot([0, entropy], [entropy, 0], "k-", lw=1, label="bound: H(P) - leak")
+    draw_bound(report["bound"], axes)
     for name, row in report["table"].items():
         axes.plot(max(0.0, strongest(row)[1]["leak_nats"]), row["utility"]["nats"], "*" if name == OURS else "o")
         axes.annotate(name, (max(0.0, strongest(row)[1]["leak_nats"]), row["utility"]["nats"]), fontsize=7, xytext=(4, 3), textcoords="offset points")  # fmt: skip
-    axes.set(
-        xlabel="leak about gender, nats", ylabel="H(person | picture), nats", title="Against the information bound"
-    )
-    axes.set_yscale("symlog", linthresh=1)
+    axes.set(title="Against the information bound")
     axes.legend(fontsize=7)
+
+
+def draw_bound(found: dict[str, Any], axes: Axes) -> None:
+    """The bound of `audit.bound` as a line, on axes of its own units."""
+    entropy = found["entropy_nats"]
+    points = [*found.get("points", [[0.0, entropy]]), [entropy, 0.0]]
+    axes.plot(*zip(*points, strict=True), "k-", lw=1, label="bound: H(P) - leak")
+    axes.set(xlabel="leak about gender, nats", ylabel="H(person | picture), nats")
+    axes.set_yscale("symlog", linthresh=1)
 
 
 def top5_by_alpha(report: dict[str, Any], axes: Axes) -> None:

@@ -8,12 +8,14 @@ It saves itself every `evaluate_every` steps and goes on from there when started
 """
 
 import argparse
+import hashlib
 import json
 import math
 import os
 import sys
 import time
-from dataclasses import asdict, dataclass
+import tomllib
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,12 +29,14 @@ from tqdm import tqdm
 
 from edgesan.faces import DETECTOR
 from edgesan.sanitize import OPACITY
-from export import data, losses
+from export import compile as compiler
+from export import data, door, losses
 from export import recipe as recipes
-from export.errors import DataError, ExportError
-from export.networks import LANDMARKS, LIGHT, Finder, Provider, Sanitizer, perceptron, unshuffle
+from export.errors import DataError, ExportError, NetworkError
+from export.networks import LANDMARKS, LIGHT, Attacker, Finder, Provider, Sanitizer, Unet, half, perceptron, unshuffle
 from export.recipe import Recipe
 
+MOST_CLASSES = 16  # of an attribute
 CELLS = 4  # the pixelated surroundings of a chip, in cells a side: about what the device's background leaves there
 
 
@@ -45,8 +49,8 @@ class Material:
     classes: list[str]  # of the private attribute
     prior: Tensor  # P(p) [K], from the training rows
     taught: Tensor  # [views, N, D + 15]: what the teachers say: embedding (unit length), landmarks, light
-    person: Tensor  # int64 [N]: the utility variable, -1 where it is none of its classes
-    prototypes: Tensor  # [people, D]: mean raw embedding of each class
+    useful: Tensor  # int64 [N]: the utility variable, -1 where it is unknown or none of its classes
+    service: nn.Linear  # an embedding [n, D] -> logits [n, U] of the utility variable
     train: Tensor  # int64, rows for training
     validation: Tensor  # int64, rows of other people
     device: torch.device
@@ -54,7 +58,7 @@ class Material:
     @property
     def features(self) -> int:
         """D, of the embedding."""
-        return self.prototypes.shape[1]
+        return self.service.in_features
 
     def pictures(self, views: Tensor, rows: Tensor) -> Tensor:
         """Views [n] of rows [n] as float32 [n, 3, 112, 112] in 0..1."""
@@ -64,50 +68,102 @@ class Material:
 
 
 def gather(
-    faces: data.Faces, r: Recipe, utility: Provider, finder: Finder, out: Path, device: torch.device
+    faces: data.Faces, r: Recipe, utility: Provider, finder: Finder, cache: Path, device: torch.device
 ) -> Material:
-    """Labels, prior, what the teachers say of each picture, and the classes of the utility variable."""
-    private, classes = faces.labels(r.private)
-    train = np.flatnonzero(data.training_rows(faces) & (private >= 0))
+    """Labels, prior, what the teachers say of each picture, and the classes of the utility variable.
+
+    Raises:
+        DataError: too few pictures, a class that none of them shows, or a column that is no attribute.
+    """
+    private, classes = attribute(faces, r.private, r.private_bins)
+    rows = data.training_rows(faces)
+    if r.utility_column:
+        useful, names = attribute(faces, r.utility_column, r.utility_bins)
+    else:
+        useful, names = people(faces, rows, r.people_min)
+    train = np.flatnonzero(rows & ((private >= 0) | (useful >= 0)))
     validation = np.flatnonzero(data.validation_rows(faces) & (private >= 0))
-    if len(train) < r.read_batch or not len(validation):
+    counts = np.bincount(private[train][private[train] >= 0], minlength=len(classes))
+    if counts.sum() < r.read_batch or not len(validation):
         raise DataError(
-            f"{len(train)} training and {len(validation)} validation pictures with a known {r.private}: "
+            f"{counts.sum()} training and {len(validation)} validation pictures with a known {r.private}: "
             f"at least {r.read_batch} and 1 are needed"
         )
+    for column, names_, seen in ((r.private, classes, private), (r.utility_column, names, useful)):
+        lacking = [names_[i] for i in range(len(names_)) if not (seen[train] == i).any()]
+        if lacking:
+            raise DataError(f"no training picture has the {column} {lacking[0]!r}; choose other sets or bins")
     validation = np.random.default_rng(0).permutation(validation)[:512]
-    people = faces["identity"]
-    names, counts = np.unique(people[train][people[train] != ""], return_counts=True)
-    names = names[counts >= r.people_min]
-    if len(names) < 2:
-        raise DataError(f"fewer than two people with {r.people_min} training pictures: nothing to recognise")
-    person = np.where(np.isin(people, names), np.searchsorted(names, people).clip(0, len(names) - 1), -1)
-    taught = teach(faces, r, utility, finder, out, device)
-    features = taught.shape[2] - LANDMARKS - LIGHT
-    of = torch.from_numpy(person[train])
-    raw = taught[0, torch.from_numpy(train), :features]
-    prototypes = F.normalize(torch.stack([raw[of == i].mean(0) for i in range(len(names))]))
-    prior = torch.from_numpy(np.bincount(private[train], minlength=len(classes)) / len(train)).float()
+    taught = teach(faces, r, utility, finder, cache, device)
+    raw = taught[0, torch.from_numpy(train), : taught.shape[2] - LANDMARKS - LIGHT]
+    service = probe if r.utility_column else prototypes
     return Material(
         faces.chips,
         torch.from_numpy(private).to(device),
         classes,
-        prior.to(device),
+        torch.from_numpy(counts / counts.sum()).float().to(device),
         taught.to(device),
-        torch.from_numpy(person).to(device),
-        prototypes.to(device),
+        torch.from_numpy(useful).to(device),
+        service(raw, torch.from_numpy(useful[train]), len(names), r.cosine_scale).to(device),
         torch.from_numpy(train),
         torch.from_numpy(validation),
         device,
     )
 
 
+def attribute(faces: data.Faces, column: str, bins: tuple[float, ...]) -> tuple[NDArray[np.int64], list[str]]:
+    """Class numbers [N] of a CSV column and their names; -1 where unknown.
+
+    Raises:
+        DataError: the column has fewer than two values, or so many that it is no class.
+    """
+    values, names = faces.labels(column, bins)
+    if not 2 <= len(names) <= MOST_CLASSES:
+        raise DataError(
+            f"column {column!r} has {len(names)} different values, 2 to {MOST_CLASSES} make an attribute: "
+            "group a column of numbers with private_bins or utility_bins"
+        )
+    return values, names
+
+
+def people(faces: data.Faces, rows: NDArray[np.bool_], least: int) -> tuple[NDArray[np.int64], list[str]]:
+    """The people with at least so many of these rows as the utility variable's classes; -1 where it is none of them."""
+    who = faces["identity"]
+    names, counts = np.unique(who[rows & (who != "")], return_counts=True)
+    names = names[counts >= least]
+    if len(names) < 2:
+        raise DataError(f"fewer than two people with {least} training pictures: nothing to recognise")
+    return np.where(np.isin(who, names), np.searchsorted(names, who).clip(0, len(names) - 1), -1), names.tolist()
+
+
+def prototypes(raw: Tensor, useful: Tensor, classes: int, scale: float) -> nn.Linear:
+    """Who is it? logits = scale * cosine to each person's mean raw embedding."""
+    mean = F.normalize(torch.stack([raw[useful == i].mean(0) for i in range(classes)]))
+    service = nn.Linear(raw.shape[1], classes, bias=False).requires_grad_(False)
+    service.weight.copy_(scale * mean)
+    return service
+
+
+def probe(raw: Tensor, useful: Tensor, classes: int, scale: float) -> nn.Linear:
+    """What a CSV column says, as far as the raw embedding tells it: a logistic regression on it, then frozen."""
+    torch.manual_seed(0)
+    service = nn.Linear(raw.shape[1], classes)
+    optimizer = torch.optim.Adam(service.parameters(), 0.1, weight_decay=1e-4)
+    with torch.enable_grad():
+        for _ in range(200):
+            loss = F.cross_entropy(service(raw), useful, ignore_index=-1)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return service.requires_grad_(False)
+
+
 @torch.no_grad()
-def teach(faces: data.Faces, r: Recipe, utility: Provider, finder: Finder, out: Path, device: torch.device) -> Tensor:
-    """What the teachers say of all views [views, N, D + 15], computed once per data set and kept beside the checkpoints."""
-    cache = out / f"taught-{r.utility}-{r.views}-{faces.digest()[:16]}.pt"
-    if cache.exists():
-        saved: Tensor = torch.load(cache, weights_only=True)
+def teach(faces: data.Faces, r: Recipe, utility: Provider, finder: Finder, cache: Path, device: torch.device) -> Tensor:
+    """What the teachers say of all views [views, N, D + 15], computed once per data set and kept in the folder `cache`."""
+    kept = cache / f"taught-{utility.digest[:16]}-{r.views}-{faces.digest()[:16]}.pt"
+    if kept.exists():
+        saved: Tensor = torch.load(kept, weights_only=True)
         return saved
     views = []
     for v in range(r.views):
@@ -120,8 +176,9 @@ def teach(faces: data.Faces, r: Recipe, utility: Provider, finder: Finder, out: 
             offsets = (offsets * (score > 0.5)[:, None]).clamp(-4, 4)
             parts.append(torch.cat([utility(x), offsets, light(x)], 1).cpu())
         views.append(torch.cat(parts))
-    torch.save(torch.stack(views), cache)
-    return torch.stack(views)
+    taught = torch.stack(views)
+    keep(kept, taught)
+    return taught
 
 
 def light(x: Tensor) -> Tensor:
@@ -170,7 +227,7 @@ class Stage:
 
     name: ClassVar[str]
 
-    def __init__(self, r: Recipe, m: Material, s: Sanitizer, steps: int, lr: float, learner: nn.Module) -> None:
+    def __init__(self, r: Recipe, m: Material, s: Any, steps: int, lr: float, learner: nn.Module) -> None:
         self.r, self.m, self.s, self.steps, self.lr, self.learner = r, m, s, steps, lr, learner
         self.optimizer = torch.optim.AdamW(learner.parameters(), lr, weight_decay=r.weight_decay)
         self.state: dict[str, Any] = {"sanitizer": s, "optimizer": self.optimizer}
@@ -178,9 +235,9 @@ class Stage:
         self.batch = max(2, getattr(r, f"{self.name}_batch") // world)
 
     def rate(self, step: int) -> float:
-        """The learning rate: up in 100 steps, down along a cosine."""
+        """The learning rate: up in 100 steps (a tenth of a short stage), down along a cosine."""
         decay = 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / self.steps))
-        return self.lr * min(1.0, (step + 1) / 100) * decay
+        return self.lr * min(1.0, (step + 1) / min(100, 1 + self.steps // 10)) * decay
 
     def step(self, step: int) -> dict[str, Tensor]:
         """Learn from one batch; what to show on the bar."""
@@ -200,14 +257,11 @@ class Read(Stage):
         super().__init__(r, m, s, r.read_steps, r.read_lr, s.reader)
 
     def losses(self, views: Tensor, rows: Tensor) -> dict[str, Tensor]:
-        with torch.autocast(self.m.device.type, dtype=torch.bfloat16):
+        with half(self.m.device):
             told = self.s.reader(unshuffle(self.m.pictures(views, rows)))[..., 0, 0].float()
         taught, d = self.m.taught[views, rows], self.m.features
         embedding = F.normalize(told[:, :d])
-        u = losses.utility_loss(
-            self.r.cosine_scale * taught[:, :d] @ self.m.prototypes.T,
-            self.r.cosine_scale * embedding @ self.m.prototypes.T,
-        )
+        u = losses.utility_loss(self.m.service(taught[:, :d]), self.m.service(embedding))
         return {
             "cosine": (embedding * taught[:, :d]).sum(1),
             "u": u,
@@ -244,8 +298,7 @@ class Hide(Stage):
         )
         self.state |= {"readout": self.readout, "attackers": self.attackers}
         self.state |= {"optimizer_p": self.optimizer_p} if self.optimizer_p else {}
-        known = m.person[m.train.to(m.device)].cpu() >= 0
-        self.known = m.train[known]
+        self.pools = [m.train[labels[m.train.to(m.device)].cpu() >= 0] for labels in (m.private, m.useful)]
         self.told = tell(s, m, r.views)
 
     def noisy(self, told: Tensor, alpha: Tensor) -> Tensor:
@@ -254,11 +307,11 @@ class Hide(Stage):
         return torch.cat([self.s.hide(told, z, alpha), alpha], 1)
 
     def step(self, step: int) -> dict[str, Tensor]:
-        r, m, half = self.r, self.m, self.batch // 2
-        rows = torch.cat([pool[torch.randint(len(pool), (half,))] for pool in (m.train, self.known)])
-        told = self.told[torch.randint(r.views, (2 * half,)), rows].to(m.device)
+        r, m, part = self.r, self.m, self.batch // 2
+        rows = torch.cat([pool[torch.randint(len(pool), (part,))] for pool in self.pools])
+        told = self.told[torch.randint(r.views, (2 * part,)), rows].to(m.device)
         rows = rows.to(m.device)
-        alpha, truth = dial(r, 2 * half, m.device), m.private[rows]
+        alpha, truth = dial(r, 2 * part, m.device), m.private[rows]
 
         # Loss_P: right on noisy codes, each time with new noise, and still right where nothing is hidden
         for _ in range(r.attacker_steps if self.optimizer_p else 0):
@@ -271,10 +324,10 @@ class Hide(Stage):
         noisy = self.noisy(told, alpha)
         said, d = self.readout(noisy), m.features
         embedding, taught = F.normalize(said[:, :d]), m.taught[0, rows]
-        logits = r.cosine_scale * embedding @ m.prototypes.T
-        u = losses.utility_loss(r.cosine_scale * taught[:, :d] @ m.prototypes.T, logits)
-        u = u + 2 * (1 - (embedding * taught[:, :d]).sum(1))
-        u = u + F.cross_entropy(1.5 * logits, m.person[rows], ignore_index=-1, reduction="none")
+        logits = m.service(embedding)
+        u = losses.utility_loss(m.service(taught[:, :d]), logits)
+        u = u + r.alike * (1 - (embedding * taught[:, :d]).sum(1))
+        u = u + F.cross_entropy(1.5 * logits, m.useful[rows], ignore_index=-1, reduction="none")
         rest = (said[:, d:] - taught[:, d:]).square()
         p = torch.stack([losses.privacy_loss(m.prior, a(noisy)) for a in self.attackers] or [torch.zeros_like(u)]).mean(
             0
@@ -325,7 +378,7 @@ class Paint(Stage):
         r: Recipe,
         m: Material,
         s: Sanitizer,
-        readout: nn.Module,
+        hide: Hide,
         utility: Provider,
         finder: Finder,
         frozen: list[Provider],
@@ -333,9 +386,9 @@ class Paint(Stage):
         super().__init__(
             r, m, s, r.paint_steps, r.paint_lr, nn.ModuleList([s.painter, s.hider]) if frozen else s.painter
         )
-        self.readout, self.utility, self.finder, self.frozen = readout, utility, finder, frozen
-        self.told = tell(s, m, min(2, r.views))
-        self.order = [[m.classes.index(c) for c in net.classes] for net in frozen]
+        self.readout, self.utility, self.finder, self.frozen = hide.readout, utility, finder, frozen
+        self.told = hide.told[:2]
+        self.order = [[net.classes.index(c) for c in m.classes] for net in frozen]
         self.opacity = torch.from_numpy(OPACITY).to(m.device)
 
     def seen(self, y: Tensor, x: Tensor) -> Tensor:
@@ -368,9 +421,10 @@ class Paint(Stage):
         x, alpha = m.pictures(views, rows), dial(r, self.batch, m.device)
         noisy = self.noisy(views, rows, alpha)
         goal = F.normalize(self.readout(torch.cat([noisy, alpha], 1))[:, :d])
-        ramp = min(1.0, max(0.0, (step - r.face_steps) / 300))  # first a face, then one that is recognised
+        # first a face, then one that is recognised
+        ramp = min(1.0, max(0.0, (step - r.face_steps) / max(1.0, 0.6 * r.face_steps)))
         zero = torch.zeros(self.batch, device=m.device)
-        with torch.autocast(m.device.type, dtype=torch.bfloat16):
+        with half(m.device):
             y = self.s.paint(noisy, alpha).float()
             seen = self.seen(y, x)
             embedding = self.utility(seen).float() if ramp else goal
@@ -381,7 +435,7 @@ class Paint(Stage):
                 else []
             )
         cosine = (embedding * goal).sum(1)
-        u = losses.utility_loss(r.cosine_scale * goal @ m.prototypes.T, r.cosine_scale * embedding @ m.prototypes.T)
+        u = losses.utility_loss(m.service(goal), m.service(embedding))
         p = torch.stack([losses.privacy_loss(m.prior, v) for v in verdicts]).mean(0) if verdicts else zero
         rough = (y[:, :, 1:] - y[:, :, :-1]).abs().mean((1, 2, 3)) + (y[..., 1:] - y[..., :-1]).abs().mean((1, 2, 3))
         distance = (y - x).abs().mean((1, 2, 3))
@@ -404,7 +458,7 @@ class Paint(Stage):
             for rows in self.m.validation.split(64):
                 views, alpha = torch.zeros_like(rows), torch.full((len(rows), 1), a, device=self.m.device)
                 x, truth = self.m.pictures(views, rows), self.m.private[rows.to(self.m.device)]
-                with torch.autocast(self.m.device.type, dtype=torch.bfloat16):
+                with half(self.m.device):
                     y, other = (self.s.paint(self.noisy(views, rows, alpha), alpha).float() for _ in range(2))
                     first, second = self.utility(y).float(), self.utility(other).float()
                     lost = losses.finding_loss(self.finder(x), self.finder(y))
@@ -419,33 +473,160 @@ class Paint(Stage):
         return result
 
 
-def train(r: Recipe, faces: data.Faces, networks: Path, out: Path, minutes: float = float("inf")) -> Sanitizer:
-    """Run the stages that are not done yet, for `minutes` at most; the result is also in `out`."""
+class Play(Stage):
+    """The baseline: the authors' network shape and the authors' game, on pictures and in one stage."""
+
+    name = "play"
+
+    def __init__(self, r: Recipe, m: Material, s: Unet, utility: Provider, frozen: list[Provider]) -> None:
+        super().__init__(r, m, s, r.play_steps, r.play_lr, s)
+        self.utility, self.frozen = utility, frozen
+        self.order = [[net.classes.index(c) for c in m.classes] for net in frozen]
+        self.attackers = nn.ModuleList(Attacker(len(m.classes)) for _ in r.attackers[:1]).to(m.device)
+        if r.attackers:
+            self.optimizer_p = torch.optim.AdamW(self.attackers.parameters(), r.attacker_lr, weight_decay=1e-2)
+            self.state |= {"attackers": self.attackers, "optimizer_p": self.optimizer_p}
+
+    def sanitized(self, x: Tensor, alpha: Tensor) -> Tensor:
+        with half(self.m.device):
+            y: Tensor = self.s(x, torch.randn(len(x), self.s.noise_dim, device=x.device), alpha)
+        return y.float()
+
+    def step(self, step: int) -> dict[str, Tensor]:
+        r, m = self.r, self.m
+        rows = m.train[torch.randint(len(m.train), (self.batch,))]
+        views, at = torch.randint(r.views, (self.batch,)), rows.to(m.device)
+        x, alpha, truth = m.pictures(views, rows), dial(r, self.batch, m.device), m.private[at]
+        y = self.sanitized(x, alpha)
+        for attacker in self.attackers:
+            loss_p = losses.attacker_loss(attacker(y.detach(), alpha), attacker(x, 0 * alpha), truth, truth)
+            descend(loss_p, self.attackers, self.optimizer_p)
+        distance = (y - x).abs().mean((1, 2, 3))
+        u = p = torch.zeros_like(distance)
+        if step >= r.face_steps:  # first a face
+            with half(m.device):
+                embedding = self.utility(y).float()
+                verdicts = [net(y).float()[:, order] for net, order in zip(self.frozen, self.order, strict=True)]
+            verdicts += [attacker(y, alpha) for attacker in self.attackers]
+            u = losses.utility_loss(m.service(m.taught[0, at, : m.features]), m.service(embedding))
+            p = torch.stack([losses.privacy_loss(m.prior, v) for v in verdicts]).mean(0) if verdicts else p
+        loss = losses.sanitizer_loss(r.match * u, r.privacy * p, alpha) + r.reconstruct * distance
+        descend(loss.mean(), self.learner, self.optimizer)
+        return {"u": u, "p": p, "l1": distance}
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        rows = self.m.validation[:128]
+        x, at = self.m.pictures(torch.zeros_like(rows), rows), rows.to(self.m.device)
+        for a in (0.0, self.r.alpha_default, 1.0):
+            alpha = torch.full((len(rows), 1), a, device=self.m.device)
+            y = self.sanitized(x, alpha)
+            cosine = (self.utility(y) * self.m.taught[0, at, : self.m.features]).sum(1).mean().item()
+            hits = [(n(y, alpha).argmax(1) == self.m.private[at]).float().mean().item() for n in self.attackers]
+            l1 = (y - x).abs().mean().item()
+            result[f"alpha {a:g}"] = {"cosine": round(cosine, 3), "attackers": [round(h, 3) for h in hits], "l1": round(l1, 3)}  # fmt: skip
+        return result
+
+
+def train(
+    r: Recipe,
+    faces: data.Faces,
+    networks: Path,
+    out: Path,
+    minutes: float = float("inf"),
+    start: Path | None = None,
+    cache: Path | None = None,
+    said: dict[str, dict[str, Any]] | None = None,
+) -> nn.Module:
+    """Run the stages that are not done yet, for `minutes` at most; the result is also in `out`.
+
+    Args:
+        start: a model file or the folder of another training, to begin from; a stage of 0 steps is taken over from it.
+        cache: where what the teachers say is kept (default: `out`); trainings on the same data can share it.
+        said: input contracts of providers that no `providers.toml` describes, by name (`networks.contract`).
+
+    Raises:
+        ExportError: what was given does not fit: the data, the recipe, a provider's network, or `start`.
+    """
     rank, world = processes()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(r.seed)
-    utility = Provider(r.utility, networks).to(device).eval().requires_grad_(False)
-    frozen = [Provider(name, networks).to(device).eval().requires_grad_(False) for name in r.frozen]
+    utility, *frozen = (
+        Provider(name, networks, (said or {}).get(name)).eval().requires_grad_(False) for name in (r.utility, *r.frozen)
+    )
     finder = Finder(DETECTOR).to(device).eval().requires_grad_(False)
     out.mkdir(parents=True, exist_ok=True)
+    door.examine(utility, faces.chips[:4])
+    for net in frozen:
+        door.examine(net, faces.chips[:4], attribute(faces, r.private, r.private_bins)[1])
+    for net in (utility, *frozen):
+        net.to(device)
     if rank:
         dist.barrier()  # the first process asks the teachers, the others read what they said
-    m = gather(faces, r, utility, finder, out, device)
+    m = gather(faces, r, utility, finder, cache or out, device)
     if world > 1 and not rank:
         dist.barrier()
-    s = Sanitizer(m.features, r.code, r.noise, r.stochastic).to(device, memory_format=torch.channels_last)
     end = time.monotonic() + 60 * minutes
-    if run(Read(r, m, s), r, out, end) and run(hide := Hide(r, m, s), r, out, end):
-        hide.readout.requires_grad_(False)
-        s.hider.requires_grad_(bool(frozen))
-        paint = Paint(r, m, s, hide.readout, utility, finder, frozen)
-        run(paint, r, out, end)
-        if rank == 0:
-            keep(out / "sanitizer.pt", {
-                "weights": s.state_dict(), "recipe": asdict(r), "classes": m.classes, "prior": m.prior.tolist(),
-                "features": m.features, "data_digest": faces.digest(), "step": r.read_steps + r.hide_steps + r.paint_steps,
-            })  # fmt: skip
+    s: nn.Module
+    if r.unet:
+        s = Unet(r.stochastic).to(device, memory_format=torch.channels_last)
+        done = run(Play(r, m, s, utility, frozen), r, out, end)
+        origin, steps = "", r.play_steps
+    else:
+        s = Sanitizer(m.features, r.code, r.noise, r.stochastic)
+        origin, readout = begin(s, r, start)
+        s.to(device, memory_format=torch.channels_last)
+        done, steps = three_stages(r, m, s, readout, utility, finder, frozen, out, end), r.read_steps + r.hide_steps + r.paint_steps  # fmt: skip
+    if done and rank == 0:
+        keep(out / "sanitizer.pt", {
+            "weights": s.state_dict(), "recipe": asdict(r), "classes": m.classes, "prior": m.prior.tolist(),
+            "features": m.features, "data_digest": faces.digest(), "step": steps, "from": origin,
+        })  # fmt: skip
     return s.eval()
+
+
+def three_stages(r: Recipe, m: Material, s: Sanitizer, readout: dict[str, Tensor], utility: Provider, finder: Finder,
+                 frozen: list[Provider], out: Path, end: float) -> bool:  # fmt: skip
+    """Read, hide, paint; whether all is done."""
+    if not run(Read(r, m, s), r, out, end):
+        return False
+    hide = Hide(r, m, s)
+    if readout:
+        hide.readout.load_state_dict(readout)
+    if not run(hide, r, out, end):
+        return False
+    hide.readout.requires_grad_(False)
+    s.hider.requires_grad_(bool(frozen))
+    return run(Paint(r, m, s, hide, utility, finder, frozen), r, out, end)
+
+
+def begin(s: Sanitizer, r: Recipe, start: Path | None) -> tuple[str, dict[str, Tensor]]:
+    """Give `s` the weights of a model file or of another training; their digest, and that training's readout.
+
+    Raises:
+        ExportError: the recipe takes over a stage and there is nothing to take it from, or another shape is there.
+    """
+    taken = [stage for stage in ("read", "hide", "paint") if not getattr(r, f"{stage}_steps")]
+    if start is None:
+        if taken:
+            raise ExportError(f"{taken[0]}_steps = 0 takes that stage over from another model: say which with --from")
+        return "", {}
+    weights, readout = (start / "sanitizer.pt", start / "hide.pt") if start.is_dir() else (start, start)
+    other = compiler.restore(start)[0] if start.is_dir() else compiler.unpack(start)
+    mine, theirs = ({k: tuple(v.shape) for k, v in net.state_dict().items()} for net in (s, other))
+    if mine != theirs:
+        key = min(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
+        raise ExportError(
+            f"{start} has another shape than this recipe: {key} is {theirs.get(key)}, not {mine.get(key)}"
+        )
+    s.load_state_dict(other.state_dict())
+    digest = hashlib.sha256(weights.read_bytes()).hexdigest()
+    if readout.suffix == ".pt" and readout.exists():
+        return digest, torch.load(readout, weights_only=True)["readout"]
+    if "hide" in taken and "paint" not in taken:
+        raise ExportError(f"{start} holds no readout, which painting needs: give hide_steps, or a training's folder")
+    return digest, {}
 
 
 def run(stage: Stage, r: Recipe, out: Path, end: float) -> bool:
@@ -479,7 +660,7 @@ def run(stage: Stage, r: Recipe, out: Path, end: float) -> bool:
     return True
 
 
-def keep(path: Path, content: dict[str, Any]) -> None:
+def keep(path: Path, content: Any) -> None:
     """Write it whole or not at all."""
     part = path.with_name(f".{path.name}")
     torch.save(content, part)
@@ -506,18 +687,60 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--networks", type=Path, required=True, help="folder of the providers' ONNX networks")
     parser.add_argument("--out", type=Path, help="where to write checkpoints and the log (default: runs/NAME)")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop, saved, after so long")
+    parser.add_argument("--from", dest="start", type=Path, metavar="MODEL_OR_RUN",
+                        help="begin from a model file or another training; stages of 0 steps are taken over")  # fmt: skip
+    parser.add_argument("--cache", type=Path, metavar="FOLDER",
+                        help="where to keep what the teachers say, for other trainings on the same data (default: --out)")  # fmt: skip
+    for role, help_ in (("utility", "embeds faces"), ("privacy", "tells the private attribute; frozen")):
+        parser.add_argument(
+            f"--{role}", nargs="+", metavar=("FILE.onnx", "KEY=VALUE"),
+            help=f"a provider's network that {help_}, instead of the recipe's; its input contract from providers.toml "
+            "beside it, or as TOML here: mean=127.5 scale=128 order='\"BGR\"' classes='[\"M\", \"F\"]'",
+        )  # fmt: skip
     a = parser.parse_args(arguments)
     try:
-        r = recipes.read(a.recipe)
+        r, said = bring(recipes.read(a.recipe), a.utility, a.privacy)
         faces = data.join(data.load_set(a.data, name) for name in r.sets)
         faces = faces.where(data.training_rows(faces) | data.validation_rows(faces))
-        train(r, faces, a.networks, a.out or Path("runs") / r.name, a.minutes)
+        train(r, faces, a.networks, a.out or Path("runs") / r.name, a.minutes, a.start, a.cache, said)
         if dist.is_initialized():
-            dist.destroy_process_group()
+            dist.barrier()  # the first process still measures and saves: whoever leaves earlier cuts its connections
     except ExportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
     return 0
+
+
+def bring(r: Recipe, utility: list[str] | None, privacy: list[str] | None) -> tuple[Recipe, dict[str, dict[str, Any]]]:
+    """The recipe with the networks of the command line instead of its own, and what was said of them there."""
+    said: dict[str, dict[str, Any]] = {}
+    for given in (utility, privacy):
+        if given:
+            said[given[0]] = contract_of(given[1:])
+    if said:
+        digest = hashlib.sha256(repr((r.digest, utility, privacy)).encode()).hexdigest()
+        r = replace(
+            r,
+            utility=utility[0] if utility else r.utility,
+            frozen=(privacy[0],) if privacy else r.frozen,
+            digest=digest,
+        )
+    return r, said
+
+
+def contract_of(said: list[str]) -> dict[str, Any]:
+    """KEY=VALUE texts as TOML.
+
+    Raises:
+        NetworkError: one of them is none.
+    """
+    try:
+        return tomllib.loads("\n".join(said))
+    except tomllib.TOMLDecodeError as error:
+        raise NetworkError(f"{' '.join(said)} is no input contract: {error}; write KEY=VALUE in TOML") from error
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -18,11 +19,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgesan import faces as runtime_faces
 from edgesan import model as runtime
+from edgesan.config import DEMO_MODEL
 from edgesan.frames import Pixels
 from export import compile as compiler
-from export import data, losses, recipe, train
+from export import data, door, losses, mechanisms, networks, recipe, train
 from export.errors import DataError, ExportError, NetworkError, RecipeError
-from export.networks import Finder, FrozenOnnx, Provider, Sanitizer
+from export.networks import Device, Finder, FrozenOnnx, Provider, Sanitizer, Unet
 
 PLAIN = '[{name}]\nfile = "{name}.onnx"\noutput = "{output}"\n{classes}box = [0, 0, 112, 112]\nsize = {size}\norder = "RGB"\nmean = [127.5, 127.5, 127.5]\nscale = [127.5, 127.5, 127.5]\n'
 
@@ -170,11 +172,138 @@ def test_a_network_that_cannot_be_used_is_refused_at_the_door(tiny_networks: Pat
     (tmp_path / "text.onnx").write_text("no network")
     with pytest.raises(NetworkError, match="cannot be read"):
         FrozenOnnx(tmp_path / "text.onnx", ["x"])
+    with pytest.raises(NetworkError, match=r"missing.onnx cannot be read"):
+        Provider(str(tmp_path / "missing.onnx"), tmp_path)
     graph = onnx.load(str(tiny_networks / "embedder.onnx"))
     graph.graph.node[1].op_type = "Erf"
     onnx.save(graph, str(tmp_path / "erf.onnx"))
     with pytest.raises(NetworkError, match="uses Erf"):
         FrozenOnnx(tmp_path / "erf.onnx", ["embedding"])
+
+
+def changed(source: Path, target: Path, change: Callable[[onnx.GraphProto], object]) -> str:
+    """A copy of a network with something wrong in its graph."""
+    network = onnx.load(str(source))
+    change(network.graph)
+    onnx.save(network, str(target))
+    return str(target)
+
+
+def dims(graph: onnx.GraphProto, **values: int | str) -> None:
+    """Set dimensions of the input: n, c, h."""
+    for i, key in enumerate("nch"):
+        dim = graph.input[0].type.tensor_type.shape.dim[i]
+        if isinstance(value := values.get(key), int):
+            dim.dim_value = value
+        elif value:
+            dim.dim_param = value
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda g: dims(g, n=1), r"input input is float \[1, 3, 112, 112\]: N is fixed; export the network with a free first"),
+        (lambda g: dims(g, c=1), r"is float \['N', 1, 112, 112\]; expected is float \[N, 3, size, size\]"),
+        (lambda g: dims(g, h=64), r"expected is a square"),
+        (lambda g: setattr(g.input[0].type.tensor_type, "elem_type", TensorProto.UINT8), "is uint8 .* expected is float"),
+        (lambda g: g.input.append(helper.make_tensor_value_info("key", TensorProto.FLOAT, [1])), "it takes input, key"),
+        (lambda g: g.output.append(helper.make_tensor_value_info("r", TensorProto.FLOAT, None)), "has the outputs embedding, r: say which"),
+    ],
+)  # fmt: skip
+def test_a_network_of_another_shape_is_refused(
+    tiny_networks: Path, tmp_path: Path, change: Callable[[onnx.GraphProto], object], words: str
+) -> None:
+    path = changed(tiny_networks / "embedder.onnx", tmp_path / "x.onnx", change)
+    with pytest.raises(NetworkError, match=words):
+        Provider(path, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        ({"means": 0}, "unknown key means; known are file, output"),
+        ({"mean": [1, 2]}, "mean must be 3 numbers, not"),
+        ({"box": "all"}, "box must be 4 numbers"),
+        ({"scale": 0}, "scale divides the picture"),
+        ({"order": "GBR"}, 'order must be "RGB" or "BGR"'),
+        ({"classes": "M"}, "classes must be a list of names"),
+        ({"size": 64}, "expected is a square of size 64"),
+    ],
+)
+def test_a_wrong_input_contract_is_refused(tiny_networks: Path, said: dict[str, object], words: str) -> None:
+    with pytest.raises(NetworkError, match=words):
+        Provider(str(tiny_networks / "embedder.onnx"), tiny_networks, said)
+
+
+def scaled(graph: onnx.GraphProto, name: str, factor: float, shift: float = 0) -> None:
+    """Multiply a weight."""
+    for tensor in graph.initializer:
+        if tensor.name == name:
+            tensor.CopyFrom(
+                numpy_helper.from_array((numpy_helper.to_array(tensor) * factor + shift).astype(np.float32), name)
+            )
+
+
+def test_a_network_that_is_useless_in_a_training_is_refused(
+    people: data.Faces, tiny_networks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedder, classifier, chips = (
+        tiny_networks / "embedder.onnx",
+        str(tiny_networks / "classifier.onnx"),
+        people.chips[:4],
+    )
+
+    def examine(path: str, tells: list[str] | None = None, **said: object) -> None:
+        door.examine(Provider(path, tmp_path, said), chips, tells)
+
+    examine(str(embedder))
+    examine(classifier, ["F", "M"])
+    with pytest.raises(NetworkError, match="the same for all faces: check mean, scale and output"):
+        examine(changed(embedder, tmp_path / "constant.onnx", lambda g: scaled(g, "w2", 0, 0)))
+    with pytest.raises(NetworkError, match="is not finite on real faces"):
+        examine(changed(embedder, tmp_path / "nan.onnx", lambda g: scaled(g, "b2", 1, math.nan)))
+    with pytest.raises(NetworkError, match="is a classifier of M, F; the utility network must embed faces"):
+        examine(classifier)
+    with pytest.raises(
+        NetworkError, match=r"classes is missing .* such as classes = \['F', 'M'\]; say it in a providers.toml"
+    ):
+        examine(str(embedder), ["F", "M"])
+    with pytest.raises(NetworkError, match="tells M, F; the private attribute is <30, >=30"):
+        examine(classifier, ["<30", ">=30"])
+    with pytest.raises(NetworkError, match=r"output gender is \[4, 2\] for 4 pictures; expected \[N, 3 classes\]"):
+        examine(classifier, ["F", "M", "X"], classes=["M", "F", "X"])
+    with pytest.raises(NetworkError, match="does not run on pictures"):
+        examine(changed(embedder, tmp_path / "deep.onnx", lambda g: g.node[4].input.__setitem__(0, "p")))
+    with monkeypatch.context() as patch:  # an attribute that is not understood
+        patch.setitem(networks.OPERATORS, "PRelu", lambda a, x, slope: torch.relu(x))
+        with pytest.raises(NetworkError, match="computes something else here than in onnxruntime"):
+            examine(str(embedder))
+    with monkeypatch.context() as patch:  # right values, wrong gradient
+        patch.setitem(
+            networks.OPERATORS, "PRelu", lambda a, x, slope: networks._prelu(a, x, slope).detach() + x - x.detach()
+        )
+        with pytest.raises(NetworkError, match="where a finite difference has"):
+            examine(str(embedder))
+    with monkeypatch.context() as patch:
+        patch.setitem(networks.OPERATORS, "PRelu", lambda a, x, slope: networks._prelu(a, x, slope).detach())
+        with pytest.raises(NetworkError, match="is not differentiable"):
+            examine(str(embedder))
+
+
+def test_a_network_by_its_path_needs_no_more_than_its_graph_says(tiny_networks: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.onnx").write_bytes((tiny_networks / "embedder.onnx").read_bytes())
+    mine, known = Provider(str(tmp_path / "mine.onnx"), Path("/nowhere")), Provider("embedder", tiny_networks)
+    x = torch.rand(2, 3, 112, 112)
+    torch.testing.assert_close(mine(x), known(x))
+    (tmp_path / "providers.toml").write_text("[mine]\nmean = 0\nscale = [255, 255, 255]\n")
+    beside = Provider(str(tmp_path / "mine.onnx"), Path("/nowhere"))
+    assert not torch.allclose(beside(x), known(x))
+    said = Provider(str(tmp_path / "mine.onnx"), Path("/nowhere"), {"mean": 127.5, "scale": 127.5})
+    torch.testing.assert_close(said(x), known(x))
+    assert len({mine.digest, beside.digest}) == 2
+    (tmp_path / "providers.toml").write_text("= 1")
+    with pytest.raises(NetworkError, match="is no TOML"):
+        Provider(str(tmp_path / "mine.onnx"), tmp_path)
 
 
 def test_the_painter_sees_the_noisy_code_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,6 +430,139 @@ def test_a_frozen_classifier_teaches_the_hider_and_an_attacker_does_not_touch_th
         assert all(torch.equal(hidden[k], painted[k]) for k in hidden if k.startswith("reader"))
 
 
+def test_a_training_begins_from_a_model_file(people: data.Faces, tiny_networks: Path, tmp_path: Path) -> None:
+    """Float weights from int8 ones: they agree within the parity of the file, and a stage of 0 steps is taken over."""
+    model = runtime.load(DEMO_MODEL)
+    s, chips = compiler.unpack(DEMO_MODEL), people.chips[:8]
+    assert (s.noise_dim, s.noise) == (64, pytest.approx(1, abs=0.01))
+    z = np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)
+    for alpha in (0.0, 0.25, 1.0):
+        with torch.no_grad():
+            float_ = Device(s)(torch.from_numpy(chips), torch.from_numpy(z), torch.full((8, 1), alpha)).numpy()
+        difference = np.abs(float_.astype(int) - model.run(chips, z, alpha))
+        assert difference.mean() < 3  # as in the test of quantization
+    with pytest.raises(ExportError, match="no model file to begin from"):
+        compiler.unpack(tmp_path / "missing.onnx")
+    with pytest.raises(ExportError, match="holds another network than this trainer's"):
+        compiler.unpack(tiny_networks / "embedder.onnx")
+
+
+def test_a_stage_of_no_steps_is_taken_over(people: data.Faces, tiny_networks: Path, tmp_path: Path) -> None:
+    def of(steps: tuple[int, int, int], name: str) -> recipe.Recipe:
+        text = RECIPE.format(steps=2, every=2)
+        for stage, n in zip(("read", "hide", "paint"), steps, strict=True):
+            text = text.replace(f"{stage}_steps = 2", f"{stage}_steps = {n}")
+        (tmp_path / f"{name}.toml").write_text(text)
+        return recipe.read(tmp_path / f"{name}.toml")
+
+    first = train.train(of((2, 2, 2), "first"), people, tiny_networks, tmp_path / "first").state_dict()
+    with pytest.raises(ExportError, match=r"read_steps = 0 takes that stage over .* say which with --from"):
+        train.train(of((0, 2, 2), "second"), people, tiny_networks, tmp_path / "second")
+    compiler.compile_model(tmp_path / "first", people, tmp_path / "first.onnx", [])
+    with pytest.raises(ExportError, match="holds no readout"):
+        train.train(of((0, 0, 2), "third"), people, tiny_networks, tmp_path / "third", start=tmp_path / "first.onnx")
+    for start in (tmp_path / "first", tmp_path / "first.onnx"):
+        out = tmp_path / f"from {start.suffix}"
+        second = train.train(
+            of((0, 2, 2), "second"), people, tiny_networks, out, start=start, cache=tmp_path / "first"
+        ).state_dict()
+        assert all(torch.equal(first[k], second[k]) for k in first if "reader" in k) == start.is_dir()
+        assert not torch.equal(first["painter.head.weight"], second["painter.head.weight"])
+        assert len(torch.load(out / "sanitizer.pt", weights_only=True)["from"]) == 64
+        assert not list(out.glob("taught*")), "what the teachers say lies in the cache"
+    wide = of((0, 2, 2), "wide")
+    object.__setattr__(wide, "code", 5)
+    with pytest.raises(ExportError, match="another shape than this recipe: hider"):
+        train.train(wide, people, tiny_networks, tmp_path / "wide", start=tmp_path / "first")
+
+
+def test_a_column_of_the_table_is_hidden_and_another_kept(
+    people: data.Faces, tiny_networks: Path, tmp_path: Path
+) -> None:
+    """Age groups as the private attribute, gender as the utility: a recipe, and no code."""
+    columns = people.columns | {
+        "age": np.where(np.arange(len(people)) % 5 == 0, "", np.where(people["gender"] == "F", "25", "50"))
+    }
+    aged = data.Faces(people.chips, columns)
+    text = (
+        RECIPE.format(steps=30, every=30)
+        .replace("read_steps = 30", "read_steps = 2")
+        .replace("paint_steps = 30", "paint_steps = 2")
+    )
+    (tmp_path / "age.toml").write_text(
+        text + 'private = "age"\nprivate_bins = [40]\nutility_column = "gender"\nalike = 0\n'
+    )
+    r = recipe.read(tmp_path / "age.toml")
+    train.train(r, aged, tiny_networks, tmp_path / "run")
+    saved = torch.load(tmp_path / "run" / "sanitizer.pt", weights_only=True)
+    assert saved["classes"] == ["<40", ">=40"]
+    assert sum(saved["prior"]) == pytest.approx(1)
+    compiler.compile_model(tmp_path / "run", aged, tmp_path / "age.onnx", [])
+    metadata = runtime.load(tmp_path / "age.onnx", allow_unsigned=True).metadata
+    assert (metadata.private, metadata.utility) == ("age", "gender")
+    for key, value, words in (
+        ("private_bins", (20.0, 40.0), "no training picture has the age '<20'"),
+        ("private", "file", "column 'file' has 1 different values|column 'file' has 0 different values"),
+        ("private", "hair", "no column 'hair'"),
+    ):
+        other = recipe.read(tmp_path / "age.toml")
+        object.__setattr__(other, key, value)
+        if key == "private":
+            object.__setattr__(other, "private_bins", ())
+        with pytest.raises(DataError, match=words):
+            train.train(other, aged, tiny_networks, tmp_path / "other")
+
+
+def test_numbers_become_groups_by_their_edges(people: data.Faces) -> None:
+    faces = data.Faces(people.chips[:5], {"age": np.array(["29", "30", "", "45", "44.5"]), "hair": np.array(["a"] * 5)})
+    groups, names = faces.labels("age", (30, 45))
+    assert names == ["<30", "30 to <45", ">=45"]
+    assert groups.tolist() == [0, 1, -1, 2, 1]
+    with pytest.raises(DataError, match="'hair' cannot be grouped by 30"):
+        faces.labels("hair", (30,))
+
+
+def test_networks_of_the_command_line_replace_the_recipes(tiny_networks: Path, tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text("")
+    r = recipe.read(tmp_path / "r.toml")
+    mine, said = train.bring(r, ["a.onnx", "mean=0.5", 'order="BGR"'], ["b.onnx", 'classes=["M", "F"]'])
+    assert (mine.utility, mine.frozen) == ("a.onnx", ("b.onnx",))
+    assert said == {"a.onnx": {"mean": 0.5, "order": "BGR"}, "b.onnx": {"classes": ["M", "F"]}}
+    assert mine.digest != r.digest
+    assert train.bring(r, None, None) == (r, {})
+    with pytest.raises(NetworkError, match="is no input contract"):
+        train.bring(r, ["a.onnx", "mean 3"], None)
+
+
+def test_the_baseline_of_the_authors_shape_is_trained_by_the_same_loop(
+    people: data.Faces, tiny_networks: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "unet.toml").write_text(
+        RECIPE.format(steps=1, every=2) + "unet = true\nplay_steps = 3\nplay_batch = 4\n"
+    )
+    train.train(recipe.read(tmp_path / "unet.toml"), people, tiny_networks, tmp_path / "run")
+    m = mechanisms.trained(tmp_path / "run", 0.5, "U-Net")
+    chips = people.chips[:2]
+    first, second = (m.apply(chips, np.ones(2, bool), seed) for seed in (0, 1))
+    assert m.stochastic
+    assert first.shape == chips.shape
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(first[..., 0], first[..., 1])  # gray
+    with pytest.raises(ExportError, match="is the baseline, which has no int8 file"):
+        compiler.compile_model(tmp_path / "run", people, tmp_path / "x.onnx", [])
+
+
+def test_the_baseline_has_the_authors_size() -> None:
+    """0.946 GMAC, as published; the maps of the dial and of the noise add half a per cent."""
+    counted = []
+    net = Unet()
+    for layer in net.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_hook(lambda m, x, y: counted.append(m.weight.numel() * y.shape[2] * y.shape[3]))
+    net(torch.rand(1, 3, 112, 112), torch.randn(1, 64), torch.ones(1, 1))
+    assert sum(counted) / 1e9 == pytest.approx(0.946, rel=0.1)
+
+
 def test_a_training_that_was_stopped_goes_on_where_it_was(
     people: data.Faces, tiny_networks: Path, tmp_path: Path
 ) -> None:
@@ -362,7 +624,9 @@ def test_two_processes_learn_as_one_does(people: data.Faces, tiny_networks: Path
 @pytest.mark.parametrize(
     ("text", "words"),
     [("stepz = 3", "unknown key stepz"), ('code = "3"', "must be a int"), ("alpha_default = 2.0", "within 0..1"),
-     ("read_steps = 0", "read_steps must be positive"), ("= 1", "is not TOML")],
+     ("read_steps = -1", "read_steps must be positive, or 0 for a stage that --from takes over"), ("code = 0", "code must be positive"),
+     ("private_bins = [45, 30]", "numbers that ascend"), ('utility_column = "gender"', "hidden and kept at once"),
+     ("stochastic = 1", "must be a bool"), ("= 1", "is not TOML")],
 )  # fmt: skip
 def test_a_wrong_recipe_is_refused(tmp_path: Path, text: str, words: str) -> None:
     (tmp_path / "r.toml").write_text(text)
