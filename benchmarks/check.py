@@ -41,8 +41,8 @@ def ratios(seconds: float) -> dict[str, float]:
 
         ms = bench.in_turn(
             {
-                "int8": bench.feed(model.start(content, 1), 1),
-                "fp32": bench.feed(model.start(bench.unquantized(proto).SerializeToString(), 1), 1),
+                "int8": bench.feed(bench.start(content, 1), 1),
+                "fp32": bench.feed(bench.start(bench.unquantized(proto).SerializeToString(), 1), 1),
                 "peak": bench.product("int8", 1),
                 "kernels": kernels,
                 "frame, 1 face": one["frame"],

@@ -147,8 +147,8 @@ def measure(seconds: float, san: Path | None = None) -> dict[str, dict[str, floa
     content = DEMO_MODEL.read_bytes()
     twin = bench.unquantized(onnx.load_model_from_string(content)).SerializeToString()
     alone: dict[str, Callable[[], object]] = {
-        "edgesan, int8": bench.feed(model.start(content, 1), 1),
-        "edgesan, float": bench.feed(model.start(twin, 1), 1),
+        "edgesan, int8": bench.feed(bench.start(content, 1), 1),
+        "edgesan, float": bench.feed(bench.start(twin, 1), 1),
         "U-Net, float": network(unet()),
     }
     if san is not None and san.exists():

@@ -5,13 +5,12 @@ it comes. So this is a list of what is known to be plain arithmetic, not one of 
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-import numpy as np
 import onnx
-from onnx import AttributeProto, TensorProto, helper, numpy_helper
+from onnx import AttributeProto, TensorProto
 
 from edgesan.errors import ModelError
 
@@ -176,77 +175,3 @@ def _check_tensor(path: Path, tensor: TensorProto) -> None:
         raise ModelError(
             f"{path} holds a tensor {list(tensor.dims)[:MOST_DIMENSIONS]} without just as many numbers; it is damaged"
         )
-
-
-# --- the same graph, quicker ------------------------------------------------------------------------------------------
-
-QUICKENED: Final = 8  # transposes that are looked at: a hostile graph must not grow without end
-
-
-def quicken(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The same function with each Transpose of a constant shape of 5 or more axes as swaps of two blocks of neighbours.
-
-    onnxruntime moves whole blocks for such a swap, and one element after the other for the rest: the two that cut a
-    face to 4x4 pixels a channel, and put them together again, took a quarter of the network's time.
-    """
-    quick = onnx.ModelProto()
-    quick.CopyFrom(proto)
-    graph = quick.graph
-    whole = {t.name: t for t in graph.initializer if t.data_type == TensorProto.INT64 and len(t.dims) == 1}
-    shapes = {
-        node.output[0]: numpy_helper.to_array(whole[node.input[1]]).tolist()
-        for node in graph.node
-        if node.op_type == "Reshape" and node.output and len(node.input) == 2 and node.input[1] in whole
-    }
-    nodes: list[onnx.NodeProto] = []
-    left = QUICKENED
-    for node in graph.node:
-        order = next((list(a.ints) for a in node.attribute if a.name == "perm"), [])
-        shape = shapes.get(node.input[0], []) if node.op_type == "Transpose" and node.input and node.output else []
-        known = 5 <= len(order) == len(shape) and sorted(order) == [*range(len(order))]
-        # The first axis counts the faces and stays the first; the others' lengths are known.
-        small = known and min(shape[1:]) > 0 and math.prod(shape[1:]) < 2**31
-        if not (left and small and order[0] == 0 and shape[0] in (0, -1)):
-            nodes.append(node)
-            continue
-        left -= 1
-        name, lengths = node.input[0], [-1, *shape[1:]]
-
-        def reshaped(to: list[int], source: str, result: str) -> None:
-            graph.initializer.append(numpy_helper.from_array(np.array(to, np.int64), f"{result}_to"))
-            nodes.append(helper.make_node("Reshape", [source, f"{result}_to"], [result]))
-
-        for number, (first, second, end) in enumerate(swaps(order)):
-            a, b, inner = (math.prod(lengths[i:j]) for i, j in ((first, second), (second, end), (end, None)))
-            result = f"{node.output[0]}_swap{number}"
-            reshaped([-1, a, b, inner], name, f"{result}_of")
-            nodes.append(helper.make_node("Transpose", [f"{result}_of"], [result], perm=[0, 2, 1, 3]))
-            name = result
-            lengths[first:end] = lengths[second:end] + lengths[first:second]
-        reshaped(lengths, name, node.output[0])
-    del graph.node[:]
-    graph.node.extend(nodes)
-    return quick
-
-
-def swaps(order: Sequence[int]) -> list[tuple[int, int, int]]:
-    """How to bring axes 0, 1, 2... into an order: (i, j, k) swaps the blocks i..j-1 and j..k-1, one after the other.
-
-    The way back from the order is tried too, as it may be the shorter one.
-    """
-    back = [(i, i + k - j, k) for i, j, k in reversed(_swaps(np.argsort(order).tolist()))]
-    return min(_swaps(order), back, key=len)
-
-
-def _swaps(order: Sequence[int]) -> list[tuple[int, int, int]]:
-    """From the first place to the last, each brings what belongs there, with all that follows it already."""
-    now, found = sorted(order), []
-    for i, axis in enumerate(order):
-        j = now.index(axis)
-        k = j + 1
-        while k < len(now) and now[k] == order[i + k - j]:
-            k += 1
-        if j > i:
-            found.append((i, j, k))
-            now[i:k] = now[j:k] + now[i:j]
-    return found

@@ -33,7 +33,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from edgesan import signing
 from edgesan.errors import ModelError
 from edgesan.faces import CHIP, session_options
-from edgesan.graph import check_graph, quicken
+from edgesan.graph import check_graph
 
 FORMAT: Final = 1
 MOST_BYTES: Final = 64 * 2**20
@@ -161,7 +161,7 @@ def _prepare(
 ) -> Model:
     """A session of verified bytes that gives the known answer."""
     try:
-        session = start(content, threads)
+        session = ort.InferenceSession(content, session_options(threads), ["CPUExecutionProvider"])
     except (*ORT_ERRORS, MemoryError) as error:
         raise ModelError(f"{path} does not run: {error}; export it again") from error
     parameters = sum(math.prod(tensor.dims) for tensor in graph.initializer)
@@ -169,12 +169,6 @@ def _prepare(
     model = Model(metadata, noise_dimensions, digest, parameters, len(content), signer, session)
     check_known_answer(path, model)
     return model
-
-
-def start(content: bytes, threads: int) -> ort.InferenceSession:
-    """A session of verified bytes; raises what onnxruntime raises."""
-    quick = quicken(onnx.load_model_from_string(content)).SerializeToString()
-    return ort.InferenceSession(quick, session_options(threads), ["CPUExecutionProvider"])
 
 
 def verify(path: Path, content: bytes) -> tuple[onnx.GraphProto, int, Metadata]:

@@ -1,6 +1,7 @@
 """Training and compiling: losses by hand, gradients by differences, and a small real training that the runtime runs."""
 
 import io
+import itertools
 import json
 import math
 import os
@@ -685,6 +686,34 @@ def test_the_real_networks_agree_with_onnxruntime(networks_folder: Path, people:
         (out,) = provider.net(x)
         actual = torch.softmax(out, 1) if folder_contract else out
         np.testing.assert_allclose(actual.numpy(), expected, rtol=2e-3, atol=2e-4, err_msg=name)
+
+
+def test_a_relaid_graph_paints_the_same(tmp_path: Path) -> None:
+    """Its transposes of many axes become swaps of two blocks each, which onnxruntime moves as they are."""
+    compiler.export_fp32(Sanitizer(16, 8, 1.0).eval(), tmp_path / "fp32.onnx")
+    compiler.quant_pre_process(str(tmp_path / "fp32.onnx"), str(tmp_path / "plain.onnx"), skip_symbolic_shape=True)
+    plain = onnx.load(tmp_path / "plain.onnx")
+    relaid = compiler.relay(plain)
+    axes = [
+        [len(node.attribute[0].ints) for node in p.graph.node if node.op_type == "Transpose"] for p in (plain, relaid)
+    ]
+    assert max(axes[0]) == 6
+    assert set(axes[1]) == {4}
+    chips, noise = compiler.known_inputs(3, 8)
+    pictures = [compiler.runner(p.SerializeToString())(chips, noise, 0.5) for p in (plain, relaid)]
+    np.testing.assert_array_equal(*pictures)
+    assert compiler.relay(relaid) == relaid
+
+
+def test_swaps_of_blocks_bring_axes_into_any_order() -> None:
+    whole = np.arange(2 * 3 * 4 * 5 * 6).reshape(2, 3, 4, 5, 6)
+    for order in itertools.permutations(range(5)):
+        shape, turned = list(whole.shape), whole
+        for i, j, k in compiler.swaps(order):
+            blocks = turned.reshape(math.prod(shape[:i]), math.prod(shape[i:j]), math.prod(shape[j:k]), -1)
+            turned = blocks.transpose(0, 2, 1, 3)
+            shape[i:k] = shape[j:k] + shape[i:j]
+        np.testing.assert_array_equal(turned.reshape(shape), whole.transpose(order))
 
 
 @pytest.mark.data

@@ -1,8 +1,6 @@
 """The reader of the model file: the one error with its own words, or a model that runs."""
 
-import itertools
 import json
-import math
 import os
 import resource
 from collections.abc import Callable
@@ -11,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from edgesan import faces, graph, model
+from edgesan import model
 from edgesan.config import DEMO_MODEL
 from edgesan.errors import ModelError
 
@@ -384,46 +381,3 @@ def test_noise_and_alpha_change_the_picture(sanitizer_model: model.Model) -> Non
 
     assert np.abs(first - sanitizer_model.run(chips, -noise, 0.5)).mean() > 1
     assert np.abs(first - sanitizer_model.run(chips, noise, 1.0)).mean() > 1
-
-
-def test_a_quickened_graph_paints_the_same(sanitizer_model: model.Model) -> None:
-    proto = onnx.load(DEMO_MODEL)
-    quick = graph.quicken(proto)
-    transposes = [node for node in quick.graph.node if node.op_type == "Transpose"]
-    assert all(len(node.attribute[0].ints) == 4 for node in transposes)
-    assert len(transposes) > sum(node.op_type == "Transpose" for node in proto.graph.node)
-    chips, noise = model.known_inputs(3, sanitizer_model.noise_dimensions)
-    plain = ort.InferenceSession(DEMO_MODEL.read_bytes(), faces.session_options(1))
-    feed = {"face": chips, "noise": noise, "alpha": np.full((3, 1), 0.5, np.float32)}
-    np.testing.assert_array_equal(sanitizer_model.run(chips, noise, 0.5), plain.run(None, feed)[0])
-
-
-def test_swaps_of_blocks_bring_axes_into_any_order() -> None:
-    whole = np.arange(2 * 3 * 4 * 5 * 6).reshape(2, 3, 4, 5, 6)
-    for order in itertools.permutations(range(5)):
-        shape, turned = list(whole.shape), whole
-        for i, j, k in graph.swaps(order):
-            blocks = turned.reshape(math.prod(shape[:i]), math.prod(shape[i:j]), math.prod(shape[j:k]), -1)
-            turned = blocks.transpose(0, 2, 1, 3)
-            shape[i:k] = shape[j:k] + shape[i:j]
-        np.testing.assert_array_equal(turned.reshape(shape), whole.transpose(order))
-
-
-@pytest.mark.parametrize(
-    ("to", "perm", "kind"),
-    [
-        ([0, 112, 28, 4, 3], [0, 1, 2, 3, 3], TensorProto.INT64),  # no order
-        ([0, 112, 28, 4, -1], [0, 4, 2, 3, 1], TensorProto.INT64),  # a length that is not known
-        ([28, 4, 28, 4, 3], [1, 0, 4, 2, 3], TensorProto.INT64),  # the faces are moved
-        ([0, 2**40, 2**40, 4, 3], [0, 4, 2, 3, 1], TensorProto.INT64),  # overflows
-        ([0, 112, 28, 4, 3], [0, 4, 2, 3, 1], TensorProto.FLOAT),
-    ],
-)
-def test_a_transpose_that_is_not_understood_stays_as_it_is(to: list[int], perm: list[int], kind: int) -> None:
-    nodes = [
-        helper.make_node("Reshape", ["face", "to"], ["parts"]),
-        helper.make_node("Transpose", ["parts"], ["turned"], perm=perm),
-        helper.make_node("Transpose", [], [], perm=perm),
-    ]
-    proto = helper.make_model(helper.make_graph(nodes, "g", [], [], [helper.make_tensor("to", kind, [len(to)], to)]))
-    assert graph.quicken(proto) == proto
