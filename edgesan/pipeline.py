@@ -116,6 +116,7 @@ def run(config: Config, transmitter: Transmitter | Doorway, watchdog: Watchdog, 
             return status(config, sanitizer, source, metrics, faces_now, seconds, [*claims, *transmitter.claims])
 
         announce(config, sanitizer.model, source, sanitizer.alpha, [*claims, *transmitter.claims])
+        ring.put_status(facts())  # before the first frame: who sees it may ask
         watchdog.ready()
         stack.callback(watchdog.stopping)
 
