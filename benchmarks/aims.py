@@ -34,8 +34,7 @@ def against(results: Results, where: str, other: str) -> float:
 
 
 def of_kernels(results: Results, size: str) -> float:
-    alone = {row["stage"]: row["alone"]["p50"] for row in results["stages"] if row["size"] == size}
-    return float(alone["frame"] / sum(alone[stage] for stage in bench.DOOR))
+    return next(float(row["kernels"]) for row in results["stages"] if (row["size"], row["stage"]) == (size, "frame"))
 
 
 def wired(results: Results, size: str, faces: int) -> dict[str, Any]:
@@ -53,7 +52,7 @@ AIMS: Final[list[tuple[str, float, bool, str, Callable[[Results], float]]]] = [
     ("network, int8, one thread: share of the int8 peak", 0.75, True, "{:.0%}",
      lambda r: median(row["share"] for row in one_thread(r, "int8"))),
     ("network, int8 against float", 2.5, True, "{:.1f}x",
-     lambda r: median(f["p50"] / i["p50"] for i, f in zip(one_thread(r, "int8"), one_thread(r, "fp32"), strict=True))),
+     lambda r: median(row["float"] for row in one_thread(r, "int8"))),
     ("against the authors' net in float", 15, True, "{:.1f}x", lambda r: against(r, "network, one face", "U-Net, float")),
     ("pipeline against deface, 480x270", 5, True, "{:.1f}x", lambda r: against(r, "480x270", "deface 1.5.0")),
     ("pipeline against deface, 1280x720", 20, True, "{:.1f}x", lambda r: against(r, "1280x720", "deface 1.5.0")),

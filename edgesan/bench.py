@@ -54,6 +54,7 @@ FACES: Final = (0, 1, 2, 4, 16)
 PEAK: Final = 1024  # rows and columns of the matrices
 RATE: Final = 30  # frames a second of the clip
 IDLE_RATE: Final = 15
+BLOCK_S: Final = 0.03
 LOOP: Final = ("detect", "align", "infer", "compose", "gate", "ring")
 DOOR: Final = ("detect", "align", "infer", "compose", "gate")  # from a raw frame to a sanitized one
 Rows = list[dict[str, Any]]
@@ -104,17 +105,32 @@ def _read(path: Path) -> str:
     return "unknown"
 
 
-def percentiles(call: Callable[[], object], seconds: float) -> dict[str, float]:
-    """p50, p95 and p99 in ms of a call that is repeated for so long, and at least 20 times, after 3 to warm up."""
-    for _ in range(3):
-        call()
-    taken: list[float] = []
+def percentiles(blocks: list[NDArray[np.float64]]) -> dict[str, float]:
+    """p50, p95 and p99 in ms of all blocks together."""
+    return {f"p{q}": round(float(np.percentile(np.concatenate(blocks), q)), 4) for q in (50, 95, 99)}
+
+
+def in_blocks(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, list[NDArray[np.float64]]]:
+    """ms of each call, repeated for BLOCK_S, then of the next, round and round: a block is short against the drift of a
+    machine's clock, and long enough for its caches to be warm.
+    """
+    taken: dict[str, list[NDArray[np.float64]]] = {name: [] for name in calls}
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(taken) < 20:
-        start = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - start)
-    return {f"p{q}": round(float(np.percentile(taken, q)) * 1e3, 4) for q in (50, 95, 99)}
+    while time.perf_counter() < end or len(taken[next(iter(calls))]) < 2:
+        for name, call in calls.items():
+            block: list[float] = []
+            began = time.perf_counter()
+            while (start := time.perf_counter()) < began + BLOCK_S or len(block) < 4:
+                call()
+                block.append((time.perf_counter() - start) * 1e3)
+            taken[name].append(np.array(block[1:]))
+    return taken
+
+
+def of_blocks(taken: dict[str, list[NDArray[np.float64]]], above: str, *below: str) -> float:
+    """How many times as long one call takes as some others together: the median over rounds."""
+    upper, *lower = (np.array([np.median(block) for block in taken[name]]) for name in (above, *below))
+    return round(float(np.median(upper / sum(lower))), 3)
 
 
 def in_turn(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
@@ -143,25 +159,29 @@ def allocated(call: Callable[[], object]) -> float:
 
 def core(content: bytes, seconds: float) -> Rows:
     """A row for each number of threads, batch and precision. "share": of the peak, which the same library reaches on a
-    matrix product of that precision with as many threads.
+    matrix product of that precision with as many threads; "float": how many times as long the float twin takes.
     """
     quantized = onnx.load_model_from_string(content)
     macs, moved = cost(quantized)
     twins = {"int8": content, "fp32": unquantized(quantized).SerializeToString()}
     rows: Rows = []
-    threads = [t for t in (1, 2, 4, 8) if t <= (os.cpu_count() or 1)]
-    for count, (precision, twin) in tqdm([*itertools.product(threads, twins.items())], desc="core", leave=False):
-        best = PEAK**3 / 1e6 / percentiles(product(precision, count), seconds)["p50"]
-        session = start(twin, count)
-        for batch in BATCHES:
-            call = feed(session, batch)
-            ms = percentiles(call, seconds)
-            rate = macs * batch / 1e6 / ms["p50"]
-            rows.append({
-                "precision": precision, "threads": count, "batch": batch, **ms, "gmacs": round(rate, 1),
-                "peak_gmacs": round(best, 1), "share": round(rate / best, 3), "mmac": round(macs / 1e6, 1),
-                "moved_mb": round(moved[precision] * batch / 1e6, 2), "allocated_kb": allocated(call),
-            })  # fmt: skip
+    for threads in (t for t in (1, 2, 4, 8) if t <= (os.cpu_count() or 1)):
+        sessions = {precision: start(twin, threads) for precision, twin in twins.items()}
+        peaks = {f"{precision} peak": product(precision, threads) for precision in twins}
+        for batch in tqdm(BATCHES, desc=f"core, threads {threads}", leave=False):
+            calls = {precision: feed(session, batch) for precision, session in sessions.items()}
+            taken = in_blocks(calls | peaks, seconds * 4)
+            for precision, call in calls.items():
+                ms = percentiles(taken[precision])
+                share = of_blocks(taken, f"{precision} peak", precision) * macs * batch / PEAK**3
+                rows.append({
+                    "precision": precision, "threads": threads, "batch": batch, **ms,
+                    "gmacs": round(macs * batch / 1e6 / ms["p50"], 1),
+                    "peak_gmacs": round(PEAK**3 / 1e6 / percentiles(taken[f"{precision} peak"])["p50"], 1),
+                    "share": round(share, 3), "float": of_blocks(taken, "fp32", precision),
+                    "mmac": round(macs / 1e6, 1), "moved_mb": round(moved[precision] * batch / 1e6, 2),
+                    "allocated_kb": allocated(call),
+                })  # fmt: skip
     return rows
 
 
@@ -278,12 +298,13 @@ def stages(sanitizer: model.Model, config: Config, seconds: float) -> Rows:
         looped = wire(size, 2, config, seconds)["ms"]
         with ExitStack() as stack:
             calls = kernels(size, sanitizer, config, stack)
-            alone = {stage: percentiles(call, seconds / 8) for stage, call in calls.items()}
+            taken = in_blocks(calls, seconds)
             rows += [
                 {
-                    "size": f"{size[0]}x{size[1]}", "stage": stage, "alone": alone[stage], "loop": looped.get(stage),
-                    "allocated_kb": allocated(call),
+                    "size": f"{size[0]}x{size[1]}", "stage": stage, "alone": percentiles(taken[stage]),
+                    "loop": looped.get(stage), "allocated_kb": allocated(call),
                 }
+                | ({"kernels": of_blocks(taken, "frame", *DOOR)} if stage == "frame" else {})
                 for stage, call in calls.items()
             ]  # fmt: skip
     return rows
@@ -560,16 +581,15 @@ def text(results: dict[str, Any]) -> str:
     ]
     if "core" in results:
         lines += ["", f"core: {results['core'][0]['mmac']:g} MMAC a face"]
-        lines += table(results["core"], ("precision", "threads", "batch", "p50", "p95", "p99", "gmacs", "share", "moved_mb",
-                                         "allocated_kb"))  # fmt: skip
+        lines += table(results["core"], ("precision", "threads", "batch", "p50", "p95", "p99", "gmacs", "share", "float",
+                                         "moved_mb", "allocated_kb"))  # fmt: skip
     if "stages" in results:
         rows = [{"size": r["size"], "stage": r["stage"], "alone": r["alone"]["p50"], "in the loop": (r["loop"] or {}).get("p50", ""),
                  "allocated_kb": r["allocated_kb"]} for r in results["stages"]]  # fmt: skip
         lines += ["", "stages, 2 faces", *table(rows, ("size", "stage", "alone", "in the loop", "allocated_kb"))]
-        for size in dict.fromkeys(row["size"] for row in rows):
-            alone = {row["stage"]: row["alone"] for row in rows if row["size"] == size}
-            total = sum(alone[stage] for stage in DOOR)
-            lines += ["", f"{size}: a frame takes {alone['frame'] / total:.2f} times the sum of its stages alone"]
+        for row in results["stages"]:
+            if "kernels" in row:
+                lines += ["", f"{row['size']}: a frame takes {row['kernels']:.2f} times the sum of its stages alone"]
     if "wire" in results:
         rows = [row | row["glass_to_wire"] for row in results["wire"]]
         lines += ["", f"glass to wire, {RATE} frames a second, one viewer"]

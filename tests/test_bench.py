@@ -3,6 +3,9 @@
 import json
 import subprocess
 import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,6 +13,7 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks import aims, check, compare, projection
 from edgesan import bench, faces, model
 from edgesan.config import DEMO_MODEL, Config
 
@@ -73,3 +77,76 @@ def test_a_matrix_product_of_int8_is_right() -> None:
     result = bench.product("int8", 1)()
     assert isinstance(result, list)
     assert (result[0].dtype, result[0].shape) == (np.int32, (bench.PEAK, bench.PEAK))
+
+
+def test_each_stage_can_be_called_alone(sanitizer_model: model.Model) -> None:
+    with ExitStack() as stack:
+        calls = bench.kernels((480, 270), sanitizer_model, Config(), stack)
+        assert {*bench.DOOR, "capture", "noise", "frame", "ring", "encode", "send"} == calls.keys()
+        assert bench.allocated(calls["frame"]) > 480 * 270 * 3 / 1e3, "a frame needs a canvas"
+
+
+def stored() -> dict[str, Any]:
+    """Real results: of any machine that stored its ratios."""
+    results = [json.loads(path.read_text()) for path in sorted(check.RESULTS.glob("*.json"))]
+    return next(result for result in results if "ratios" in result)
+
+
+def test_a_ratio_that_is_worse_by_more_than_15_percent_is_named() -> None:
+    ratios = stored()["ratios"]
+    assert check.worse(ratios, ratios) == []
+    assert check.worse(ratios, {name: 1.14 * ratio for name, ratio in ratios.items()}) == []
+    assert check.worse(ratios, {name: 0.1 * ratio for name, ratio in ratios.items()}) == [], "faster is no fault"
+    for name, ratio in ratios.items():
+        assert check.worse(ratios, ratios | {name: 1.16 * ratio}) == [name]
+        assert check.worse(ratios, ratios | {name: float("nan")}) == [name]
+        assert check.worse(ratios, {other: r for other, r in ratios.items() if other != name}) == [name]
+
+
+def test_ratios_are_compared_with_those_of_the_same_kind_of_machine_only() -> None:
+    result = stored()
+    assert check.stored_ratios(check.RESULTS, result["machine"]) == result["ratios"]
+    with pytest.raises(SystemExit, match="no ratios of Abacus with 2 cores"):
+        check.stored_ratios(check.RESULTS, {"processor": "Abacus", "cores": 2})
+
+
+def test_the_ratios_that_are_stored_are_those_that_are_measured() -> None:
+    assert check.ratios(0.1).keys() == stored()["ratios"].keys()
+
+
+def test_every_aim_has_a_measured_value() -> None:
+    table = aims.text(stored())
+    assert table.count("| met |") + table.count("| missed |") == len(aims.AIMS)
+    assert "nan" not in table
+
+
+def test_results_are_named_after_the_processor() -> None:
+    machine = {"processor": "Intel(R) Xeon(R) Processor @ 2.80GHz", "cores": 2}
+    assert aims.file_name(machine) == "intel-xeon-2-80ghz-2-cores.json"
+    assert aims.file_name({"processor": "Raspberry Pi 5 Model B Rev 1.0", "cores": 4}) == (
+        "raspberry-pi-5-model-b-rev-1-0-4-cores.json"
+    )
+
+
+def test_machines_are_drawn_beside_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [str(path) for path in sorted(check.RESULTS.glob("*-cores.json"))]
+    picture = tmp_path / "machines.png"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["compare", *files, "--plot", str(picture)])
+        assert compare.main() == 0
+    assert capsys.readouterr().out.count("cores |") == len(files)
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_projection_says_that_it_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert projection.main() == 0
+    told = capsys.readouterr().out
+    assert told.startswith("PROJECTION, not measured")
+    assert "Pi 4" in told
+    assert "Pi 5" in told
+
+
+def test_a_published_network_takes_what_its_own_rate_says() -> None:
+    for board in projection.BOARDS:
+        like = board.points[0]
+        assert projection.by_multiplications(board, like.gmac)[1] == pytest.approx(like.ms)
