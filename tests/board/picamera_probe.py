@@ -113,7 +113,7 @@ def main() -> None:
                 pixels = np.array(raw.pixels)
         seconds = time.monotonic() - started_s
         assert numbers == sorted(set(numbers)), "a frame was lent twice"
-        assert 0 <= min(ages_ms), f"not of this clock: {ages_ms}"
+        assert min(ages_ms) >= 0, f"not of this clock: {ages_ms}"
         assert max(ages_ms) < 60_000, f"not of this clock: {ages_ms}"
         fact("start", f"90 frames of {pixels.shape} {pixels.dtype} in {seconds:.1f} s, each newer than the last")
         colours = {tuple(int(v) for v in np.round(column / 255)) for column in pixels[240, 20::80]}
