@@ -179,7 +179,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     flash.add_argument(
-        "image", type=Path, nargs="?", metavar="IMAGE", help=".img, .img.xz or .img.gz; IMAGE.bmap is used"
+        "image", type=Path, nargs="?", metavar="IMAGE", help=".img, .img.xz, .img.zst; the .bmap beside it is used"
     )
     flash.add_argument("device", type=Path, nargs="?", metavar="DEVICE", help="a card; system disks are refused")
     flash.add_argument(

@@ -4,6 +4,8 @@ One small function per thing. What they read lies under `root`, so that a test c
 thing that this machine does not have (a Pi's firmware, say) gives no finding.
 """
 
+import errno
+import http.client
 import importlib
 import importlib.metadata
 import importlib.util
@@ -38,6 +40,7 @@ PACKAGES: Final = {
     "prometheus-client": "prometheus_client",
     "tqdm": "tqdm",
 }
+ANY: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104
 LEAST_CMA_KB: Final = 64 * 1024
 LEAST_CMA_FREE_KB: Final = 16 * 1024
 LEAST_DISK_BYTES: Final = 2**30
@@ -346,9 +349,23 @@ def port(out: str) -> Finding:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
+        if error.errno == errno.EADDRINUSE and _is_alive("127.0.0.1" if host in ANY else host, number):
+            return Finding(out, "ok", "edgesan serves there already")
         cure = f"end what holds it (ss -ltnp 'sport = :{number}' names it), or choose another with --out"
         return Finding(out, "fail", f"cannot be served: {error.strerror}", cure)
     return Finding(out, "ok", "the port is free")
+
+
+def _is_alive(host: str, number: int) -> bool:
+    """Whether an edgesan answers there (by http; https is not tried)."""
+    connection = http.client.HTTPConnection(host, number, timeout=2)
+    try:
+        connection.request("GET", "/healthz")
+        return connection.getresponse().read(100) in (b"alive\n", b"present the token\n")
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
 
 
 def certificate(file: Path, key: Path | None) -> Finding:

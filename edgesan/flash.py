@@ -14,6 +14,7 @@ import hashlib
 import json
 import lzma
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -32,7 +33,6 @@ CHUNK: Final = 4 * 2**20
 BLKFLSBUF: Final = 0x1261  # linux/fs.h: forget what was read of the device
 COLUMNS: Final = "NAME,PATH,SIZE,VENDOR,MODEL,TRAN,RM,HOTPLUG,RO,TYPE,MOUNTPOINTS"
 REMOVABLE: Final = ("usb", "mmc")
-OPENERS: Final[dict[str, Callable[..., Any]]] = {".xz": lzma.open, ".gz": gzip.open}
 # Where a card that somebody put in is mounted; all else is the running system's.
 GUESTS: Final = ("/media/", "/run/media/", "/mnt/")
 
@@ -158,12 +158,46 @@ def choose(path: Path, found: Iterable[Device], *, to_file: bool) -> Device:
 # --- what is written --------------------------------------------------------------------------------------------------
 
 
+class _Zstd:
+    """What zstd(1) unpacks, read from its start to its end: Python has no reader of its own before 3.14."""
+
+    def __init__(self, image: Path, mode: str) -> None:
+        image.open(mode).close()  # its errors are clearer
+        self._process = subprocess.Popen(["zstd", "-dcq", "--", str(image)], stdout=subprocess.PIPE)  # noqa: S607
+        self._at = 0
+
+    def read(self, count: int) -> bytes:
+        assert self._process.stdout is not None
+        block = self._process.stdout.read(count)
+        self._at += len(block)
+        if not block and self._process.wait():
+            raise EOFError("zstd says that it is damaged")
+        return block
+
+    def seek(self, place: int) -> None:
+        while self._at < place and self.read(min(CHUNK, place - self._at)):
+            pass
+
+    def __enter__(self) -> "_Zstd":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._process.wait()
+
+
+OPENERS: Final[dict[str, Callable[..., Any]]] = {".xz": lzma.open, ".gz": gzip.open, ".zst": _Zstd}
+
+
 def opened(image: Path) -> BinaryIO:
-    """The image as a stream, unpacked by the end of its name (.xz, .gz).
+    """The image as a stream, unpacked by the end of its name (.xz, .gz, .zst).
 
     Raises:
         ConfigError: it cannot be read.
     """
+    if image.suffix == ".zst" and shutil.which("zstd") is None:
+        raise ConfigError(f"zstd is missing, which unpacks {image.name}: sudo apt install zstd")
     try:
         return OPENERS.get(image.suffix, open)(image, "rb")  # type: ignore[no-any-return]
     except OSError as error:
@@ -176,7 +210,7 @@ def block_map(image: Path) -> tuple[int, list[Range]] | None:
     Raises:
         ConfigError: the map is not one of version 2.
     """
-    names = [image.with_name(f"{name}.bmap") for name in (image.name, image.stem)]
+    names = [image.with_name(f"{name}.bmap") for name in (image.name, image.stem, image.stem.removesuffix(".img"))]
     found = next((name for name in names if name.exists()), None)
     if found is None:
         return None
@@ -217,7 +251,7 @@ def length(image: Path) -> int:
     total = 0
     with opened(image) as stream:
         if image.suffix not in OPENERS:
-            return stream.seek(0, os.SEEK_END)
+            return image.stat().st_size
         try:
             while block := stream.read(CHUNK):
                 total += len(block)

@@ -142,9 +142,9 @@ def watch(look: Look, sha256: str | None, seconds: float, stall_s: float = STALL
         sha256: of the model that must run; None: any.
     """
     begun: float | None = None
-    last, newest_s, reason = -1, time.monotonic(), "nothing answers where the stream is served"
+    last, newest_s = -1, time.monotonic()
     while True:
-        now_s, status = time.monotonic(), look()
+        now_s, status, reason = time.monotonic(), look(), "nothing answers where the stream is served"
         if status is not None:
             runs = status.get("model", {}).get("sha256")
             frames = status.get("totals", {}).get("sanitized", 0)

@@ -7,7 +7,6 @@ The network is needed here, to fetch the wheels; the board needs none at its fir
 """
 
 import argparse
-import gzip
 import hashlib
 import json
 import lzma
@@ -18,11 +17,10 @@ import sys
 import tarfile
 import tempfile
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
-from edgesan import __version__, board, model
+from edgesan import __version__, board, flash, model
 from edgesan.errors import ConfigError, EdgesanError, SinkError
 
 HERE: Final = Path(__file__).parent
@@ -31,7 +29,6 @@ PYTHON: Final = "3.13"  # of Raspberry Pi OS and Debian trixie
 MACHINE: Final = "aarch64"
 GLIBC: Final = range(17, 42)  # trixie has 2.41; a wheel for an older one runs, too
 CHUNK: Final = 2**20
-OPENERS: Final[dict[str, Callable[..., Any]]] = {".xz": lzma.open, ".gz": gzip.open}
 DEVICES: Final = ["pi5-64bit", "pi4-64bit", "pi3-64bit"]  # the Imager's names
 
 
@@ -92,8 +89,8 @@ def payload(folder: Path, settings: board.Settings, ready: Path | None = None) -
         for file in sorted(path for path in (HERE / "root").rglob("*") if path.is_file()):
             member = tarfile.TarInfo(file.relative_to(HERE / "root").as_posix())
             member.size, member.mode = file.stat().st_size, 0o755 if file.parent.name == "bin" else 0o644
-            with file.open("rb") as content:
-                archive.addfile(member, content)
+            with file.open("rb") as stream:
+                archive.addfile(member, stream)
     shutil.copy(HERE / "install.py", folder)
     (folder / "PYTHON").write_text(f"{PYTHON} {MACHINE}\n")
     for name, content in board.seed(settings).items():
@@ -108,12 +105,6 @@ def payload(folder: Path, settings: board.Settings, ready: Path | None = None) -
     (folder / "SHA256SUMS").write_text("".join(lines))
 
 
-def unpacked(image: Path) -> BinaryIO:
-    """An image as a stream, unpacked by the end of its name."""
-    opener = OPENERS.get(image.suffix, open)
-    return opener(image, "rb")  # type: ignore[no-any-return]
-
-
 def copy_image(source: Path, target: Path) -> None:
     """Unpack, and leave holes where there is nothing.
 
@@ -123,11 +114,7 @@ def copy_image(source: Path, target: Path) -> None:
     if target.exists():
         raise ConfigError(f"{target} exists: name another file with --out")
     try:
-        stream = unpacked(source)
-    except OSError as error:
-        raise ConfigError(f"cannot read {source}: {error.strerror}") from error
-    try:
-        with stream, target.open("wb") as file:
+        with flash.opened(source) as stream, target.open("wb") as file:
             while block := stream.read(CHUNK):
                 if block.count(0) == len(block):
                     file.seek(len(block), os.SEEK_CUR)

@@ -231,7 +231,7 @@ def test_every_option_is_on_the_command_line_and_in_the_file_and_none_switches_t
     assert options == {
         "model", "camera", "out", "alpha", "background", "zone", "size", "fps", "frames", "duration", "detect_size",
         "detect_every", "hold", "threads", "token", "trusted_keys", "allow_unsigned", "state_dir", "allow_rollback",
-        "require_isolation",
+        "require_isolation", "role", "socket",
         "tls_cert", "tls_key",
     }  # fmt: skip
     assert options == set(Config.__dataclass_fields__)

@@ -4,8 +4,10 @@ import gzip
 import hashlib
 import json
 import lzma
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -136,21 +138,33 @@ def run(*arguments: object) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL)
 
 
-@pytest.mark.parametrize("packing", ["", ".xz", ".gz"])
+def zstd(content: bytes) -> bytes:
+    if shutil.which("zstd") is None:
+        pytest.skip("zstd is not here: apt install zstd")
+    return subprocess.run(["zstd", "-q", "-c"], input=content, capture_output=True, check=True).stdout
+
+
+PACKERS: dict[str, Callable[[bytes], bytes]] = {".xz": lzma.compress, ".gz": gzip.compress, ".zst": zstd}
+
+
+@pytest.mark.parametrize("packing", ["", *PACKERS])
 def test_what_is_written_is_the_image_however_it_is_packed(image: Path, tmp_path: Path, packing: str) -> None:
     packed = image.with_name(image.name + packing)
     if packing:
-        pack = {".xz": lzma.compress, ".gz": gzip.compress}[packing]
-        packed.write_bytes(pack(image.read_bytes()))
+        packed.write_bytes(PACKERS[packing](image.read_bytes()))
     done = run(packed, tmp_path / "card", "--to-file")
     assert done.returncode == 0, done.stderr
     assert "read back and compared" in done.stdout
     assert (tmp_path / "card").read_bytes() == image.read_bytes()
 
 
-def test_by_a_block_map_only_what_holds_something_is_written(image: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("packing", ["", *PACKERS])
+def test_by_a_block_map_only_what_holds_something_is_written(image: Path, tmp_path: Path, packing: str) -> None:
     bmap(image)
-    done = run(image, tmp_path / "card", "--to-file")
+    packed = image.with_name(image.name + packing)
+    if packing:
+        packed.write_bytes(PACKERS[packing](image.read_bytes()))
+    done = run(packed, tmp_path / "card", "--to-file")
     assert done.returncode == 0, done.stderr
     assert "0.0 MB of 10.2 MB" in done.stdout
     assert (tmp_path / "card").read_bytes() == image.read_bytes()
@@ -199,13 +213,26 @@ def test_nobody_to_ask_is_no_yes(image: Path, monkeypatch: pytest.MonkeyPatch) -
     sys.stdin.close()
 
 
-def test_a_damaged_download_is_an_error(image: Path, tmp_path: Path) -> None:
-    packed = tmp_path / "board.img.xz"
-    packed.write_bytes(lzma.compress(image.read_bytes())[:-40])
+@pytest.mark.parametrize("packing", PACKERS)
+def test_a_damaged_download_is_an_error(image: Path, tmp_path: Path, packing: str) -> None:
+    packed = image.with_name(image.name + packing)
+    packed.write_bytes(PACKERS[packing](image.read_bytes())[:-40])
     done = run(packed, tmp_path / "card", "--to-file")
     assert done.returncode == 2
     assert "fetch it again" in done.stderr
-    assert "cannot read" in run(tmp_path / "none.img", tmp_path / "card", "--to-file").stderr
+    assert "cannot read" in run(tmp_path / f"none.img{packing}", tmp_path / "card", "--to-file").stderr
+
+
+def test_the_map_that_bmaptool_makes_is_understood(image: Path) -> None:
+    if shutil.which("bmaptool") is None:
+        pytest.skip("bmaptool is not here: apt install bmap-tools")
+    subprocess.run(["bmaptool", "-q", "create", "-o", image.with_suffix(".bmap"), image], check=True)
+    found = flash.block_map(image)
+    assert found is not None
+    whole, ranges = found
+    assert whole == image.stat().st_size
+    assert [(r.start // 4096, r.length // 4096) for r in ranges] == [(0, 2), (2000, 1)]
+    assert flash.block_map(image.with_name(f"{image.name}.zst")) == found, "it is for the packed one, too"
 
 
 def test_a_card_that_gives_back_something_else_is_an_error(tmp_path: Path) -> None:
