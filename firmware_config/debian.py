@@ -1,18 +1,16 @@
 """An image from Debian's packages alone: for USB cameras on a Pi 3, 4 or Zero 2 W, for other Arm boards, and for QEMU.
 
-`firmware_config/build --debian` runs it. The layout is Raspberry Pi OS's: a FAT partition `bootfs` with the Pi's
+`python -m firmware_config.build --debian` runs it. The layout is Raspberry Pi OS's: a FAT partition `bootfs` with the Pi's
 firmware, the kernel and cloud-init's files, and an ext4 partition `rootfs`. So the same payload goes into both, and the
 same first boot installs it. A CSI camera does not work: Debian's kernel has no driver for one.
 
-The same packages make the same bytes: every time in the image is EPOCH. What is made depends on the archive's packages of
-the day, which `packages.txt` beside the image tells.
+Every time in the image is EPOCH, every identity fixed, and `packages.txt` beside it tells the versions. The boot partition is
+the same byte for byte each time; the root is, too, but for the inodes' change times, which e2fsprogs before 1.47.1 takes from the clock.
 """
 
-import argparse
 import hashlib
 import os
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Final
@@ -119,7 +117,7 @@ def cached(name: str, mmdebstrap: tuple[str, ...]) -> Path:
 
 
 def image(out: Path) -> Path:
-    """Write the image `out`, with its block map and its list of packages beside it. Root only: files keep their owners.
+    """Write the image `out`, with its list of packages beside it. Root only: files keep their owners.
 
     Returns:
         `out`: 4 GiB, of which the empty part takes no place; a first boot grows the root to the card.
@@ -143,14 +141,13 @@ def image(out: Path) -> Path:
         out.with_suffix(".packages.txt").write_text(installed, encoding="utf-8")
         (work / "edgesan.img").replace(out)
     os.truncate(out, SIZE)
-    run("bmaptool", "create", "--output", str(out.with_suffix(".bmap")), str(out))
     return out
 
 
-def compress(image: Path) -> Path:
-    """The image as it is published: `edgesan flash`, bmaptool and Raspberry Pi Imager read it as it is."""
-    run("zstd", "--quiet", "--force", "-T0", "-12", str(image))
-    return image.with_name(f"{image.name}.zst")
+def publish(image: Path) -> None:
+    """Its block map, and itself compressed: what `edgesan flash`, bmaptool and Raspberry Pi Imager read."""
+    run("bmaptool", "create", "--output", str(image.with_suffix(".bmap")), str(image))
+    run("xz", "--quiet", "--keep", "--force", "-T0", "-3", str(image))
 
 
 def settle(tree: Path) -> None:
@@ -178,17 +175,3 @@ def date(tree: Path) -> None:
 def run(*command: str, **more: str) -> None:
     """A program of the system, with every time in what it makes set to EPOCH."""
     subprocess.run(command, check=True, env=os.environ | {"SOURCE_DATE_EPOCH": str(EPOCH), "LC_ALL": "C.UTF-8"} | more)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Make an image of Debian's packages alone.")
-    parser.add_argument("image", type=Path, metavar="IMAGE", help="where to write it: edgesan-debian.img")
-    parser.add_argument("--compress", action="store_true", help="also IMAGE.zst")
-    arguments = parser.parse_args()
-    made = image(arguments.image.absolute())
-    print(compress(made) if arguments.compress else made)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
