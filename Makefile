@@ -44,7 +44,7 @@ soak: $(VENV)/dev  ## a million frames (FRAMES=..., or MINUTES=...), root only: 
 BOARD_PACKAGES := mmdebstrap arch-test qemu-system-arm qemu-user-static binfmt-support genimage mtools dosfstools e2fsprogs bmap-tools zstd rauc squashfs-tools openssh-client
 board: $(VENV)/dev  ## real boots of the image in QEMU, and the real picamera2: an hour, root only (installs what it needs); prints a table
 	if [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq --no-install-recommends $(BOARD_PACKAGES) && { mountpoint -q /proc/sys/fs/binfmt_misc || mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc; } && update-binfmts --enable qemu-aarch64; fi
-	EDGESAN_BOARD=1 nice -n 10 $(BIN)/python -m pytest -q -x -m board tests/board
+	EDGESAN_BOARD=1 nice -n 10 $(BIN)/python -m pytest -q -m board tests/board
 
 audit-quick: $(VENV)/dev  ## a quick look with the whole machinery: real faces where they are, else the bundled clip
 	$(BIN)/python -m export.audit edgesan/models/default.onnx --quick --data $(EDGESAN_DATA) --networks $(EDGESAN_NETWORKS)

@@ -1,6 +1,7 @@
 """`python -m firmware_config.build`: edgesan, put into your own Raspberry Pi OS image; needs no root, only mtools.
 
     python -m firmware_config.build raspios.img.xz --settings board.toml --out board.img
+    python -m firmware_config.build --debian --settings board.toml --out board.img     root only: from Debian's packages alone
     python -m firmware_config.build --payload FOLDER            only what goes into an image, for another way
 
 The network is needed here, to fetch the wheels; the board needs none at its first boot.
@@ -22,6 +23,7 @@ from typing import Any, Final
 
 from edgesan import __version__, board, flash, model
 from edgesan.errors import ConfigError, EdgesanError, SinkError
+from firmware_config import debian
 
 HERE: Final = Path(__file__).parent
 TREE: Final = HERE.parent
@@ -164,6 +166,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--wheels", type=Path, metavar="FOLDER", help="wheels that were fetched before")
     parser.add_argument("--payload", type=Path, metavar="FOLDER", help="write only the payload, into this folder")
     parser.add_argument("--fetch", type=Path, metavar="FOLDER", help="fetch only the wheels, into this folder")
+    parser.add_argument(
+        "--debian",
+        action="store_true",
+        help="make the image of Debian's packages: USB cameras only; also .bmap and .xz",
+    )
     parser.add_argument("--manifest", type=Path, metavar="FILE", help="also a manifest for Raspberry Pi Imager")
     arguments = parser.parse_args(argv)
     try:
@@ -175,19 +182,27 @@ def main(argv: list[str] | None = None) -> int:
             payload(arguments.payload, settings, arguments.wheels)
             print(f"{arguments.payload}: install it with python3 {arguments.payload / 'install.py'} [--root FOLDER]")
             return 0
-        if arguments.image is None:
-            parser.error("name the image of Raspberry Pi OS, or --payload FOLDER")
+        if (arguments.image is None) != arguments.debian:
+            parser.error("name the image of Raspberry Pi OS, or --debian, or --payload FOLDER")
         out = arguments.out or Path(f"edgesan-{settings.hostname}.img")
         with tempfile.TemporaryDirectory(prefix="edgesan-") as name:
             payload(Path(name) / "payload", settings, arguments.wheels)
-            copy_image(arguments.image, out)
+            if arguments.debian:
+                debian.image(out)
+            else:
+                copy_image(arguments.image, out)
             try:
                 board.inject(out, settings, Path(name) / "payload")
             except EdgesanError:
                 out.unlink()  # half of it is of no use
                 raise
+        if arguments.debian:
+            debian.publish(out)
         if arguments.manifest:
             arguments.manifest.write_text(json.dumps(manifest(out, settings), indent=2) + "\n")
+    except subprocess.CalledProcessError as error:
+        print(f"firmware_config.build: {error.cmd[0]} ended with {error.returncode}: see above", file=sys.stderr)
+        return SinkError.exit_code
     except EdgesanError as error:
         print(f"firmware_config.build: {error}", file=sys.stderr)
         return error.exit_code

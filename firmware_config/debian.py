@@ -1,19 +1,16 @@
 """An image from Debian's packages alone: for USB cameras on a Pi 3, 4 or Zero 2 W, for other Arm boards, and for QEMU.
 
-`firmware_config/build --debian` runs it. The layout is Raspberry Pi OS's: a FAT partition `bootfs` with the Pi's
+`python -m firmware_config.build --debian` runs it. The layout is Raspberry Pi OS's: a FAT partition `bootfs` with the Pi's
 firmware, the kernel and cloud-init's files, and an ext4 partition `rootfs`. So the same payload goes into both, and the
 same first boot installs it. A CSI camera does not work: Debian's kernel has no driver for one.
 
-The same packages make the same bytes: every time in the image is EPOCH. What is made depends on the archive's packages of
-the day, which `packages.txt` beside the image tells.
+Every time in the image is EPOCH, every identity fixed, and `packages.txt` beside it tells the versions. The boot partition is
+the same byte for byte each time; the root is, too, but for the inodes' change times, which e2fsprogs before 1.47.1 takes from the clock.
 """
 
-import argparse
 import hashlib
 import os
-import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Final
@@ -21,6 +18,7 @@ from typing import Final
 RELEASE: Final = "trixie"
 MIRROR: Final = "http://deb.debian.org/debian"
 EPOCH: Final = 1_764_547_200  # 2025-12-01
+SIZE: Final = 4 * 2**30  # a power of 2, as QEMU's card readers ask for
 ROOT_UUID: Final = "5a17e000-edce-4a11-8000-000000000001"
 PACKAGES: Final = (
     "cloud-guest-utils", "cloud-init", "dbus", "dosfstools", "e2fsprogs", "firmware-brcm80211", "initramfs-tools",
@@ -31,7 +29,7 @@ PACKAGES: Final = (
 FILES: Final = {
     "etc/hostname": "edgesan\n",
     "etc/hosts": "127.0.0.1 localhost\n127.0.1.1 edgesan\n::1 localhost\n",
-    "etc/machine-id": "uninitialized\n",  # the first boot makes one
+    "etc/machine-id": "",  # the first boot makes one
     "etc/fstab": (
         "LABEL=rootfs / ext4 defaults,noatime,errors=remount-ro 0 1\n"
         "LABEL=bootfs /boot/firmware vfat defaults,umask=0077 0 2\n"
@@ -53,7 +51,8 @@ FILES: Final = {
 }
 LAYOUT: Final = f"""
 image bootfs.vfat {{
-    vfat {{ label = "bootfs" extraargs = "--invariant -i {EPOCH & 0xFFFFFFFF:08x}" file "" {{ image = "bootfs" }} }}
+    vfat {{ label = "bootfs" extraargs = "--invariant -i {EPOCH & 0xFFFFFFFF:08x}" }}
+    mountpoint = "/boot/firmware"
     size = 512M
 }}
 image rootfs.ext4 {{
@@ -63,31 +62,34 @@ image rootfs.ext4 {{
 }}
 image edgesan.img {{
     hdimage {{ disk-signature = 0x{EPOCH & 0xFFFFFFFF:08x} }}
-    size = 4G
     partition bootfs {{ partition-type = 0xC bootable = "true" image = "bootfs.vfat" offset = 1M }}
     partition rootfs {{ partition-type = 0x83 image = "rootfs.ext4" }}
 }}
 """
-# Half of the time would go into compiling Python's library, and a quarter into packing an initrd, by an emulated processor.
-# The board compiles what it imports, at its first boot, and packs its own initrd when it gets another kernel.
-COMPILERS: Final = "/usr/bin/py3compile /usr/lib/python3.13/py_compile.py"
-DIVERT: Final = f"""
-for file in {COMPILERS}; do
+# What an emulated processor would do for most of an hour, and need not. Python's library is compiled where it is imported, at
+# the first boot; each board makes host keys of its own; certificates and hardware are indexed natively, at the end; and the initrd is packed
+# less tightly.
+STUBS: Final = "/usr/bin/py3compile /usr/lib/python3.13/py_compile.py /usr/sbin/update-ca-certificates /usr/bin/systemd-hwdb"
+BEFORE: Final = f"""
+mkdir -p "$1/boot/firmware" "$1/etc/ssh" "$1/etc/initramfs-tools/conf.d"
+for file in {STUBS}; do
     dpkg-divert --root="$1" --divert $file.real --rename --add $file
     mkdir -p "$1$(dirname $file)" && printf '#!/bin/true\\n' > "$1$file" && chmod 755 "$1$file"
 done
-mkdir -p "$1/etc/initramfs-tools/conf.d" && printf 'COMPRESS=zstd\\nCOMPRESSLEVEL=3\\n' > "$1/etc/initramfs-tools/conf.d/edgesan"
+touch "$1/etc/ssh/ssh_host_rsa_key" "$1/etc/ssh/ssh_host_ecdsa_key" "$1/etc/ssh/ssh_host_ed25519_key"
+printf 'COMPRESS=zstd\\nCOMPRESSLEVEL=3\\n' > "$1/etc/initramfs-tools/conf.d/edgesan"
 """
-RESTORE: Final = f"""
-for file in {COMPILERS}; do rm "$1$file" && dpkg-divert --root="$1" --rename --remove $file; done
+AFTER: Final = f"""
+for file in {STUBS}; do rm "$1$file" && dpkg-divert --root="$1" --rename --remove $file; done
+systemd-hwdb --root="$1" --usr update
+cat "$1"/usr/share/ca-certificates/mozilla/*.crt > "$1/etc/ssl/certs/ca-certificates.crt"
 """
 MMDEBSTRAP: Final = (
     "mmdebstrap", "--mode=root", "--variant=minbase", "--architectures=arm64", "--components=main,non-free-firmware",
     "--aptopt=APT::Install-Recommends \"false\"", "--dpkgopt=force-confdef", "--dpkgopt=force-confold",
     "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-include=/usr/share/doc/*/copyright",
     "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
-    "--essential-hook=mkdir -p \"$1/boot/firmware\"",  # where raspi-firmware puts the kernel
-    f"--essential-hook={DIVERT}", f"--customize-hook={RESTORE}",
+    f"--essential-hook={BEFORE}", f"--customize-hook={AFTER}",
     f"--include={','.join(PACKAGES)}", RELEASE,
 )  # fmt: skip
 
@@ -116,25 +118,21 @@ def cached(name: str, mmdebstrap: tuple[str, ...]) -> Path:
 
 
 def image(out: Path) -> Path:
-    """Write the image `out`, with its block map and its list of packages beside it. Root only: files keep their owners.
+    """Write the image `out`, with its list of packages beside it. Root only: files keep their owners.
 
     Returns:
         `out`: 4 GiB, of which the empty part takes no place; a first boot grows the root to the card.
     """
     with tempfile.TemporaryDirectory(prefix="edgesan-", dir=out.parent) as folder:
         work = Path(folder)
-        tree, firmware = work / "root", work / "in" / "bootfs"
+        tree = work / "root"
         tree.mkdir()
-        firmware.parent.mkdir()
         run("tar", "--extract", "--numeric-owner", "--file", str(root()), "--directory", str(tree))
         settle(tree)
-        shutil.move(tree / "boot/firmware", firmware)
-        (tree / "boot/firmware").mkdir()
-        for path in (tree, firmware):
-            date(path)
+        date(tree)
         (work / "genimage.cfg").write_text(LAYOUT, encoding="utf-8")
         run(
-            "genimage", "--config", str(work / "genimage.cfg"), "--rootpath", str(tree), "--inputpath", str(work / "in"),
+            "genimage", "--config", str(work / "genimage.cfg"), "--rootpath", str(tree), "--inputpath", str(work),
             "--tmppath", str(work / "tmp"), "--outputpath", str(work), E2FSPROGS_FAKE_TIME=str(EPOCH),
         )  # fmt: skip
         installed = subprocess.run(
@@ -143,14 +141,14 @@ def image(out: Path) -> Path:
         ).stdout  # fmt: skip
         out.with_suffix(".packages.txt").write_text(installed, encoding="utf-8")
         (work / "edgesan.img").replace(out)
-    run("bmaptool", "create", "--output", str(out.with_suffix(".bmap")), str(out))
+    os.truncate(out, SIZE)
     return out
 
 
-def compress(image: Path) -> Path:
-    """The image as it is published: `edgesan flash`, bmaptool and Raspberry Pi Imager read it as it is."""
-    run("zstd", "--quiet", "--force", "-T0", "-12", str(image))
-    return image.with_name(f"{image.name}.zst")
+def publish(image: Path) -> None:
+    """Its block map, and itself compressed: what `edgesan flash`, bmaptool and Raspberry Pi Imager read."""
+    run("bmaptool", "create", "--output", str(image.with_suffix(".bmap")), str(image))
+    run("xz", "--quiet", "--keep", "--force", "-T0", "-3", str(image))
 
 
 def settle(tree: Path) -> None:
@@ -164,6 +162,7 @@ def settle(tree: Path) -> None:
     resolv = tree / "etc/resolv.conf"
     resolv.unlink(missing_ok=True)
     resolv.symlink_to("../run/systemd/resolve/stub-resolv.conf")
+    run("systemctl", f"--root={tree}", "--quiet", "enable", "systemd-networkd.service", "systemd-resolved.service")
 
 
 def date(tree: Path) -> None:
@@ -177,17 +176,3 @@ def date(tree: Path) -> None:
 def run(*command: str, **more: str) -> None:
     """A program of the system, with every time in what it makes set to EPOCH."""
     subprocess.run(command, check=True, env=os.environ | {"SOURCE_DATE_EPOCH": str(EPOCH), "LC_ALL": "C.UTF-8"} | more)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description="Make an image of Debian's packages alone.")
-    parser.add_argument("image", type=Path, metavar="IMAGE", help="where to write it: edgesan-debian.img")
-    parser.add_argument("--compress", action="store_true", help="also IMAGE.zst")
-    arguments = parser.parse_args()
-    made = image(arguments.image.absolute())
-    print(compress(made) if arguments.compress else made)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

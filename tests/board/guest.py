@@ -11,7 +11,7 @@ from pathlib import Path
 
 from edgesan.board import Fat
 
-PATIENCE_S = 900.0  # for a boot on two cores that others use, too
+PATIENCE_S = 1500.0  # for a boot on two cores that others use, too
 TOKEN = "a-token-of-the-test"
 MACHINES = {
     "virt": (

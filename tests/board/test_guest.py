@@ -21,7 +21,7 @@ from edgesan.board import Fat
 from edgesan.config import DEMO_MODEL
 from edgesan.frames import Pixels
 from export import compile  # noqa: A004 - its name
-from firmware_config import build, debian
+from firmware_config import build
 from tests.board.conftest import Row
 from tests.board.guest import TOKEN, Guest
 from tests.test_signing import Maker
@@ -71,7 +71,9 @@ for node in ("/dev/video0", "/dev/mem", "/dev/vda"):
 @pytest.fixture(scope="module")
 def folder(needs: Callable[..., None], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the board's disk lies."""
-    needs("mmdebstrap", "genimage", "mcopy", "bmaptool", "qemu-system-aarch64", "qemu-aarch64-static", "ssh", "zstd")
+    needs(
+        "mmdebstrap", "genimage", "mcopy", "bmaptool", "qemu-system-aarch64", "qemu-aarch64-static", "ssh", "zstd", "xz"
+    )
     return tmp_path_factory.mktemp("guest")
 
 
@@ -91,20 +93,17 @@ def maker(folder: Path) -> Maker:
 def disk(folder: Path, key: Path, maker: Maker, row: Row) -> Path:
     """The Debian image with the payload in its FAT partition: made by the verbs that a user has."""
     started_s = time.monotonic()
-    stock = debian.image(folder / "debian.img")
-    row(
-        "Debian image",
-        f"{stock.stat().st_blocks * 512 / 1e6:.0f} MB of data, made in {time.monotonic() - started_s:.0f} s",
-    )
     settings = folder / "board.toml"
     settings.write_text(
         SETTINGS.format(key=key.with_suffix(".pub").read_text().strip(), token=TOKEN, maker=maker.key.line)
     )
-    wheels = debian.CACHE / "wheels"
-    if not wheels.exists():
-        assert build.main(["--fetch", str(wheels)]) == 0
     disk = folder / "board.img"
-    assert build.main([str(stock), "--settings", str(settings), "--wheels", str(wheels), "--out", str(disk)]) == 0
+    assert build.main(["--debian", "--settings", str(settings), "--out", str(disk)]) == 0
+    packed = disk.with_name("board.img.xz").stat().st_size
+    row(
+        "Debian image",
+        f"{disk.stat().st_blocks * 512 / 1e6:.0f} MB of data, {packed / 1e6:.0f} MB as .xz, made in {time.monotonic() - started_s:.0f} s",
+    )
     return disk
 
 
@@ -223,7 +222,7 @@ def probe(board: Guest, unit: str, program: str) -> str:
         f" -e 's/^RuntimeDirectory=.*/&\\nRuntimeDirectoryPreserve=yes/' /usr/lib/systemd/system/{unit}"
         f" | sudo tee /run/systemd/system/{name} > /dev/null; sudo systemctl daemon-reload; sudo systemctl start {name}"
     )
-    return board.run(f"sudo journalctl -u {name} -o cat _COMM=python3")
+    return board.run(f"sudo journalctl -u {name} -o cat _TRANSPORT=stdout")
 
 
 def test_the_sanitize_unit_reaches_no_network(board: Guest, row: Row) -> None:
