@@ -12,7 +12,7 @@ EDGESAN_SIGNING_KEY ?= $(HOME)/.config/edgesan/edgesan-release
 KILLS ?= 100
 FRAMES ?= 1000000
 
-.PHONY: help demo test lint browser data wall soak audit audit-quick bench side-by-side fuzz screenshot sign clean
+.PHONY: help demo test lint browser data wall soak audit audit-quick figures bench side-by-side fuzz screenshot sign clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
 
@@ -45,6 +45,9 @@ audit-quick: $(VENV)/dev  ## a quick look with the whole machinery: real faces w
 
 audit: $(VENV)/dev  ## the whole audit of the bundled model (hours; goes on where it was stopped)
 	$(BIN)/python -m export.audit edgesan/models/default.onnx --data $(EDGESAN_DATA) --networks $(EDGESAN_NETWORKS) --curve --html runs/audit.html --figures runs/figures --json runs/audit.json
+
+figures: $(VENV)/dev  ## every figure of the talk, from measured data (MODELS=folder of the four columns; else drawn from docs/figures/measured.json)
+	$(BIN)/python -m export.figures $(if $(MODELS),--models $(MODELS) --data $(EDGESAN_DATA) --networks $(EDGESAN_NETWORKS),--draw)
 
 bench: $(VENV)/runtime  ## time this machine: the network alone, each stage, and glass to wire (4 minutes)
 	$(BIN)/edgesan bench
