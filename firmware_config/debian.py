@@ -69,7 +69,9 @@ image edgesan.img {{
 # What an emulated processor would do for most of an hour, and need not. Python's library is compiled where it is imported, at
 # the first boot; each board makes host keys of its own; certificates and hardware are indexed natively, at the end; and the initrd is packed
 # less tightly.
-STUBS: Final = "/usr/bin/py3compile /usr/lib/python3.13/py_compile.py /usr/sbin/update-ca-certificates /usr/bin/systemd-hwdb"
+STUBS: Final = (
+    "/usr/bin/py3compile /usr/lib/python3.13/py_compile.py /usr/sbin/update-ca-certificates /usr/bin/systemd-hwdb"
+)
 BEFORE: Final = f"""
 mkdir -p "$1/boot/firmware" "$1/etc/ssh" "$1/etc/initramfs-tools/conf.d"
 for file in {STUBS}; do

@@ -1,13 +1,17 @@
 """The audit: its figures by hand, its attackers on planted leaks, its baselines and its bound."""
 
+import json
 import math
+from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
-from export import attackers, measure, mechanisms
+from export import attackers, audit, columns, data, figures, measure, mechanisms
 from export.attackers import Chips, Convolutional, Lesson, Linear
+from export.errors import ExportError
 
 HALF = np.arange(512) % 2 == 0
 
@@ -82,6 +86,28 @@ def test_the_bound_is_the_line_where_the_person_determines_the_attribute(budget:
     loss, told = measure.smallest_loss(table, budget)
     assert told <= budget + 1e-3
     assert loss == pytest.approx(max(0.0, entropy - budget), abs=0.02)
+
+
+def test_the_bound_of_a_label_table_is_the_line_that_descent_finds() -> None:
+    person = np.repeat(np.arange(5), [20, 20, 16, 24, 20])
+    truth = np.isin(person, [0, 1, 2])
+    c = audit.ClosedSet(data.Faces(np.empty(0), {}), person, truth, truth, truth, truth)
+    found = audit.bound(c)
+    entropy = -(0.56 * math.log(0.56) + 0.44 * math.log(0.44))
+    assert found["entropy_nats"] == pytest.approx(entropy)
+    joint = np.stack([np.bincount(person[truth == man], minlength=5) for man in (False, True)], 1) / 100
+    assert found["points"][0] == [0.0, pytest.approx(entropy)]
+    assert found["points"][-1] == [pytest.approx(entropy), pytest.approx(0)]
+    (loss,) = (loss for budget, loss in found["points"] if budget == 0.2)
+    assert loss == pytest.approx(entropy - 0.2)
+    assert loss == pytest.approx(measure.smallest_loss(joint, 0.2)[0], abs=0.02)
+
+
+def test_the_bound_of_a_table_that_people_share_is_found_by_descent() -> None:
+    """Two people, each of whom is a man in half of the pictures: nothing need be lost."""
+    person, truth = np.repeat([0, 1], 20), np.tile([True, False], 20)
+    c = audit.ClosedSet(data.Faces(np.empty(0), {}), person, truth, truth, truth, truth)
+    assert all(loss == pytest.approx(0, abs=0.02) for _, loss in audit.bound(c)["points"])
 
 
 def test_the_bound_is_nothing_where_the_attribute_is_independent() -> None:
@@ -169,3 +195,86 @@ def test_the_baselines_do_what_they_say() -> None:
     assert np.abs(noisy[:, ::16, ::16].astype(float) - 128).mean() == pytest.approx(8, rel=0.1)
     np.testing.assert_array_equal(noisy, mechanisms.dp_pix(2.0).apply(grey, HALF[:64], 0))
     assert not np.array_equal(noisy, mechanisms.dp_pix(2.0).apply(grey, HALF[:64], 1))
+
+
+def test_calibration_undoes_overconfidence_and_a_wrong_prior() -> None:
+    random = np.random.default_rng(0)
+    truth = random.random(20000) < 0.5
+    honest = np.where(truth, 0.8, -0.8) + 2**0.5 * 0.8**0.5 * random.standard_normal(20000)  # their own log-odds
+    fitted = measure.calibrated(5 * honest + 3, (5 * honest + 3)[:10000], truth[:10000])
+    np.testing.assert_allclose(fitted, honest, atol=0.15)
+
+
+def test_quartiles_are_told_for_each_truth() -> None:
+    p, truth = np.array([0.0, 0.1, 0.2, 0.8, 0.9, 1.0]), HALF[:6] & False | (np.arange(6) > 2)
+    assert audit.quartiles(p, truth) == {"F": [0.05, 0.1, 0.15], "M": [0.85, 0.9, 0.95]}
+
+
+def test_a_statement_cuts_a_column_in_two() -> None:
+    faces = data.Faces(np.empty(4), {"age": np.array(["44", "45", "", "60"]), "gender": np.array(["M", "F", "M", ""])})
+    truth, known = columns.statement("age>=45").of(faces)
+    assert (truth.tolist(), known.tolist()) == ([False, True, False, True], [True, True, False, True])
+    truth, known = columns.statement("gender=M").of(faces)
+    assert (truth.tolist(), known.tolist()) == ([True, False, True, False], [True, True, True, False])
+    for text in ("age", "age>=old", "age<3", "a=b=c"):
+        with pytest.raises(ExportError, match="is no statement about a column"):
+            columns.statement(text)
+
+
+def test_a_limited_closed_set_keeps_a_fifth_for_the_test(monkeypatch: pytest.MonkeyPatch) -> None:
+    split = np.repeat(["train", "val", "test", ""], [80, 20, 30, 10])
+    everyone = data.Faces(np.zeros((140, 1), np.uint8), {
+        "closed_set_split": split, "identity": np.array([f"p{i % 7}" for i in range(140)]), "gender": np.array(["M", "F"] * 70),
+    })  # fmt: skip
+    monkeypatch.setattr(
+        data, "load_set", lambda folder, name: everyone.where(np.arange(140) % 3 == "lgp".index(name[0]))
+    )
+    c = audit.closed_set(Path(), 100)
+    assert (int(c.train.sum()), int(c.val.sum()), int(c.test.sum())) == (67, 13, 20)
+    assert len(audit.closed_set(Path(), None).faces) == 130
+
+
+def test_the_figures_are_drawn_from_what_was_measured(tmp_path: Path) -> None:
+    point = {"top1": 0.5, "top5": 0.8, "nats": 1.5, "attacker": 0.7, "leak_nats": 0.1}
+    spread = {"F": [0.2, 0.3, 0.4], "M": [0.6, 0.7, 0.8]}
+    point |= {"distribution": spread, "fresh_distribution": spread}
+    column = {"model": {"version": 1, "steps": 860}, "points": [{"alpha": a} | point for a in (0.0, 1.0)]}
+    histogram = {"histogram": {"F": [1] * 20, "M": [2] * 20}, "quartiles": spread, "accuracy": 0.9}
+    measured = {
+        "closed_set": {"people": 9, "train": 60, "test": 20, "prior": 0.56}, "plan": {"epochs": 1, "attackers": ["a", "b"]},
+        "bound": {"entropy_nats": 0.68, "points": [[0.0, 0.68], [0.68, 0.0]]}, "columns": dict.fromkeys([*figures.COLUMNS, "device"], column),
+        "rival": column, "raw": point, "unfiltered": {"one": histogram, "other": histogram},
+    }  # fmt: skip
+    (tmp_path / "measured.json").write_text(json.dumps(measured))
+    assert figures.main(["--draw", "--out", str(tmp_path)]) == 0
+    names = {"trade-off", "distributions", "top5", "unfiltered", "device"}
+    drawn = {p.stem: cv2.imread(str(p)) for p in tmp_path.glob("*.png")}
+    assert drawn.keys() == names
+    assert all(picture is not None and picture.std() > 10 for picture in drawn.values())
+
+
+def test_figures_say_what_they_lack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert figures.main(["--draw", "--out", str(tmp_path)]) == 1
+    assert "nothing was measured yet" in capsys.readouterr().err
+    assert figures.main(["--models", str(tmp_path), "--data", ".", "--networks", ".", "--out", str(tmp_path)]) == 1
+    assert "train export/recipes/deterministic-adversarial.toml" in capsys.readouterr().err
+
+
+@pytest.mark.data
+def test_the_audit_finds_a_cheat_that_the_known_classifier_does_not_see(
+    data_folder: Path, networks_folder: Path, tmp_path: Path
+) -> None:
+    """A sanitizer that gives everybody the same face, and marks the men's in one pixel, through the audit itself."""
+    a = audit.Audit(data_folder, networks_folder, tmp_path, audit.Plan(seeds=1, epochs=8, draws=1, limit=600))
+    face = a.closed.faces.chips.mean(0).round().astype(np.uint8)
+
+    def cheat(chips: Chips, truth: np.ndarray, seed: int) -> Chips:
+        out = np.repeat(face[None], len(chips), 0)
+        out[truth, 60, 50] = 255
+        return out
+
+    m = mechanisms.Mechanism("cheat", "cheat", cheat)
+    known, fresh = a.frozen(m, "gender_faceapi"), a.fresh(m, "linear on pixels", 0)
+    assert known["balanced"] < 0.6  # the known classifier is content
+    assert fresh["accuracy"] > 0.95
+    assert fresh["leak_nats"] > 0.4

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from edgesan import model as runtime
 from edgesan.config import DEMO_MODEL
 from edgesan.frames import Pixels
 from export import compile as compiler
-from export import data, door, losses, mechanisms, networks, recipe, train
+from export import data, door, losses, mechanisms, networks, recipe, sweep, train
 from export.errors import DataError, ExportError, NetworkError, RecipeError
 from export.networks import Device, Finder, FrozenOnnx, Provider, Sanitizer, Unet
 
@@ -106,6 +107,7 @@ def test_the_losses_are_the_papers_by_hand() -> None:
     raw, sanitized = torch.tensor([[math.log(0.9), math.log(0.1)]]), torch.tensor([[math.log(0.6), math.log(0.4)]])
     expected = 0.9 * math.log(0.9 / 0.6) + 0.1 * math.log(0.1 / 0.4)
     torch.testing.assert_close(losses.utility_loss(raw, sanitized), torch.tensor([expected]))
+    assert abs(expected - losses.utility_loss(sanitized, raw).item()) > 0.01, "the two directions differ here, too"
 
     mix = losses.sanitizer_loss(torch.tensor([2.0, 2.0]), torch.tensor([5.0, 5.0]), torch.tensor([[0.0], [0.3]]))
     torch.testing.assert_close(mix, torch.tensor([2.0, 0.7 * 2 + 0.3 * 5]))
@@ -137,6 +139,10 @@ def test_the_attackers_loss_counts_raw_and_sanitized_pictures() -> None:
     logits = torch.tensor([[0.0, math.log(3.0)]])
     loss = losses.attacker_loss(logits, -logits, torch.tensor([1]), torch.tensor([1]))
     torch.testing.assert_close(loss, torch.tensor(-math.log(0.75) - math.log(0.25)))
+    unknown = losses.attacker_loss(
+        logits.repeat(2, 1), -logits.repeat(2, 1), torch.tensor([1, -1]), torch.tensor([1, -1])
+    )
+    torch.testing.assert_close(unknown, loss)  # who is not known teaches nothing
 
 
 def test_a_frozen_network_agrees_with_onnxruntime_and_with_finite_differences(tiny_networks: Path) -> None:
@@ -401,13 +407,20 @@ def test_a_small_training_becomes_a_model_that_the_runtime_runs(
 
 
 def test_a_deterministic_plug_and_play_sanitizer_is_a_recipe(
-    people: data.Faces, tiny_networks: Path, tmp_path: Path
+    people: data.Faces, tiny_networks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = RECIPE.format(steps=4, every=4).replace("attackers = [16]", 'attackers = []\nfrozen = ["classifier"]')
     (tmp_path / "plain.toml").write_text(text + "stochastic = false\n")
-    before = {p.name: p.read_bytes() for p in tiny_networks.iterdir()}
+    used: list[Provider] = []
+    monkeypatch.setattr(train, "Provider", lambda *given: used.append(Provider(*given)) or used[-1])
     train.train(recipe.read(tmp_path / "plain.toml"), people, tiny_networks, tmp_path / "run")
-    assert before == {p.name: p.read_bytes() for p in tiny_networks.iterdir()}, "a provider's weights never change"
+    assert [net.name for net in used] == ["embedder", "classifier"]
+    for net in used:  # those that the training held, against the files
+        assert not list(net.parameters())
+        before = Provider(net.name, tiny_networks).state_dict()
+        assert all(torch.equal(before[key], after) for key, after in net.state_dict().items()), (
+            "a provider's weights never change"
+        )
     compiler.compile_model(tmp_path / "run", people, tmp_path / "plain.onnx", [])
     loaded = runtime.load(tmp_path / "plain.onnx", allow_unsigned=True)
     assert loaded.noise_dimensions == 0
@@ -589,37 +602,89 @@ def test_training_is_reproducible(people: data.Faces, tiny_networks: Path, tmp_p
     assert all(torch.equal(first[k], second[k]) for k in first)
 
 
-def test_two_processes_learn_as_one_does(people: data.Faces, tiny_networks: Path, tmp_path: Path) -> None:
-    """The command line itself, alone and under torchrun: the same curve within noise, and one log, one checkpoint."""
+@pytest.fixture(scope="module")
+def clip_set(people: data.Faces, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the clip's chips as a set."""
+    folder = tmp_path_factory.mktemp("sets")
     table = [",".join(data.COLUMNS)]
-    with tarfile.open(tmp_path / "clip.tar", "w") as tar:
+    with tarfile.open(folder / "clip.tar", "w") as tar:
         for i, chip in enumerate(people.chips):
             packet = cv2.imencode(".png", np.ascontiguousarray(chip[..., ::-1]))[1].tobytes()
             member = tarfile.TarInfo(f"{i}.png")
             member.size = len(packet)
             tar.addfile(member, io.BytesIO(packet))
             table.append(",".join([f"{i}.png", *(people[c][i] for c in data.COLUMNS[1:])]))
-    (tmp_path / "clip.csv").write_text("\n".join(table))
-    text = 'sets = ["clip"]\n' + RECIPE.format(steps=60, every=60).replace("face_steps = 2", "face_steps = 60")
-    (tmp_path / "small.toml").write_text(text)
-    logs = []
-    for name, launch in (
-        ("one", []),
-        ("two", ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]),
-    ):
-        done = subprocess.run(
-            [sys.executable, *launch, "-m", "export.train", str(tmp_path / "small.toml"), "--data", str(tmp_path),
-             "--networks", str(tiny_networks), "--out", str(tmp_path / name)],
-            check=False, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-            cwd=Path(__file__).parent.parent,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr[-2000:]
-        logs.append([json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()])
-    one, two = logs
-    assert [entry["stage"] for entry in one] == [entry["stage"] for entry in two] == ["read", "hide", "paint"]
+    (folder / "clip.csv").write_text("\n".join(table))
+    return folder
+
+
+def test_two_processes_learn_as_one_does(
+    people: data.Faces, tiny_networks: Path, clip_set: Path, tmp_path: Path
+) -> None:
+    """The command line itself, alone and under torchrun: the same curve within noise, and one log, one checkpoint."""
+    text = 'sets = ["clip"]\n' + RECIPE.format(steps=30, every=30).replace("face_steps = 2", "face_steps = 30")
+    (tmp_path / "small.toml").write_text(text.replace("views = 3", "views = 1"))
+    arguments = [str(tmp_path / "small.toml"), "--data", str(clip_set), "--networks", str(tiny_networks), "--out"]
+    two = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "export.train", *arguments, str(tmp_path / "two")],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=Path(__file__).parent.parent,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    try:
+        assert train.main([*arguments, str(tmp_path / "one")]) == 0  # meanwhile
+        _, told = two.communicate()
+    finally:
+        two.kill()
+    assert two.returncode == 0, f"{told[:6000]}\n[...]\n{told[-3000:]}"
+    one, two_ = ([json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("one", "two"))  # fmt: skip
+    assert [entry["stage"] for entry in one] == [entry["stage"] for entry in two_] == ["read", "hide", "paint"]
     first = float((people.chips.astype(float) / 255 - 0.5).__abs__().mean())  # a grey picture, as at the start
     assert one[2]["alpha 0"]["l1"] < 0.9 * first
-    assert two[2]["alpha 0"]["l1"] == pytest.approx(one[2]["alpha 0"]["l1"], rel=0.1)
+    assert two_[2]["alpha 0"]["l1"] == pytest.approx(one[2]["alpha 0"]["l1"], rel=0.1)
+    assert torch.load(tmp_path / "two" / "sanitizer.pt", weights_only=True)["step"] == 90
+
+
+def test_what_is_wrong_is_told_by_all_processes_and_none_hangs(
+    tiny_networks: Path, clip_set: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "wrong.toml").write_text('sets = ["clip"]\n' + RECIPE.format(steps=0, every=2))
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "export.train", str(tmp_path / "wrong.toml"),
+         "--data", str(clip_set), "--networks", str(tiny_networks), "--out", str(tmp_path / "run")],
+        capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "error: read_steps = 0 takes that stage over" in done.stderr
+    assert "exitcode  : -6" not in done.stderr
+
+
+def test_a_sweep_runs_each_point_of_its_grid(
+    tiny_networks: Path, clip_set: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = 'sets = ["clip"]\n' + RECIPE.format(steps=2, every=2)
+    (tmp_path / "base.toml").write_text(base)
+    grid = '[grid]\nmethod = ["plain", "quiet"]\nseed = [0, 1]\nviews = [2]\n'
+    methods = "[methods]\nplain = {}\nquiet = { stochastic = false, attackers = [] }\n"
+    (tmp_path / "s.toml").write_text('recipe = "base.toml"\n' + grid + methods)
+    recipes = sweep.points(tomllib.loads((tmp_path / "s.toml").read_text()), recipe.read(tmp_path / "base.toml"))
+    assert [(r.name, r.stochastic, r.seed, r.views) for r in recipes] == [
+        ("base-method-plain-seed-0", True, 0, 2), ("base-method-plain-seed-1", True, 1, 2),
+        ("base-method-quiet-seed-0", False, 0, 2), ("base-method-quiet-seed-1", False, 1, 2),
+    ]  # fmt: skip
+    assert len({r.digest for r in recipes}) == 4
+    with pytest.raises(RecipeError, match="varies stepz"):
+        sweep.points({"grid": {"stepz": [1]}}, recipes[0])
+    with pytest.raises(RecipeError, match="no method 'x'"):
+        sweep.points({"grid": {"method": ["x"]}}, recipes[0])
+    pytest.importorskip("ray", reason="ray is not installed: pip install -e '.[ray]'")
+    (tmp_path / "s.toml").write_text('recipe = "base.toml"\n' + grid.replace('"plain", ', "") + methods)
+    out = tmp_path / "out"
+    done = sweep.main([str(tmp_path / "s.toml"), "--data", str(clip_set), "--networks", str(tiny_networks), "--out", str(out)])  # fmt: skip
+    assert done == 0, capsys.readouterr().err
+    found = json.loads((out / "sweep.json").read_text())
+    assert [(line["name"], line["stage"], line["step"]) for line in found] == [
+        (f"base-seed-{seed}", "paint", 2) for seed in (0, 1)
+    ]
 
 
 @pytest.mark.parametrize(
