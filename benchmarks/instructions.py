@@ -1,15 +1,13 @@
 """How many instructions the network takes for a face: `python -m benchmarks.instructions`.
 
-A figure that no busy machine can change: valgrind (`apt install valgrind`) counts each one that this processor would
-have run. Two runs, one of so many more calls than the other; what they differ by is what the calls took, and loading
-cancels out. valgrind 3.19 to 3.25 know no AVX-512, nor VNNI, and tell the program so: what is counted are
-onnxruntime's kernels for AVX2, which multiply int8 in three instructions where VNNI needs one. Those of a processor
-without dot products, that is, as a Pi 4's.
+A figure that no busy machine can change: valgrind (`apt install valgrind`) counts each instruction. Of two runs, one makes
+more calls than the other; what they differ by is what the calls took, and loading cancels out. valgrind 3.19 knows no
+AVX-512, nor VNNI, and tells the program so: what is counted are onnxruntime's kernels for AVX2, which multiply int8 in
+three instructions where VNNI needs one. They do what a processor without dot products must do, such as a Pi 4's.
 """
 
 import argparse
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -18,72 +16,68 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+import numpy as np
 import onnx
 from tqdm import tqdm
 
-from edgesan import bench
+from edgesan import bench, model
 from edgesan.config import DEMO_MODEL
 
-CALLS: Final = (2, 6)
-PRECISIONS: Final = ("int8", "fp32")
+CALLS: Final = (1, 3)
+COUNTED: Final = """
+import os, sys
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+import numpy as np, onnxruntime as ort
+options = ort.SessionOptions()
+options.intra_op_num_threads = 1
+session = ort.InferenceSession(sys.argv[1] + "/network.onnx", options, ["CPUExecutionProvider"])
+feed = dict(np.load(sys.argv[1] + "/face.npz"))
+for _ in range(int(sys.argv[2])):
+    session.run(None, feed)
+"""
 
 
-def call(precision: str, calls: int) -> None:
-    """What is counted: load the network, and sanitize one face so many times."""
-    content = DEMO_MODEL.read_bytes()
-    if precision == "fp32":
-        content = bench.unquantized(onnx.load_model_from_string(content)).SerializeToString()
-    face = bench.feed(bench.start(content, 1), 1)
-    for _ in range(calls):
-        face()
-
-
-def counted(precision: str, calls: int) -> int:
-    """Instructions of a process that makes so many calls.
+def measure() -> dict[str, float]:
+    """Millions of instructions a face, for each precision.
 
     Raises:
         SystemExit: valgrind failed.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={folder}/out", sys.executable, "-m",
-                   "benchmarks.instructions", "--call", precision, str(calls)]  # fmt: skip
-        # One hash seed: dictionaries take the same steps in each run.
-        environment = os.environ | {"PYTHONHASHSEED": "0"}
-        run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        total = re.search(r"^(?:summary|totals): (\d+)", _text(Path(folder)), re.M)
-    if run.returncode or total is None:
+    shipped = onnx.load(DEMO_MODEL)
+    chips, noise = model.known_inputs(1, 64)
+    counts = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        np.savez(folder / "face.npz", face=chips, noise=noise, alpha=np.full((1, 1), 0.5, np.float32))
+        for precision, proto in tqdm({"int8": shipped, "fp32": bench.unquantized(shipped)}.items(), leave=False):
+            onnx.save(proto, folder / "network.onnx")
+            few, many = (counted(folder, calls) for calls in CALLS)
+            counts[precision] = round((many - few) / (CALLS[1] - CALLS[0]) / 1e6, 2)
+    return counts
+
+
+def counted(folder: Path, calls: int) -> int:
+    """Instructions of a process that loads the network and makes so many calls."""
+    command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={folder}/out", sys.executable, "-c", COUNTED, folder,
+               str(calls)]  # fmt: skip
+    # One hash seed: dictionaries take the same steps in each run.
+    run = subprocess.run(command, capture_output=True, text=True, check=False, env={"PYTHONHASHSEED": "0"})
+    found = re.search(r"Collected : (\d+)", run.stderr)
+    if run.returncode or found is None:
         raise SystemExit(f"error: valgrind ended with {run.returncode}: {run.stderr[-600:]}")
-    return int(total[1])
-
-
-def _text(folder: Path) -> str:
-    """What callgrind wrote, from all threads."""
-    return "\n".join(path.read_text() for path in sorted(folder.glob("out*")))
-
-
-def measure() -> dict[str, float]:
-    """Millions of instructions a face, for each precision."""
-    few, many = CALLS
-    return {
-        precision: round((counted(precision, many) - counted(precision, few)) / (many - few) / 1e6, 2)
-        for precision in tqdm(PRECISIONS, leave=False)
-    }
+    return int(found[1])
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.instructions", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the counts here")
-    parser.add_argument("--call", nargs=2, metavar=("PRECISION", "CALLS"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.call:
-        call(arguments.call[0], int(arguments.call[1]))
-        return 0
     if shutil.which("valgrind") is None:
         print("skipped: valgrind is not installed (apt install valgrind)")
         return 0
     macs = bench.cost(onnx.load(DEMO_MODEL))[0] / 1e6
-    print("| network, one face | million instructions | multiplications in one |\n|---|---|---|")
     counts = measure()
+    print("| network, one face | million instructions | multiplications in one |\n|---|---|---|")
     for precision, count in counts.items():
         print(f"| {precision} | {count:g} | {macs / count:.1f} |")
     if arguments.json:
