@@ -69,7 +69,9 @@ image edgesan.img {{
 # What an emulated processor would do for most of an hour, and need not. Python's library is compiled where it is imported, at
 # the first boot; each board makes host keys of its own; certificates and hardware are indexed natively, at the end; and the initrd is packed
 # less tightly.
-STUBS: Final = "/usr/bin/py3compile /usr/lib/python3.13/py_compile.py /usr/sbin/update-ca-certificates /usr/bin/systemd-hwdb"
+STUBS: Final = (
+    "/usr/bin/py3compile /usr/lib/python3.13/py_compile.py /usr/sbin/update-ca-certificates /usr/bin/systemd-hwdb"
+)
 BEFORE: Final = f"""
 mkdir -p "$1/boot/firmware" "$1/etc/ssh" "$1/etc/initramfs-tools/conf.d"
 for file in {STUBS}; do
@@ -145,10 +147,11 @@ def image(out: Path) -> Path:
     return out
 
 
-def publish(image: Path) -> None:
-    """Its block map, and itself compressed: what `edgesan flash`, bmaptool and Raspberry Pi Imager read."""
+def publish(image: Path, *, compress: bool) -> None:
+    """Its block map; and itself compressed, which `edgesan flash`, bmaptool and Raspberry Pi Imager read."""
     run("bmaptool", "create", "--output", str(image.with_suffix(".bmap")), str(image))
-    run("xz", "--quiet", "--keep", "--force", "-T0", "-3", str(image))
+    if compress:
+        run("xz", "--quiet", "--keep", "--force", "-T0", "-3", str(image))
 
 
 def settle(tree: Path) -> None:
