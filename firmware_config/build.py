@@ -197,7 +197,7 @@ def main(argv: list[str] | None = None) -> int:
                 out.unlink()  # half of it is of no use
                 raise
         if arguments.debian:
-            debian.publish(out)
+            debian.publish(out, compress=arguments.compress)
         if arguments.manifest:
             arguments.manifest.write_text(json.dumps(manifest(out, settings), indent=2) + "\n")
     except subprocess.CalledProcessError as error:

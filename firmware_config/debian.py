@@ -147,10 +147,11 @@ def image(out: Path) -> Path:
     return out
 
 
-def publish(image: Path) -> None:
-    """Its block map, and itself compressed: what `edgesan flash`, bmaptool and Raspberry Pi Imager read."""
+def publish(image: Path, *, compress: bool) -> None:
+    """Its block map; and itself compressed, which `edgesan flash`, bmaptool and Raspberry Pi Imager read."""
     run("bmaptool", "create", "--output", str(image.with_suffix(".bmap")), str(image))
-    run("xz", "--quiet", "--keep", "--force", "-T0", "-3", str(image))
+    if compress:
+        run("xz", "--quiet", "--keep", "--force", "-T0", "-3", str(image))
 
 
 def settle(tree: Path) -> None:
