@@ -155,6 +155,8 @@ def draw(m: dict[str, Any], folder: Path) -> None:
         for axes, column in zip(picture.subplots(2, 2).flat, COLUMNS, strict=True):
             if column in m["columns"]:
                 panel(m["columns"][column], axes, label(column, m["columns"][column]))
+            else:
+                axes.set(title=f"{column}: not measured", xticks=[], yticks=[])
         if name == "distributions":
             picture.axes[0].legend(fontsize=6)
         save(name, picture)
@@ -232,11 +234,14 @@ def main(arguments: list[str] | None = None) -> int:
             if not (a.models and a.data and a.networks):
                 raise ExportError("--models, --data and --networks are needed, except with --draw")
             models = {name: a.models / f"{name}.onnx" for name in COLUMNS} | {"device": a.device}
-            missing = [path for path in models.values() if not path.is_file()]
-            if missing:
-                raise ExportError(
-                    f"{missing[0]} is not there: train export/recipes/{missing[0].stem}.toml, and compile it"
+            for path in [path for path in models.values() if not path.is_file()]:
+                print(
+                    f"{path} is not there, its lines are left out: train export/recipes/{path.stem}.toml, and compile it",
+                    file=sys.stderr,
                 )
+            models = {name: path for name, path in models.items() if path.is_file()}
+            if "device" not in models:
+                raise ExportError(f"the device's model is not there: {a.device}")
             plan = Plan(seeds=1, epochs=a.epochs, draws=1, limit=a.limit)
             found = measured(Audit(a.data, a.networks, a.work, plan), models, a.alphas, a.rival)
             a.out.mkdir(parents=True, exist_ok=True)

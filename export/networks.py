@@ -326,8 +326,8 @@ CONTRACT = ("file", "output", "classes", "box", "size", "order", "mean", "scale"
 def contract(name: str, folder: Path, said: dict[str, Any] | None = None) -> tuple[Path, dict[str, Any]]:
     """A provider's file and input contract, by its name in a `providers.toml`, or by the path of its .onnx file.
 
-    A path needs no entry: what neither `said` nor the `providers.toml` beside the file tells is as in DEFAULTS, and
-    size and output are the graph's own. Neither replaces a key that the other has: `said` comes first.
+    Each key is looked for in `said`, in the `providers.toml` beside the file, and in DEFAULTS; size and output, where
+    nobody says them, are the graph's own.
 
     Raises:
         NetworkError: nobody of that name, no such file, no TOML, an unknown key or a value of another kind.

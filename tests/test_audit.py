@@ -256,8 +256,11 @@ def test_the_figures_are_drawn_from_what_was_measured(tmp_path: Path) -> None:
 def test_figures_say_what_they_lack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert figures.main(["--draw", "--out", str(tmp_path)]) == 1
     assert "nothing was measured yet" in capsys.readouterr().err
-    assert figures.main(["--models", str(tmp_path), "--data", ".", "--networks", ".", "--out", str(tmp_path)]) == 1
-    assert "train export/recipes/deterministic-adversarial.toml" in capsys.readouterr().err
+    given = ["--models", str(tmp_path), "--device", str(tmp_path / "x.onnx"), "--data", ".", "--networks", "."]
+    assert figures.main([*given, "--out", str(tmp_path)]) == 1
+    told = capsys.readouterr().err
+    assert "train export/recipes/deterministic-adversarial.toml" in told
+    assert "error: the device's model is not there" in told
 
 
 @pytest.mark.data
