@@ -96,7 +96,7 @@ def file_name(machine: dict[str, Any]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.aims", description=__doc__)
     parser.add_argument("--part", action="append", choices=(*PARTS, "side_by_side", "ratios"), help="only this; with --store, the rest stays as it was stored")  # fmt: skip
-    parser.add_argument("--seconds", type=float, default=8, help="of each run (default 8)")
+    parser.add_argument("--seconds", type=float, default=6, help="of each run (default 6)")
     parser.add_argument("--store", action="store_true", help="write benchmarks/results/MACHINE.json")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also a picture (needs matplotlib)")
     arguments = parser.parse_args()

@@ -635,6 +635,8 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
             )
         for count in FACES:
             rows = [r for r in result.get("wire", []) if r["faces"] == count]
+            if not rows:
+                continue  # not measured there
             right.plot(
                 [r["size"] for r in rows],
                 [r["glass_to_wire"]["p50"] for r in rows],
@@ -645,5 +647,5 @@ def plot(results: list[dict[str, Any]], path: Path) -> None:
     right.set(ylabel="ms, median", title="from glass to wire", ylim=(0, None))
     for axis in (left, right):
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=6).set_in_layout(False)
     figure.savefig(path, dpi=90)
