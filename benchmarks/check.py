@@ -73,7 +73,7 @@ def stored_ratios(folder: Path, machine: dict[str, Any]) -> dict[str, float]:
     Raises:
         SystemExit: none is stored.
     """
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.glob("*-cores.json")):
         result = json.loads(path.read_text())
         if all(result["machine"][key] == machine[key] for key in ("processor", "cores")) and "ratios" in result:
             ratios: dict[str, float] = result["ratios"]
