@@ -12,6 +12,7 @@ into a folder that becomes one. Needs the board's own Python and nothing else. W
 import argparse
 import compileall
 import hashlib
+import os
 import platform
 import shutil
 import subprocess
@@ -157,6 +158,7 @@ def main() -> int:
     parser.add_argument("--compile", action="store_true", help="compile for this very Python; so it is without --root")
     arguments = parser.parse_args()
     here = arguments.root == Path("/")
+    os.umask(0o022)  # the units' users must be able to read it
     failed = arguments.source / "FAILED.txt"
     try:
         failed.unlink(missing_ok=True)

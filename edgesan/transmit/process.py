@@ -243,6 +243,7 @@ class Child:
     def __init__(self, ring: "RingReader", wake: int, say: int, ready: mmap.mmap | None = None) -> None:
         self.ring, self._wake, self._say, self._ready = ring, wake, say, ready
         self._woken, self._over = asyncio.Event(), False
+        self._seen = ring.newest  # later ones are news
 
     def say(self, kind: bytes, payload: bytes) -> None:
         say(self._say, kind, payload)
@@ -268,6 +269,7 @@ class Child:
                 await sink.start()
                 stack.push_async_callback(sink.close)
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.end)
+            self._seen = self.ring.newest  # of before it was killed
             if self._ready is not None:
                 self._ready[0] = 1
             self.say(READY, PID.pack(os.getpid()))
@@ -293,15 +295,14 @@ class Child:
         """
         loop = asyncio.get_running_loop()
         loop.add_reader(self._wake, self._hear)
-        seen = self.ring.newest  # of before it was killed
         try:
             while not self._over:
                 await self._woken.wait()
                 self._woken.clear()
                 newest = self.ring.newest
-                frame = self.ring.read() if newest != seen else None
+                frame = self.ring.read() if newest != self._seen else None
                 if frame is not None:
-                    seen = newest
+                    self._seen = newest
                     for sink in sinks:
                         await sink.send(frame)
         finally:

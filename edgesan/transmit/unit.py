@@ -227,7 +227,7 @@ def transmit(config: Config, watchdog: "Watchdog") -> None:
         isolation.require(claims)
     print(f"edgesan: frames from {config.socket} -> {', '.join(config.out)}\n  isolation: {isolation.summary(claims)}",
           *(f"  WARNING: {claim}" for claim in claims if not claim.holds), sep="\n", file=sys.stderr, flush=True)  # fmt: skip
-    from edgesan.transmit.file import FileSink
+    from edgesan.transmit.file import FileSink, next_free
     from edgesan.transmit.http import HttpSink
 
     frames = Frames(claims)
@@ -241,7 +241,7 @@ def transmit(config: Config, watchdog: "Watchdog") -> None:
         sinks: list[Sink] = [
             HttpSink(out, config.token, frames.status, frames.ask_alpha, config.tls_cert, config.tls_key)
             if out.startswith(SERVERS)
-            else FileSink(Path(out))
+            else FileSink(next_free(Path(out)) if Path(out).exists() else Path(out))  # of before it was restarted
             for out in config.out
         ]
         async with AsyncExitStack() as stack:
