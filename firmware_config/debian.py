@@ -68,9 +68,7 @@ image edgesan.img {{
 """
 # What an emulated processor would do for most of an hour, and need not. Python's library is compiled where it is imported, at
 # the first boot; each board makes host keys of its own; the certificates are put into one file natively; and the initrd is packed less tightly.
-STUBS: Final = (
-    "/usr/bin/py3compile /usr/lib/python3.13/py_compile.py /usr/sbin/update-ca-certificates"
-)
+STUBS: Final = "/usr/bin/py3compile /usr/lib/python3.13/py_compile.py /usr/sbin/update-ca-certificates"
 BEFORE: Final = f"""
 mkdir -p "$1/boot/firmware" "$1/etc/ssh" "$1/etc/initramfs-tools/conf.d"
 for file in {STUBS}; do
