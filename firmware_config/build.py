@@ -167,10 +167,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--payload", type=Path, metavar="FOLDER", help="write only the payload, into this folder")
     parser.add_argument("--fetch", type=Path, metavar="FOLDER", help="fetch only the wheels, into this folder")
     parser.add_argument(
-        "--debian",
-        action="store_true",
-        help="make the image of Debian's packages: USB cameras only; also .bmap and .xz",
+        "--debian", action="store_true", help="make the image of Debian's packages, and its block map: USB cameras only"
     )
+    parser.add_argument("--compress", action="store_true", help="with --debian: also as .xz, to be published")
     parser.add_argument("--manifest", type=Path, metavar="FILE", help="also a manifest for Raspberry Pi Imager")
     arguments = parser.parse_args(argv)
     try:

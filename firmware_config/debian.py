@@ -67,11 +67,8 @@ image edgesan.img {{
 }}
 """
 # What an emulated processor would do for most of an hour, and need not. Python's library is compiled where it is imported, at
-# the first boot; each board makes host keys of its own; certificates and hardware are indexed natively, at the end; and the initrd is packed
-# less tightly.
-STUBS: Final = (
-    "/usr/bin/py3compile /usr/lib/python3.13/py_compile.py /usr/sbin/update-ca-certificates /usr/bin/systemd-hwdb"
-)
+# the first boot; each board makes host keys of its own; the certificates are put into one file natively; and the initrd is packed less tightly.
+STUBS: Final = "/usr/bin/py3compile /usr/lib/python3.13/py_compile.py /usr/sbin/update-ca-certificates"
 BEFORE: Final = f"""
 mkdir -p "$1/boot/firmware" "$1/etc/ssh" "$1/etc/initramfs-tools/conf.d"
 for file in {STUBS}; do
@@ -83,7 +80,6 @@ printf 'COMPRESS=zstd\\nCOMPRESSLEVEL=3\\n' > "$1/etc/initramfs-tools/conf.d/edg
 """
 AFTER: Final = f"""
 for file in {STUBS}; do rm "$1$file" && dpkg-divert --root="$1" --rename --remove $file; done
-systemd-hwdb --root="$1" --usr update
 cat "$1"/usr/share/ca-certificates/mozilla/*.crt > "$1/etc/ssl/certs/ca-certificates.crt"
 """
 MMDEBSTRAP: Final = (

@@ -5,6 +5,7 @@ nobody in them; for faces it is shown the bundled clip. All figures are of emula
 """
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import onnxruntime
 import pytest
 from numpy.typing import NDArray
 
+from edgesan import signing
 from edgesan.board import Fat
 from edgesan.config import DEMO_MODEL
 from edgesan.frames import Pixels
@@ -74,24 +76,35 @@ def folder(needs: Callable[..., None], tmp_path_factory: pytest.TempPathFactory)
     needs(
         "mmdebstrap", "genimage", "mcopy", "bmaptool", "qemu-system-aarch64", "qemu-aarch64-static", "ssh", "zstd", "xz"
     )
-    return tmp_path_factory.mktemp("guest")
+    kept = os.environ.get(
+        "EDGESAN_BOARD_FOLDER"
+    )  # of a run before: whoever works on these tests need not make it again
+    return Path(kept) if kept else tmp_path_factory.mktemp("guest")
 
 
 @pytest.fixture(scope="module")
 def key(folder: Path) -> Path:
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", folder / "key"], check=True)
+    if not (folder / "key").exists():
+        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "test", "-f", folder / "key"], check=True)
     return folder / "key"
 
 
 @pytest.fixture(scope="module")
 def maker(folder: Path) -> Maker:
     """Somebody whose models the board trusts."""
+    if (folder / "maker").exists():
+        kept = Maker.__new__(Maker)
+        kept.folder, kept.key_file = folder, folder / "maker"
+        kept.key = signing.public_half(signing.private_key(kept.key_file))
+        return kept
     return Maker(folder, "maker")
 
 
 @pytest.fixture(scope="module")
 def disk(folder: Path, key: Path, maker: Maker, row: Row) -> Path:
     """The Debian image with the payload in its FAT partition: made by the verbs that a user has."""
+    if (folder / "board.img").exists():
+        return folder / "board.img"
     started_s = time.monotonic()
     settings = folder / "board.toml"
     settings.write_text(
