@@ -218,10 +218,14 @@ class Audit:
         }
         return result
 
-    def utility(self, m: Mechanism) -> dict[str, float]:
-        """The service with its own unchanged algorithm: who is it, among the closed set's people?"""
+    def utility(self, m: Mechanism, seen: Tensor | None = None) -> dict[str, float]:
+        """The service with its own unchanged algorithm: who is it, among the closed set's people?
+
+        `seen`: its embeddings of the test pictures, where they are known already.
+        """
         c = self.closed
-        seen = self._embed(m, UTILITY, self.draws(m)[0], "closed")[c.test]
+        if seen is None:
+            seen = self._embed(m, UTILITY, self.draws(m)[0], "closed")[c.test]
         person = torch.from_numpy(c.person[c.test])
         with torch.no_grad():
             logits = 16 * F.linear(seen, F.normalize(self.service.weight))
@@ -259,11 +263,15 @@ class Audit:
         logits = attackers.outputs(net, self.draws(m)[0][c.test], f"{FROZEN[0]} of {m.name}")
         p = logits.softmax(1)[:, net.classes.index("M")].numpy()
         truth, found = c.truth[c.test], {}
-        for name in fresh or ("CNN 4, begun on raw faces", f"probe on {UTILITY}"):
+        fresh = fresh or ("CNN 4, begun on raw faces", f"probe on {UTILITY}")
+        seen = None  # where no attacker asks for all embeddings, the test pictures' are enough
+        if f"probe on {UTILITY}" not in fresh:
+            seen = attackers.outputs(self.matchers[UTILITY], self.draws(m)[0][c.test], f"{UTILITY} of {m.name}")
+        for name in fresh:
             attack = self.attack(m, name, 0)
             found[name] = (self.judged(attack), measure.calibrated(attack(c.test), attack(c.val), c.truth[c.val]))
         best = max(found, key=lambda name: float(found[name][0]["accuracy"]))
-        return self.utility(m) | {
+        return self.utility(m, seen) | {
             "attacker": found[best][0]["accuracy"],
             "attacker_95": found[best][0]["accuracy_95"],
             "leak_nats": max(f["leak_nats"] for f, _ in found.values()),

@@ -28,25 +28,31 @@ COLOURS = dict(zip([*COLUMNS, "device"], ("C1", "C4", "C0", "C2", "k"), strict=T
 LINEAR, PROBE = "linear on pixels", f"probe on {UTILITY}"  # the two strongest on the bundled model (docs/audit.json)
 
 
-def measured(a: Audit, models: dict[str, Path], alphas: list[float], rival: Path | None) -> dict[str, Any]:
-    """All that the figures show, as one JSON object."""
+def measured(
+    a: Audit, models: dict[str, Path], alphas: list[float], rival: Path | None, brief: bool = False
+) -> dict[str, Any]:
+    """All that the figures show, as one JSON object. `brief`: the columns without the probe."""
     c = a.closed
+
+    def point(m: mechanisms.Mechanism, fresh: tuple[str, ...]) -> dict[str, Any]:
+        name = f"{m.name}, curve" + ("" if fresh == (LINEAR, PROBE) else f" by {', '.join(fresh)}")
+        return a.work.cell(name, lambda: a.along(m, fresh), m.identity)
+
     result: dict[str, Any] = {
         "closed_set": {"people": c.people, "train": int(c.train.sum()), "test": int(c.test.sum()), "prior": float(c.truth.mean())},
         "plan": {"epochs": a.plan.epochs, "seeds": 1, "attackers": [LINEAR, PROBE]},
         "bound": bound(c),
         "columns": {},
-        "raw": a.work.cell("raw, curve", lambda: a.along(mechanisms.raw(), (LINEAR, PROBE))),
+        "raw": point(mechanisms.raw(), (LINEAR, PROBE)),
         "unfiltered": a.work.cell("unfiltered", lambda: unfiltered(a)),
     }  # fmt: skip
+    few = (LINEAR,) if brief else (LINEAR, PROBE)
     for name, path in models.items():
         model = runtime.prepare(path, path.read_bytes(), threads=1)
         points = []
         for alpha in alphas:
             m = mechanisms.sanitizer(model, alpha, f"{name} at {alpha:g}")
-            points.append(
-                {"alpha": alpha} | a.work.cell(f"{m.name}, curve", lambda m=m: a.along(m, (LINEAR, PROBE)), m.identity)
-            )
+            points.append({"alpha": alpha} | point(m, (LINEAR, PROBE) if name == "device" else few))
             print(
                 f"{m.name}: top-5 {100 * points[-1]['top5']:.1f}, attacker {100 * points[-1]['attacker']:.1f}",
                 flush=True,
@@ -58,12 +64,8 @@ def measured(a: Audit, models: dict[str, Path], alphas: list[float], rival: Path
         }
         result["columns"][name] = {"model": about, "points": points}
     if rival is not None:
-        points = []
-        for alpha in (alphas[0], alphas[len(alphas) // 2], alphas[-1]):
-            m = mechanisms.trained(rival, alpha, f"{RIVAL} at {alpha:g}")
-            points.append(
-                {"alpha": alpha} | a.work.cell(f"{m.name}, curve", lambda m=m: a.along(m, (LINEAR, PROBE)), m.identity)
-            )
+        some = (alphas[0], alphas[len(alphas) // 2], alphas[-1])
+        points = [{"alpha": x} | point(mechanisms.trained(rival, x, f"{RIVAL} at {x:g}"), few) for x in some]
         result["rival"] = {"model": {"steps": mechanisms.restore(rival)[2]["step"]}, "points": points}
     return result
 
@@ -184,6 +186,8 @@ def series(m: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
 def label(name: str, column: dict[str, Any]) -> str:
     """A line's name, with how long it was trained."""
     steps = f"{column['model']['steps']:,} steps"
+    by = column["points"][0].get("attackers", {})
+    steps += f"; attacker: {', '.join(by)}" if len(by) == 1 else ""
     if name == "device":
         return f"the bundled model, v{column['model']['version']}: {steps}"
     return f"{RIVAL}: {steps}" if name == "rival" else f"{name}: {steps} from the bundled model"
@@ -222,6 +226,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--alphas", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75, 1.0])
     parser.add_argument("--limit", type=int, default=1200, help="pictures of the closed set (default %(default)s)")
     parser.add_argument("--epochs", type=int, default=8, help="for the linear attacker (default %(default)s)")
+    parser.add_argument(
+        "--brief", action="store_true", help="the columns without the probe, which needs the embeddings of all pictures"
+    )
     parser.add_argument("--work", type=Path, default=Path("runs/figures"), help="finished cells; it goes on from them")
     parser.add_argument(
         "--out", type=Path, default=Path("docs/figures"), help="pictures, and measured.json (default %(default)s)"
@@ -243,7 +250,7 @@ def main(arguments: list[str] | None = None) -> int:
             if "device" not in models:
                 raise ExportError(f"the device's model is not there: {a.device}")
             plan = Plan(seeds=1, epochs=a.epochs, draws=1, limit=a.limit)
-            found = measured(Audit(a.data, a.networks, a.work, plan), models, a.alphas, a.rival)
+            found = measured(Audit(a.data, a.networks, a.work, plan), models, a.alphas, a.rival, a.brief)
             a.out.mkdir(parents=True, exist_ok=True)
             store.write_text(json.dumps(found, indent=1) + "\n")
             faces(models, a.alphas, a.out / "people.png")
