@@ -21,7 +21,7 @@ from edgesan.config import DEMO_MODEL
 from export import attackers, measure, mechanisms
 from export.audit import FROZEN, RIVAL, UTILITY, Audit, Plan, bound, quartiles
 from export.errors import ExportError
-from export.report import draw_bound, people_of_the_clip
+from export.report import draw_bound, two_people
 
 COLUMNS = [f"{noise}-{game}" for noise in ("deterministic", "stochastic") for game in ("adversarial", "plug-and-play")]
 COLOURS = dict(zip([*COLUMNS, "device"], ("C1", "C4", "C0", "C2", "k"), strict=True))
@@ -108,7 +108,7 @@ def trade_off(m: dict[str, Any], left: Axes, right: Axes) -> None:
     left.set(xlabel="gender, best fresh attacker, %", ylabel="identity, top-5, %", title="Up and to the left is better")
     right.plot(raw["leak_nats"], raw["nats"], "k*", ms=10)
     draw_bound(m["bound"], right)
-    right.set(title="In nats: down and to the left is better; none is below the line")
+    right.set(title="In nats: none is below the line")
     left.legend(fontsize=6)
 
 
@@ -143,7 +143,7 @@ def draw(m: dict[str, Any], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
     def save(name: str, picture: Figure) -> None:
-        picture.text(0.005, 0.003, note, fontsize=5.5, color="gray")
+        picture.supxlabel(note, x=0.005, ha="left", fontsize=5.5, color="gray")
         picture.savefig(folder / f"{name}.png")
 
     def page(width: float, height: float) -> Figure:
@@ -153,6 +153,8 @@ def draw(m: dict[str, Any], folder: Path) -> None:
     trade_off(m, *picture.subplots(1, 2))
     save("trade-off", picture)
     for name, panel in (("distributions", distribution), ("top5", top5)):
+        if not m["columns"].keys() & set(COLUMNS):
+            continue
         picture = page(9, 7)
         for axes, column in zip(picture.subplots(2, 2).flat, COLUMNS, strict=True):
             if column in m["columns"]:
@@ -160,7 +162,7 @@ def draw(m: dict[str, Any], folder: Path) -> None:
             else:
                 axes.set(title=f"{column}: not measured", xticks=[], yticks=[])
         if name == "distributions":
-            picture.axes[0].legend(fontsize=6)
+            next(axes for axes in picture.axes if axes.lines).legend(fontsize=6)
         save(name, picture)
     picture = page(9, 3.6)
     for axes, (name, found) in zip(picture.subplots(1, 2), m["unfiltered"].items(), strict=True):
@@ -195,13 +197,14 @@ def label(name: str, column: dict[str, Any]) -> str:
 
 def faces(models: dict[str, Path], alphas: list[float], path: Path) -> None:
     """What they look like: two people of the bundled clip, raw and at each alpha; a row a column and a person."""
-    chips, rows = people_of_the_clip(2), []
+    chips, rows = two_people()[0][[0, 2]], []
     for file in models.values():
         model = runtime.prepare(file, file.read_bytes(), threads=1)
         z = mechanisms.draw_noise(model.noise_dimensions, len(chips), 0)
         columns = [chips, *(np.asarray(model.run(chips, z, alpha), np.uint8) for alpha in alphas)]
         rows += [np.concatenate([column[i] for column in columns], 1) for i in range(len(chips))]
-    picture = Figure(figsize=(1.15 * (len(alphas) + 1) + 1.6, 1.15 * len(rows) + 0.3), dpi=110)
+    height = 1.15 * len(rows) + 0.4
+    picture = Figure(figsize=(1.15 * (len(alphas) + 1) + 1.6, height), dpi=110)
     grid = picture.subplots(len(rows), 1, squeeze=False)[:, 0]
     for i, (axes, row) in enumerate(zip(grid, rows, strict=True)):
         axes.imshow(row)
@@ -210,7 +213,7 @@ def faces(models: dict[str, Path], alphas: list[float], path: Path) -> None:
         if i == 0:
             axes.set_xticklabels(["raw", *(f"alpha {alpha:g}" for alpha in alphas)], fontsize=7)
         axes.set_ylabel(list(models)[i // 2].replace("-", "\n", 1), fontsize=6, rotation=0, ha="right", va="center")
-    picture.subplots_adjust(0.17, 0.005, 0.998, 0.96, hspace=0.02)
+    picture.subplots_adjust(0.17, 0.005, 0.998, 1 - 0.35 / height, hspace=0.02)
     picture.savefig(path)
 
 
