@@ -4,8 +4,9 @@
 firmware, the kernel and cloud-init's files, and an ext4 partition `rootfs`. So the same payload goes into both, and the
 same first boot installs it. A CSI camera does not work: Debian's kernel has no driver for one.
 
-Every time in the image is EPOCH, every identity fixed, and `packages.txt` beside it tells the versions. The boot partition is
-the same byte for byte each time; the root is, too, but for the inodes' change times, which e2fsprogs before 1.47.1 takes from the clock.
+Every time in the image is EPOCH, every identity fixed, and `packages.txt` beside it tells the versions: it is meant to come out the
+same each time. Not shown yet: two images of one small root differed, probably by the inodes' change times, which e2fsprogs
+before 1.47.1 takes from the clock.
 """
 
 import hashlib
