@@ -168,16 +168,18 @@ def main() -> int:
         with suppress(OSError):  # nowhere to say it but here
             failed.write_text(f"{error}\n\n{traceback.format_exc()}")
         return 1
-    if here or arguments.compile:
-        compileall.compile_dir(
-            arguments.root / "opt/edgesan/lib", quiet=2, workers=0, invalidation_mode=PycInvalidationMode.UNCHECKED_HASH,
-            stripdir=None if here else str(arguments.root),
-        )  # fmt: skip
     if here:
         for name in SECRETS:  # on the board they are root's alone; on the card, everybody's
             (arguments.source / "settings" / name).unlink(missing_ok=True)
         if not arguments.no_start:
             start()
+    if (
+        here or arguments.compile
+    ):  # after the start: it takes minutes on a small board, and only makes later starts quicker
+        compileall.compile_dir(
+            arguments.root / "opt/edgesan/lib", quiet=2, workers=0, invalidation_mode=PycInvalidationMode.UNCHECKED_HASH,
+            stripdir=None if here else str(arguments.root),
+        )  # fmt: skip
     print(f"edgesan: installed into {arguments.root}")
     return 0
 
