@@ -79,8 +79,8 @@ def watch(process: subprocess.Popen[str], port: int, over: threading.Event) -> N
 
 def sample(sanitize: psutil.Process, port: int) -> dict[str, float] | None:
     """One row of figures; None while it starts or ends."""
-    workers = [child for kept in sanitize.children() for child in kept.children()]
     try:
+        workers = [child for kept in sanitize.children() for child in kept.children()]
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
         connection.request("GET", "/api/status")
         answer = json.loads(connection.getresponse().read())
