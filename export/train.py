@@ -389,7 +389,7 @@ class Paint(Stage):
         self.readout, self.utility, self.finder, self.frozen = hide.readout, utility, finder, frozen
         self.told = hide.told[:2]
         self.order = [[net.classes.index(c) for c in m.classes] for net in frozen]
-        self.opacity = torch.from_numpy(OPACITY).to(m.device)
+        self.opacity = torch.from_numpy(OPACITY[..., 0] / 255).float().to(m.device)
 
     def seen(self, y: Tensor, x: Tensor) -> Tensor:
         """A painted chip as a provider cuts it out of the composed frame: faded into blocks, moved a little, resampled.
