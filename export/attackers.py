@@ -23,7 +23,7 @@ from export.networks import Attacker, Provider, half
 Chips = NDArray[np.uint8]
 Judge = Callable[[Chips], Odds]
 BATCH = 64
-CPU = torch.device("cpu")
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Lesson:
 
 
 def pictures(chips: Chips) -> Tensor:
-    """[N, 112, 112, C] uint8 -> [N, C, 112, 112] in 0..1."""
-    return torch.from_numpy(chips.transpose(0, 3, 1, 2).copy()).float() / 255
+    """[N, 112, 112, C] uint8 -> [N, C, 112, 112] in 0..1, on `DEVICE`."""
+    return torch.from_numpy(np.array(chips)).to(DEVICE).permute(0, 3, 1, 2).contiguous().float() / 255
 
 
 class Convolutional(nn.Module):
@@ -53,7 +53,7 @@ class Convolutional(nn.Module):
         self.net = Attacker(2, stem).to(memory_format=torch.channels_last)
 
     def forward(self, face: Tensor) -> Tensor:
-        logits: Tensor = self.net(face, torch.zeros(len(face), 1))
+        logits: Tensor = self.net(face, face.new_zeros(len(face), 1))
         return logits
 
 
@@ -117,8 +117,9 @@ def fit(net: nn.Module, lesson: Lesson, *, epochs: int, seed: int, rate: float, 
     """
     moved = not isinstance(net, Linear)
     torch.manual_seed(seed)
+    net.to(DEVICE)
     optimizer = torch.optim.AdamW(net.parameters(), rate, weight_decay=0.02)
-    labels = torch.from_numpy(lesson.truth).long()
+    labels = torch.from_numpy(lesson.truth).long().to(DEVICE)
     steps = epochs * (len(labels) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1)
     best, kept = float("inf"), clone(net)
@@ -129,10 +130,10 @@ def fit(net: nn.Module, lesson: Lesson, *, epochs: int, seed: int, rate: float, 
         for rows in torch.randperm(len(labels))[: len(labels) // BATCH * BATCH].split(BATCH):
             x = pictures(chips[rows.numpy()])
             if moved:
-                x = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(3), x)
+                x = torch.where((torch.rand(len(x), 1, 1, 1) < 0.5).to(DEVICE), x.flip(3), x)
                 dx, dy = (int(v) for v in torch.randint(-4, 5, (2,)))
                 x = torch.roll(x, (dy, dx), (2, 3)).contiguous(memory_format=torch.channels_last)
-            with half(CPU):
+            with half(DEVICE):
                 logits = net(x)
             loss = F.cross_entropy(logits.float(), labels[rows], label_smoothing=0.05)
             optimizer.zero_grad()
@@ -160,11 +161,11 @@ def judge(net: nn.Module) -> Judge:
         parts = []
         for i in range(0, len(chips), 128):
             x = pictures(chips[i : i + 128]).contiguous(memory_format=torch.channels_last)
-            with half(CPU):
+            with half(DEVICE):
                 logits = net(x).float()
                 if not isinstance(net, Linear):
                     logits = (logits + net(x.flip(3)).float()) / 2
-            parts.append((logits[:, 1] - logits[:, 0]).double())
+            parts.append((logits[:, 1] - logits[:, 0]).double().cpu())
         return np.asarray(torch.cat(parts).numpy())
 
     return odds
@@ -183,9 +184,10 @@ def cross_entropy(odds: Odds, truth: Truth) -> float:
 def outputs(network: Provider, chips: Chips, name: str) -> Tensor:
     """A provider's embeddings [N, D] or logits [N, classes] of all chips."""
     parts = []
+    network.to(DEVICE)
     for i in tqdm(range(0, len(chips), 128), desc=name, leave=False):
-        with half(CPU) if not network.classes else nullcontext():
-            parts.append(network(pictures(chips[i : i + 128])).float())
+        with half(DEVICE) if not network.classes else nullcontext():
+            parts.append(network(pictures(chips[i : i + 128])).float().cpu())
     return torch.cat(parts)
 
 
@@ -253,7 +255,7 @@ class Restorer(nn.Module):
 def restore(sanitized: Chips, raw: Chips, *, epochs: int, seed: int) -> Callable[[Chips], Chips]:
     """Learn to undo a mechanism from pairs of sanitized and raw training chips; what comes back are chips again."""
     torch.manual_seed(seed)
-    net = Restorer().to(memory_format=torch.channels_last)
+    net = Restorer().to(DEVICE, memory_format=torch.channels_last)
     steps = epochs * (len(raw) // BATCH)
     optimizer = torch.optim.AdamW(net.parameters(), 1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps + 1)
@@ -261,7 +263,7 @@ def restore(sanitized: Chips, raw: Chips, *, epochs: int, seed: int) -> Callable
     for _ in range(epochs):
         for rows in torch.randperm(len(raw))[: len(raw) // BATCH * BATCH].split(BATCH):
             x = pictures(sanitized[rows.numpy()]).contiguous(memory_format=torch.channels_last)
-            with half(CPU):
+            with half(DEVICE):
                 loss = (net(x).float() - pictures(raw[rows.numpy()])).abs().mean()
             optimizer.zero_grad()
             loss.backward()
@@ -272,7 +274,9 @@ def restore(sanitized: Chips, raw: Chips, *, epochs: int, seed: int) -> Callable
 
     @torch.no_grad()
     def undo(chips: Chips) -> Chips:
-        parts = [(net(pictures(chips[i : i + 128])) * 255).round().clamp(0, 255) for i in range(0, len(chips), 128)]
+        parts = [
+            (net(pictures(chips[i : i + 128])) * 255).round().clamp(0, 255).cpu() for i in range(0, len(chips), 128)
+        ]
         return np.ascontiguousarray(torch.cat(parts).to(torch.uint8).numpy().transpose(0, 2, 3, 1))
 
     return undo

@@ -16,7 +16,8 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from export.errors import ExportError
 from export.mechanisms import Mechanism
 from export.networks import Provider
 
-FORMAT = 3  # of the cells: raised whenever a figure is computed in another way
+FORMAT = 4  # of the cells: raised whenever a figure is computed in another way
 CLOSED_SETS = ("lfw", "glint", "pins")
 OPEN_SETS = (*CLOSED_SETS, "celeba", "aaf")
 JPEG_QUALITY = 85  # the device's own
@@ -49,6 +50,12 @@ UTILITY = "id_mobilefacenet_paddle"  # took part in the training
 RIVAL = "U-Net, the authors' shape"
 MATCHERS = (UTILITY, "id_mobilefacenet_b")  # the second did not
 FROZEN = ("gender_faceapi", "gender_dlib", "gender_gear")  # the first took part in the training
+RAW_ONLY = (
+    "CNN 4 of raw faces",
+    f"probe of raw faces on {MATCHERS[1]}",
+)  # ours, frozen before they see a sanitized one
+SLOW = ("CNN 1", "gender_faceapi, trained on")  # one seed will do: they are far from the best
+BACKGROUNDS = ("pixelate", "blur", "black")  # for the attacker who looks at what is around the face
 BUDGETS = (0.05, 0.1, 0.2, 0.4)  # nats: where the bound is drawn
 SHARES = {"train": 0.67, "val": 0.13, "test": 0.2}  # of a limited closed set
 FALSE_ACCEPTS = (1e-2, 1e-3)
@@ -60,6 +67,7 @@ class Plan:
 
     seeds: int = 3  # of every fresh attacker on the audited model
     baseline_seeds: int = 1  # and on each baseline
+    baseline_train: int = 4000  # pictures that they learn on there: fewer flatter the baselines, not us
     epochs: int = 6
     draws: int = 2  # of each training picture
     mean_draws: int = 8  # that are averaged, for the attacker who gets one still many times
@@ -136,6 +144,13 @@ class ClosedSet:
     def people(self) -> int:
         return int(self.person.max()) + 1
 
+    def fewer(self, n: int) -> NDArray[np.bool_]:
+        """A mask [N] that leaves n pictures to learn on, and all others."""
+        order = np.random.default_rng(0).permutation(np.flatnonzero(self.train))
+        mask = ~self.train
+        mask[order[:n]] = True
+        return mask
+
 
 def closed_set(folder: Path, limit: int | None) -> ClosedSet:
     """Read the closed set.
@@ -181,7 +196,16 @@ class Audit:
         self.service = identification(
             self.raw[UTILITY][c.train], torch.from_numpy(c.person[c.train]), c.people
         )  # fmt: skip
-        self._raw_judges: dict[tuple[str, int], nn.Module] = {}
+
+    def smaller(self, n: int) -> "Audit":
+        """The same audit, and the same service, with only n pictures for an attacker to learn on."""
+        c, few = self.closed, self.closed.fewer(n)
+        part = copy(self)
+        masks = (getattr(c, name)[few] for name in SHARES)
+        part.closed = ClosedSet(c.faces.where(few), c.person[few], c.truth[few], *masks)
+        part.work = Work(self.work.folder, *self.work.context, n)
+        part.raw = {name: seen[torch.from_numpy(few)] for name, seen in self.raw.items()}
+        return part
 
     def _provider(self, name: str) -> Provider:
         return Provider(name, self.networks).eval().requires_grad_(False)
@@ -213,7 +237,7 @@ class Audit:
         right = (test > 0) == c.truth[c.test]
         result["slices"] = {
             f"{column} {value}": round(float(right[c.faces[column][c.test] == value].mean()), 4)
-            for column in ("gender", "set")
+            for column in ("gender", "set", "identity_split")
             for value in sorted(set(c.faces[column][c.test].tolist()))
         }
         return result
@@ -225,7 +249,7 @@ class Audit:
         """
         c = self.closed
         if seen is None:
-            seen = self._embed(m, UTILITY, self.draws(m)[0], "closed")[c.test]
+            seen = self._embed(m, UTILITY, self.draws(m)[0][c.test], "closed test")
         person = torch.from_numpy(c.person[c.test])
         with torch.no_grad():
             logits = 16 * F.linear(seen, F.normalize(self.service.weight))
@@ -243,7 +267,9 @@ class Audit:
         }
 
     def frozen(self, m: Mechanism, name: str) -> dict[str, Any]:
-        """A pretrained classifier that never saw a sanitized face."""
+        """A classifier that never saw a sanitized face: a provider's, or one of `RAW_ONLY`."""
+        if name in RAW_ONLY:
+            return self.raw_only(m, name)
         net, chips = self._provider(name), self.draws(m)[0]
         sign = 1 if net.classes[0] == "M" else -1
 
@@ -252,6 +278,16 @@ class Audit:
             return np.asarray((sign * (logits[:, 0] - logits[:, 1])).double().numpy())
 
         return self.judged(odds)
+
+    def raw_only(self, m: Mechanism, name: str) -> dict[str, Any]:
+        """Ours of raw faces, as it stood before it saw a sanitized one."""
+        c, sent = self.closed, self.draws(m)[0]
+        if name == RAW_ONLY[0]:
+            judge = attackers.judge(self.begun_on_raw(PIXEL_ATTACKERS[FRESH[0]](self.networks)[0]))
+            return self.judged(lambda mask: judge(sent[mask]))
+        raw, seen = self.raw[MATCHERS[1]], self._embed(m, MATCHERS[1], sent, "closed")
+        net = attackers.probe([raw[c.train]], c.truth[c.train], raw[c.val], c.truth[c.val])
+        return self.judged(lambda mask: net.odds(seen[mask]))
 
     def along(self, m: Mechanism, fresh: tuple[str, ...] = ()) -> dict[str, Any]:
         """One point of the dial's curve: the service, the frozen classifier, and fresh attackers.
@@ -301,18 +337,18 @@ class Audit:
         """Train one of `PIXEL_ATTACKERS` on draws of the closed set."""
         net, rate = PIXEL_ATTACKERS[attacker](self.networks)
         if attacker.endswith("begun on raw faces"):
-            net = self.begun_on_raw(attacker, net, seed)
+            net = self.begun_on_raw(net)
         return attackers.fit(net, self.lesson(draws), epochs=self.plan.epochs, seed=seed, rate=rate, name=attacker)
 
-    def begun_on_raw(self, attacker: str, net: nn.Module, seed: int) -> nn.Module:
-        """The same network, once it tells raw faces apart."""
-        path = self.work.path(f"{attacker}, raw, seed {seed}", suffix="pt")
+    def begun_on_raw(self, net: nn.Module) -> nn.Module:
+        """CNN 4, once it tells raw faces apart."""
+        path = self.work.path("CNN 4, raw", suffix="pt")
         if not path.exists():
             lesson = self.lesson(self.draws(mechanisms.raw()))
-            attackers.fit(net, lesson, epochs=self.plan.epochs, seed=seed, rate=2e-3, name=attacker)
+            attackers.fit(net, lesson, epochs=self.plan.epochs, seed=0, rate=2e-3, name="CNN 4 on raw faces")
             torch.save(net.state_dict(), path)
-        net.load_state_dict(torch.load(path, weights_only=True))
-        return net
+        net.load_state_dict(torch.load(path, weights_only=True, map_location=attackers.DEVICE))
+        return net.to(attackers.DEVICE)
 
     def mean_of_draws(self, m: Mechanism, seed: int) -> dict[str, Any]:
         """An attacker who gets one still many times, averages the pictures, and trained on such averages."""
@@ -364,6 +400,19 @@ class Audit:
             by_frames[str(n)] = float((right[c.truth[rows]].mean() + right[~c.truth[rows]].mean()) / 2)
         return {"balanced_by_frames": by_frames, "faces": len(rows)}
 
+    def context(self, model: runtime.Model, alpha: float, background: str) -> dict[str, Any]:
+        """The best pixel attacker on output frames: what hair, clothes and all that is around the face give away.
+
+        Each chip goes through the whole runtime in a frame of its own, as in `found_again`; the attacker sees twice the
+        face's surroundings. What lies beyond a chip's edge is not in the data: there it is repeated.
+        """
+        c = self.closed
+        frames = [sent for sent, _, _ in composed(model, c.faces.chips, alpha, background)]
+        views = [f[48:-48, 48:-48] for f in frames]  # 224 of 320 pixels: the chip, and half of it on every side
+        sent = np.stack([cv2.resize(v[..., ::-1], (112, 112), interpolation=cv2.INTER_AREA) for v in views])
+        judge = self.fit(FRESH[0], [sent], 0)
+        return self.judged(lambda mask: judge(sent[mask]))
+
     def strangers(self, m: Mechanism) -> dict[str, Any]:
         """The open set: do matchers still know a stranger again, and do attackers tell a stranger's gender?
 
@@ -388,8 +437,8 @@ class Audit:
         val = c.val & (c.faces["identity_split"] != "test")
         draws = self.draws(m)
         lesson = Lesson([d[train] for d in draws], c.truth[train], draws[0][val], c.truth[val])
-        name = "CNN 4, begun on raw faces"
-        net = self.begun_on_raw(name, PIXEL_ATTACKERS[name](self.networks)[0], 0)
+        name = FRESH[0]
+        net = self.begun_on_raw(PIXEL_ATTACKERS[name](self.networks)[0])
         judge = attackers.fit(net, lesson, epochs=self.plan.epochs, seed=0, rate=1e-3, name="open set")
         result["attackers"][name] = measure.scores(judge(sent), truth, (judge(lesson.val), lesson.val_truth), person)
         seen = [self._embed(m, UTILITY, d, "closed", i) for i, d in enumerate(draws)]
@@ -459,32 +508,37 @@ def shaken(chip: Chips, generator: np.random.Generator) -> Chips:
     return np.clip(moved + generator.normal(0, 2, chip.shape), 0, 255).astype(np.uint8)
 
 
-def found_again(model: runtime.Model, chips: NDArray[np.uint8], alpha: float) -> dict[str, Any]:
-    """The provider's own detector on composed output frames: of the faces found raw, how many are found again.
-
-    Each chip is put into a frame of its own, at its own size, with its edge pixels around it, and goes through the
-    whole runtime: detect, align, sanitize, compose. Landmark errors are in pixels of the chip.
+def composed(
+    model: runtime.Model, chips: Chips, alpha: float, background: str
+) -> Iterator[tuple[NDArray[np.uint8], list[runtime_faces.Track], runtime_faces.Detector]]:
+    """Each chip in a frame [320, 320, 3] BGR of its own, at its own size, with its edge pixels around it, through the whole
+    runtime: detect, align, sanitize, compose, JPEG. What comes out, the faces that were found raw, and the detector.
     """
     detector = runtime_faces.Detector(320)
-    settings = sanitize.Settings("pixelate", (), 1)
-    found, again, errors = 0, 0, []
+    settings = sanitize.Settings(background, (), 1)
     entropy = np.random.default_rng(5).bytes
-    for chip in tqdm(chips, desc="found again", leave=False):
+    for chip in tqdm(chips, desc=f"frames, {background}", leave=False):
         picture = cv2.copyMakeBorder(np.ascontiguousarray(chip[..., ::-1]), 104, 104, 104, 104, cv2.BORDER_REPLICATE)
         door = sanitize.FrameSanitizer(model, detector, settings, alpha, 0, entropy)
         now = time.monotonic_ns()
         with lend(picture, 1, now, now) as raw:
             frame = door(raw)
-        if not door.tracker.tracks:
+        _, packet = cv2.imencode(".jpg", frame.pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        yield np.asarray(cv2.imdecode(packet, cv2.IMREAD_COLOR), np.uint8), door.tracker.tracks, detector
+
+
+def found_again(model: runtime.Model, chips: NDArray[np.uint8], alpha: float) -> dict[str, Any]:
+    """The provider's own detector on composed output frames: of the faces found raw, how many are found again.
+
+    Landmark errors are in pixels of the chip.
+    """
+    found, again, errors = 0, 0, []
+    for sent, tracks, detector in composed(model, chips, alpha, "pixelate"):
+        if not tracks:
             continue
         found += 1
-        before = door.tracker.tracks[0]
-        _, packet = cv2.imencode(".jpg", frame.pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-        after = [
-            f
-            for f in detector(cv2.imdecode(packet, cv2.IMREAD_COLOR))
-            if runtime_faces.overlap(f.box, before.box) > 0.3
-        ]
+        before = tracks[0]
+        after = [f for f in detector(sent) if runtime_faces.overlap(f.box, before.box) > 0.3]
         if after:
             again += 1
             matrix = runtime_faces.alignment(before.landmarks)
@@ -496,11 +550,12 @@ def found_again(model: runtime.Model, chips: NDArray[np.uint8], alpha: float) ->
 
 def audit(path: Path, folder: Path, networks: Path, work: Path, plan: Plan, alpha: float | None = None,
           saved: Path | None = None, others: list[Mechanism] | None = None,
-          curve: tuple[float, ...] = (), rival: Path | None = None) -> dict[str, Any]:  # fmt: skip
+          curve: tuple[float, ...] = (), rival: Path | None = None, beside: Sequence[Path] = ()) -> dict[str, Any]:  # fmt: skip
     """The whole report of one model at one alpha: the model itself, raw faces, and the baselines, in the same table.
 
     `saved`: the folder of its training, to set float32 beside int8. `others`: the baselines (None = all). `curve`:
-    alphas of the trade-off. `rival`: the folder of a training of recipes/unet.toml, one more baseline.
+    alphas of the trade-off. `rival`: the folder of a training of recipes/unet.toml, one more baseline. `beside`: other
+    model files, such as a deterministic sanitizer, each at its own alpha.
     """
     model = runtime.prepare(path, path.read_bytes(), threads=2)  # not signed yet: it is signed when its claims are in
     if model.metadata.private != "gender":
@@ -513,21 +568,25 @@ def audit(path: Path, folder: Path, networks: Path, work: Path, plan: Plan, alph
     a = Audit(folder, networks, work, plan)
     ours, cell, c = mechanisms.sanitizer(model, alpha), a.work.cell, a.closed
     table: dict[str, Any] = {}
-    compared = mechanisms.baselines(networks) if others is None else others
-    rows = [(mechanisms.raw(), 1), (ours, plan.seeds), *((m, plan.baseline_seeds) for m in compared)]
-    if rival is not None:
-        rows.append((mechanisms.trained(rival, alpha, RIVAL), 1))
-    if saved is not None:
-        rows.insert(2, (mechanisms.trained(saved, alpha), 1))
-    for m, seeds in rows:
-        name = m.name
+    compared = mechanisms.baselines(networks) if others is None else list(others)
+    few = a.smaller(plan.baseline_train)
+    whole = [mechanisms.raw(), ours, *([mechanisms.trained(saved, alpha)] if saved is not None else [])]
+    compared += [mechanisms.trained(rival, alpha, RIVAL)] if rival is not None else []
+    for other in (runtime.prepare(path, path.read_bytes(), threads=2) for path in beside):
+        compared.append(mechanisms.sanitizer(other, other.metadata.alpha_default, other.metadata.name))
+    for m in [*whole, *compared]:
+        name, part = m.name, a if m in whole else few
+        seeds = plan.seeds if m is ours else plan.baseline_seeds
         row: dict[str, Any] = {
-            "utility": cell(f"{name}, utility", lambda m=m: a.utility(m), m.identity),
-            "looks": cell(f"{name}, looks", lambda m=m: a.looks(m), m.identity),
-            "frozen": {f: cell(f"{name}, {f}", lambda m=m, f=f: a.frozen(m, f), m.identity) for f in FROZEN},
+            "utility": cell(f"{name}, utility", lambda m=m, part=part: part.utility(m), m.identity),
+            "looks": cell(f"{name}, looks", lambda m=m, part=part: part.looks(m), m.identity),
+            "frozen": {f: part.work.cell(f"{name}, {f}", lambda m=m, f=f, part=part: part.frozen(m, f), m.identity) for f in (*FROZEN, *RAW_ONLY)},
             "fresh": {
-                f: [cell(f"{name}, {f}, seed {s}", lambda m=m, f=f, s=s: a.fresh(m, f, s), m.identity) for s in range(seeds)]
-                for f in (FRESH if m is ours else FRESH[:1] + FRESH[-2:])
+                f: [
+                    part.work.cell(f"{name}, {f}, seed {s}", lambda m=m, f=f, s=s, part=part: part.fresh(m, f, s), m.identity)
+                    for s in range(1 if f in SLOW else seeds)
+                ]
+                for f in (FRESH if m is ours else FRESH[:1] + FRESH[-1:] if part is few else FRESH[:1] + FRESH[-2:])
             },
         }  # fmt: skip
         print(
@@ -544,6 +603,9 @@ def audit(path: Path, folder: Path, networks: Path, work: Path, plan: Plan, alph
         row["track"] = cell("track", lambda: a.track(ours, model, alpha, 0), ours.identity)
     if not plan.brief:
         row["fresh"]["recovery, then CNN 4"] = [cell("recovery", lambda: a.recovery(ours, 0), ours.identity)]
+        row["context"] = {
+            b: cell(f"context, {b}", lambda b=b: a.context(model, alpha, b), ours.identity) for b in BACKGROUNDS
+        }
     row["open"] = cell("open set", lambda: a.strangers(ours), ours.identity, plan.open_limit)
     row["found_again"] = cell(
         "found again", lambda: found_again(model, c.faces.chips[c.test][: plan.again], alpha), ours.identity, plan.again
@@ -655,7 +717,8 @@ def table(report: dict[str, Any]) -> str:
         f"| identity, {k} | {100 * raw['utility'][k]:.1f} | {100 * ours['utility'][k]:.1f} |" for k in ("top1", "top5")
     ]
     lines += [
-        f"| gender by {name} | {figures(raw['frozen'][name])} | {figures(ours['frozen'][name])} |" for name in FROZEN
+        f"| gender by {name} | {figures(raw['frozen'][name])} | {figures(ours['frozen'][name])} |"
+        for name in ours["frozen"]
     ]
     for name, cells in ours["fresh"].items():
         before = figures(measure.average(raw["fresh"][name])) if name in raw["fresh"] else "–"
@@ -690,6 +753,10 @@ def table(report: dict[str, Any]) -> str:
         pools = " / ".join(f"{100 * v:.1f}" for v in a["pooled"].values())
         lines.append(
             f"| {name} | {a['seeds']}: {100 * least:.1f}..{100 * most:.1f} | {100 * low:.1f}..{100 * high:.1f} | {pools} |"
+        )
+    for background, s in ours.get("context", {}).items():
+        lines.append(
+            f"| {FRESH[0]}, on output frames with {background} around | 1 | {100 * s['accuracy_95'][0]:.1f}..{100 * s['accuracy_95'][1]:.1f} | accuracy {figures(s)} |"
         )
     if "track" in ours:
         frames = " / ".join(f"{100 * v:.1f}" for v in ours["track"]["balanced_by_frames"].values())
@@ -786,6 +853,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--rival", type=Path, metavar="RUN", help="a training of export/recipes/unet.toml, in the same table"
     )
+    parser.add_argument(
+        "--beside", type=Path, nargs="+", default=[], metavar="MODEL", help="other model files, in the same table"
+    )
     parser.add_argument("--hidden", metavar="STATEMENT", help="for another attribute than gender: age>=45, hair=dark")
     parser.add_argument(
         "--kept", metavar="STATEMENT", default="gender=M", help="with --hidden: what stays useful (default %(default)s)"
@@ -822,7 +892,7 @@ def main(arguments: list[str] | None = None) -> int:
         plan = QUICK if a.quick else Plan(seeds=a.seeds, epochs=a.epochs, brief=a.brief)
         others = [] if a.brief else [mechanisms.blur(4), mechanisms.pixelate(8)] if a.quick else None
         curve = CURVE if a.curve else ()
-        report = audit(a.model, a.data, a.networks, a.work, plan, a.alpha, a.float, others, curve, a.rival)
+        report = audit(a.model, a.data, a.networks, a.work, plan, a.alpha, a.float, others, curve, a.rival, a.beside)
         print(table(report))
         if a.html or a.figures:
             shown = runtime.prepare(a.model, a.model.read_bytes(), threads=2)

@@ -20,11 +20,11 @@ from tqdm import tqdm
 from edgesan import model as runtime
 from edgesan import noise
 from edgesan.faces import session_options
+from export.attackers import DEVICE, Chips, pictures
 from export.compile import restore
 from export.errors import ExportError
 from export.networks import Provider, half
 
-Chips = NDArray[np.uint8]
 BATCH = 32
 
 
@@ -57,15 +57,16 @@ def sanitizer(model: runtime.Model, alpha: float, name: str = "edgesan") -> Mech
 def trained(run: Path, alpha: float, name: str = "edgesan, float32") -> Mechanism:
     """A network as it was trained, before quantization, from the folder that `export.train` wrote: ours or the U-Net."""
     net, _, _ = restore(run)
+    net.to(DEVICE)
 
     @torch.no_grad()
     def apply(chips: Chips, truth: NDArray[np.bool_], seed: int) -> Chips:
-        z = torch.from_numpy(draw_noise(net.noise_dim, len(chips), seed)) if net.noise_dim else None
+        z = torch.from_numpy(draw_noise(net.noise_dim, len(chips), seed)).to(DEVICE) if net.noise_dim else None
         parts = []
         for rows in batches(len(chips), name):
-            x = torch.from_numpy(chips[rows].transpose(0, 3, 1, 2).copy()).float() / 255
-            y = net(x, None if z is None else z[rows], torch.full((len(x), 1), alpha))
-            parts.append((y * 255).round().to(torch.uint8).numpy().transpose(0, 2, 3, 1))
+            x = pictures(chips[rows])
+            y = net(x, None if z is None else z[rows], x.new_full((len(x), 1), alpha))
+            parts.append((y * 255).round().to(torch.uint8).cpu().numpy().transpose(0, 2, 3, 1))
         return np.ascontiguousarray(np.concatenate(parts))
 
     digest = hashlib.sha256((run / "sanitizer.pt").read_bytes()).hexdigest()
@@ -110,22 +111,22 @@ def pgd(networks: Path, bound: int = 8, steps: int = 10, name: str = "gender_fac
     """An adversarial perturbation (Madry et al. 2018) within +-bound levels, against the frozen classifier alone."""
 
     def apply(chips: Chips, truth: NDArray[np.bool_], seed: int) -> Chips:
-        net = Provider(name, networks).eval().requires_grad_(False)
-        labels = torch.from_numpy(truth).long()
+        net = Provider(name, networks).eval().requires_grad_(False).to(DEVICE)
+        labels = torch.from_numpy(truth).long().to(DEVICE)
         labels = labels if net.classes[1] == "M" else 1 - labels
         parts = []
         for rows in batches(len(chips), "PGD"):
-            x = torch.from_numpy(chips[rows].transpose(0, 3, 1, 2).copy()).float() / 255
+            x = pictures(chips[rows])
             limit, y = bound / 255, x.clone()
             for _ in range(steps):
                 y.requires_grad_()
-                with half(torch.device("cpu")):
+                with half(DEVICE):
                     loss = F.cross_entropy(net(y).float(), labels[rows])
                 (gradient,) = torch.autograd.grad(loss, y)
                 y = y.detach() + 2.5 * limit / steps * gradient.sign()
                 y = (x + (y - x).clamp(-limit, limit)).clamp(0, 1)
-            parts.append((y * 255).round().to(torch.uint8).numpy().transpose(0, 2, 3, 1))
-        return np.concatenate(parts)
+            parts.append((y * 255).round().to(torch.uint8).cpu().numpy().transpose(0, 2, 3, 1))
+        return np.ascontiguousarray(np.concatenate(parts))
 
     return Mechanism(f"PGD on {name}", f"PGD {name} {bound} {steps}", apply)
 

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from export import attackers, audit, columns, data, figures, measure, mechanisms
+from edgesan.config import DEMO_MODEL
+from edgesan.model import prepare
+from export import attackers, audit, columns, data, figures, measure, mechanisms, report
 from export.attackers import Chips, Convolutional, Lesson, Linear
 from export.errors import ExportError
 
@@ -233,6 +235,22 @@ def test_a_limited_closed_set_keeps_a_fifth_for_the_test(monkeypatch: pytest.Mon
     c = audit.closed_set(Path(), 100)
     assert (int(c.train.sum()), int(c.val.sum()), int(c.test.sum())) == (67, 13, 20)
     assert len(audit.closed_set(Path(), None).faces) == 130
+    few = c.fewer(40)
+    assert int((few & c.train).sum()) == 40
+    assert few[~c.train].all(), "those that are judged stay the same"
+
+
+def test_the_context_attacker_sees_output_frames() -> None:
+    model, (chips, _) = prepare(DEMO_MODEL, DEMO_MODEL.read_bytes(), threads=1), report.two_people()
+    for background in audit.BACKGROUNDS:
+        (sent, tracks, _), *_ = audit.composed(model, chips[:1], 0.25, background)
+        assert sent.shape == (320, 320, 3)
+        assert len(tracks) == 1
+        around = sent[:60].astype(int)
+        assert (around.max() <= 2) == (background == "black")
+        inside = sent[104:216, 104:216, ::-1]
+        assert not np.array_equal(inside, chips[0])
+        assert np.abs(inside[30:90, 30:90].astype(int) - chips[0, 30:90, 30:90]).mean() > 5, "the face is another"
 
 
 def test_the_figures_are_drawn_from_what_was_measured(tmp_path: Path) -> None:
