@@ -5,6 +5,7 @@ counted against what he scores on a plain black picture: a matcher gives that so
 """
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
@@ -39,33 +40,52 @@ def embed(session: ort.InferenceSession, chip: NDArray[np.uint8]) -> NDArray[np.
     return e / np.linalg.norm(e)
 
 
+@dataclass(frozen=True)
+class Sight:
+    """A raw frame, where its faces are, and who they are to the matcher."""
+
+    pixels: Pixels
+    places: list[NDArray[np.float64]]
+    people: list[NDArray[np.float32]]
+
+
+@pytest.fixture(scope="module")
+def matcher(networks_folder: Path) -> ort.InferenceSession:
+    return ort.InferenceSession(networks_folder / "id_mobilefacenet_b.onnx", faces.session_options(2))
+
+
+@pytest.fixture(scope="module")
+def sights(data_folder: Path, matcher: ort.InferenceSession) -> list[Sight]:
+    detector, found = faces.Detector(640), []
+    for pixels in frames(data_folder):
+        places = [faces.alignment(face.landmarks) for face in detector(pixels)]
+        found.append(Sight(pixels, places, [embed(matcher, faces.cut(pixels, place)) for place in places]))
+    return found
+
+
 @pytest.mark.data
 @pytest.mark.parametrize("background", ["pixelate", "blur", "black"])
 def test_a_missed_face_is_not_recognised_in_200_frames(
-    data_folder: Path, networks_folder: Path, sanitizer_model: model.Model, background: str
+    sights: list[Sight], matcher: ort.InferenceSession, sanitizer_model: model.Model, background: str
 ) -> None:
-    matcher = ort.InferenceSession(networks_folder / "id_mobilefacenet_b.onnx")
     detector = faces.Detector(640)
     door = sanitize.FrameSanitizer(sanitizer_model, Blind(320), sanitize.Settings(background, (), 1), 0.5, 10**9)
     black = embed(matcher, np.zeros((faces.CHIP, faces.CHIP, 3), np.uint8))
     found, matches, told, told_black, likeness = 0, 0, 0, 0, []
-    used = frames(data_folder)
-    for pixels in used:
+    for sight in sights:
         now = time.monotonic_ns()
-        with lend(pixels, 1, now, now) as raw:
+        with lend(sight.pixels, 1, now, now) as raw:
             out = door(raw).pixels
-        places = [faces.alignment(face.landmarks) for face in detector(pixels)]
-        people = [embed(matcher, faces.cut(pixels, place)) for place in places]
         for face in detector(out):
             found += 1
             seen = embed(matcher, faces.cut(out, faces.alignment(face.landmarks)))
-            matches += any(seen @ person >= SAME_PERSON for person in people)
-        for place, person in zip(places, people, strict=True):
+            matches += any(seen @ person >= SAME_PERSON for person in sight.people)
+        for place, person in zip(sight.places, sight.people, strict=True):
             cosine = float(embed(matcher, faces.cut(out, place)) @ person)
             likeness.append(cosine)
             told += cosine >= SAME_PERSON
             told_black += float(black @ person) >= SAME_PERSON
-    print(f"{background}: {len(used)} frames, {len(likeness)} faces; found in the output: {found}, matched: {matches};"
+    print(f"{background}: {len(sights)} frames, {len(likeness)} faces; found in the output: {found}, matched: {matches};"
           f" told where: {told} (of a black picture: {told_black}), mean cosine {np.mean(likeness):.3f}")  # fmt: skip
-    assert (len(used), len(likeness) >= 200) == (200, True)
+    assert (len(sights), len(likeness) >= 200) == (200, True)
     assert (found, matches) == (0, 0)
