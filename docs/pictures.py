@@ -4,6 +4,8 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -42,17 +44,29 @@ def page() -> None:
     for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage",
                  "--window-size=760,1080", "--hide-scrollbars"):  # fmt: skip
         options.add_argument(flag)
+    options.page_load_strategy = "none"  # the stream in the page never ends
     with subprocess.Popen([sys.executable, "-m", "edgesan", "run", "--camera", "demo"]) as run:
-        driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
-        for _ in range(100):
-            time.sleep(0.2)
+        try:
+            wait_for("http://127.0.0.1:8080/readyz")
+            driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
             driver.get("http://127.0.0.1:8080/")
-            if "edgesan" in driver.title:
-                break
-        time.sleep(5)
-        driver.save_screenshot(str(HERE / "page.png"))
-        driver.quit()
-        run.terminate()
+            time.sleep(8)
+            driver.save_screenshot(str(HERE / "page.png"))
+            driver.quit()
+        finally:
+            run.terminate()
+
+
+def wait_for(url: str, patience_s: float = 60) -> None:
+    """Until it answers 200."""
+    over_s = time.monotonic() + patience_s
+    while True:
+        with suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+            if answer.status == 200:
+                return
+        if time.monotonic() > over_s:
+            raise SystemExit(f"error: {url} did not answer within {patience_s:g} s")
+        time.sleep(0.2)
 
 
 if __name__ == "__main__":
