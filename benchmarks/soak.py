@@ -29,9 +29,11 @@ from edgesan.capture import DEMO_CLIP
 from edgesan.errors import EdgesanError
 
 WINDOW = 96  # pixels on a side of what the camera shows: a part of the bundled clip that moves to and fro
-WALL = 960  # pixels beside the clip, of its last column: nobody is there, and the run takes hours less
+WALL = 960  # pixels beside the clip, of its last column: nobody is there, and the run takes hours less (a face in 3 % of the frames)
 CLAIMED_FPS = 500  # of the clip: more than can be sanitized, so that a frame is always due
-HOLD_S = 0.05  # a lost face is held for some 15 frames, as by a camera of 30 fps; the usual 0.5 s would be hundreds here
+HOLD_S = (
+    0.05  # a lost face is held for some 15 frames, as by a camera of 30 fps; the usual 0.5 s would be hundreds here
+)
 SAMPLES = 300
 WARM = 0.1  # of the samples: caches fill, and medians are not over a whole window yet
 BLOCKS = 15  # the rest is averaged in: a line's error bar needs independent points, and neighbouring samples are not
@@ -43,14 +45,14 @@ FIGURES = {
 }  # fmt: skip
 
 
-def clip(path: Path, frames: int) -> None:
+def clip(path: Path, frames: int, wall: int) -> None:
     """That many frames: the packets of one passage to and fro, again and again."""
     capture, pictures = cv2.VideoCapture(str(DEMO_CLIP)), []
     while (read := capture.read())[0]:
         small = cv2.resize(read[1], (240, 135), interpolation=cv2.INTER_AREA)
-        pictures.append(cv2.copyMakeBorder(small, 0, 0, 0, WALL, cv2.BORDER_REPLICATE))
+        pictures.append(cv2.copyMakeBorder(small, 0, 0, 0, wall, cv2.BORDER_REPLICATE))
     pictures += pictures[::-1]
-    lefts = np.linspace(0, 240 + WALL - WINDOW, 2 * len(pictures)).round().astype(int)
+    lefts = np.linspace(0, 240 + wall - WINDOW, 2 * len(pictures)).round().astype(int)
     with av.open(str(path), "w") as container:
         stream = container.add_stream(
             "libx264", rate=CLAIMED_FPS, options={"preset": "veryfast", "crf": "28", "bf": "0", "sc_threshold": "0"}
@@ -148,6 +150,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.soak", description=__doc__)
     parser.add_argument("--frames", type=int, default=1_000_000, help="frames to sanitize (default 1,000,000)")
     parser.add_argument("--minutes", type=float, default=0, help="end after so long instead")
+    parser.add_argument(
+        "--wall",
+        type=int,
+        default=WALL,
+        metavar="PIXELS",
+        help="0: people nearly all the time, and less than half as fast (default %(default)s)",
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and samples here")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture here")
     arguments, options = parser.parse_known_args()
@@ -155,7 +164,7 @@ def main() -> int:
     seconds, started = arguments.minutes * 60, time.monotonic()
     with tempfile.TemporaryDirectory() as folder, socket.socket() as probe:
         path = Path(folder) / "clip.mkv"
-        clip(path, round(seconds * CLAIMED_FPS) if seconds else 4 * arguments.frames)
+        clip(path, round(seconds * CLAIMED_FPS) if seconds else 4 * arguments.frames, arguments.wall)
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
         probe.close()
