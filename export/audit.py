@@ -604,7 +604,8 @@ def audit(path: Path, folder: Path, networks: Path, work: Path, plan: Plan, alph
     if not plan.brief:
         row["fresh"]["recovery, then CNN 4"] = [cell("recovery", lambda: a.recovery(ours, 0), ours.identity)]
         row["context"] = {
-            b: cell(f"context, {b}", lambda b=b: a.context(model, alpha, b), ours.identity) for b in BACKGROUNDS
+            b: cell(f"context, {b}", lambda b=b: a.context(model, alpha, b), ours.identity)
+            for b in (BACKGROUNDS if plan.limit is None else BACKGROUNDS[:1])
         }
     row["open"] = cell("open set", lambda: a.strangers(ours), ours.identity, plan.open_limit)
     row["found_again"] = cell(
