@@ -79,7 +79,8 @@ dumpe2fs -h "$IMAGEOUTFILE" | awk '
 """
 # Maintainer scripts would take an emulated processor most of an hour. So while packages are configured, a small root of the same
 # release for the host's own processor lies in /native, and these programs are links into it; the image's own wait beside
-# them as NAME.arm64 (dpkg-divert(1)). All else is emulated. None of them is one that goes into an initrd.
+# them as NAME.arm64 (dpkg-divert(1)). All else is emulated. None of them is one that goes into an initrd, which is made at the
+# end, when the libraries of the host are out of its sight.
 NATIVE: Final = " ".join(
     f"usr/bin/{name}" for name in (  # noqa: SIM905 - it reads best so
         "basename bash cat chgrp chmod chown cmp comm cp cpio cut dash date dd diff dirname dpkg-deb dpkg-divert dpkg-query"
@@ -88,15 +89,17 @@ NATIVE: Final = " ".join(
         " test touch tr true uname uniq update-alternatives wc xargs zstd ["
     ).split()
 ) + " usr/lib/dracut/dracut-install usr/sbin/depmod"  # fmt: skip
-NATIVE_LIBRARIES: Final = "/native/usr/lib/x86_64-linux-gnu"
+LIBRARIES: Final = "usr/lib/x86_64-linux-gnu"
 SETUP: Final = f"""set -e
 env --unset=APT_CONFIG mmdebstrap --quiet --mode=root --variant=essential --architectures=amd64 \\
     --include=cpio,dracut-install,kmod,openssl,python3-minimal,udev,zstd {RELEASE} "$1/native" {MIRROR}
-ln -s native/lib64 "$1/lib64"
+mkdir -p "$1/usr/lib/dracut"
+ln -s usr/lib64 "$1/lib64"
+ln -s /native/usr/lib64 "$1/usr/lib64"
+ln -s /native/{LIBRARIES} "$1/{LIBRARIES}"
 for file in {NATIVE}; do dpkg-divert --quiet --root="$1" --no-rename --divert /$file.arm64 --add /$file; done
 """
 EXTRACTED: Final = f"""set -e
-mkdir -p "$1/usr/lib/dracut"
 for file in {NATIVE}; do ln -sf /native/$file "$1/$file"; done
 """
 BEFORE: Final = """set -e
@@ -105,13 +108,17 @@ touch "$1/etc/ssh/ssh_host_rsa_key" "$1/etc/ssh/ssh_host_ecdsa_key" "$1/etc/ssh/
 printf 'COMPRESS=zstd\\nCOMPRESSLEVEL=3\\n' > "$1/etc/initramfs-tools/conf.d/edgesan"
 """
 AFTER: Final = f"""set -e
-rm -r "$1/native" "$1/lib64"
+rm "$1/{LIBRARIES}"
+kernel=$(basename "$1"/boot/vmlinuz-*)
+env --unset=INITRD DEB_MAINT_PARAMS=configure PERL5LIB=/native/{LIBRARIES}/perl-base \\
+    LD_LIBRARY_PATH=/native/{LIBRARIES}:/native/{LIBRARIES}/systemd \\
+    chroot "$1" run-parts --arg="${{kernel#vmlinuz-}}" --arg="/boot/$kernel" /etc/kernel/postinst.d
+rm -r "$1/native" "$1/lib64" "$1/usr/lib64"
 for file in {NATIVE}; do rm "$1/$file"; dpkg-divert --quiet --root="$1" --rename --remove /$file; done
 """
 X86_64: Final = re.compile(rb"\x7fELF\x02\x01.{12}\x3e\x00", re.DOTALL)  # elf(5): 64 bits, little-endian, EM_X86_64
 MMDEBSTRAP: Final = (
-    "env", f"LD_LIBRARY_PATH={NATIVE_LIBRARIES}:{NATIVE_LIBRARIES}/systemd", f"PERL5LIB={NATIVE_LIBRARIES}/perl-base",
-    "mmdebstrap", "--mode=root", "--variant=minbase", "--architectures=arm64", "--components=main,non-free-firmware",
+    "env", "INITRD=No", "mmdebstrap", "--mode=root", "--variant=minbase", "--architectures=arm64", "--components=main,non-free-firmware",
     "--aptopt=APT::Install-Recommends \"false\"", "--dpkgopt=force-confdef", "--dpkgopt=force-confold",
     "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-include=/usr/share/doc/*/copyright",
     "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
