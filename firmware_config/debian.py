@@ -44,7 +44,7 @@ FILES: Final = {
     # cloud-init reads user-data, meta-data and network-config where Raspberry Pi OS has them, and asks no network.
     "etc/cloud/cloud.cfg.d/99-edgesan.cfg": (
         "datasource_list: [NoCloud, None]\ndatasource:\n  NoCloud: {fs_label: bootfs}\n"
-        "system_info: {network: {renderers: [netplan]}}\n"
+        "system_info: {network: {renderers: [netplan]}}\nssh_genkeytypes: [ed25519]\n"
     ),
     "boot/firmware/meta-data": "instance-id: edgesan\n",
     "boot/firmware/user-data": "#cloud-config\n{}\n",
@@ -93,9 +93,9 @@ LIBRARIES: Final = "usr/lib/x86_64-linux-gnu"
 SETUP: Final = f"""set -e
 env --unset=APT_CONFIG mmdebstrap --quiet --mode=root --variant=essential --architectures=amd64 \\
     --include=cpio,dracut-install,kmod,openssl,python3-minimal,udev,zstd {RELEASE} "$1/native" {MIRROR}
-mkdir -p "$1/usr/lib/dracut"
+mkdir -p "$1/usr/lib/dracut" "$1/usr/lib64"
 ln -s usr/lib64 "$1/lib64"
-ln -s /native/usr/lib64 "$1/usr/lib64"
+ln -s /native/usr/lib64/ld-linux-x86-64.so.2 "$1/usr/lib64"
 ln -s /native/{LIBRARIES} "$1/{LIBRARIES}"
 for file in {NATIVE}; do dpkg-divert --quiet --root="$1" --no-rename --divert /$file.arm64 --add /$file; done
 """

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from edgesan.board import Fat
 
-PATIENCE_S = 1500.0  # for a boot on two cores that others use, too
+PATIENCE_S = 2700.0  # for a boot on two cores that others use, too
 TOKEN = "a-token-of-the-test"
 MACHINES = {
     "virt": (
@@ -81,7 +81,7 @@ class Guest:
             self._qemu.send_signal(signal.SIGKILL)
             self._qemu.wait()
 
-    def power_off(self, timeout_s: float = 300) -> None:
+    def power_off(self, timeout_s: float = 900) -> None:
         self.run("sudo systemctl poweroff", check=False)
         assert self._qemu is not None
         self._qemu.wait(timeout_s)
@@ -89,14 +89,14 @@ class Guest:
     def console(self) -> str:
         return self._log.read_text(encoding="utf-8", errors="replace")
 
-    def run(self, command: str, *, check: bool = True, timeout_s: float = 300, stdin: bytes | None = None) -> str:
+    def run(self, command: str, *, check: bool = True, timeout_s: float = 900, stdin: bytes | None = None) -> str:
         """What a command says on the board, both outputs together.
 
         Raises:
             CalledProcessError: its exit code is not 0, if `check`.
         """
         options = [
-            "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "ConnectTimeout=60", "BatchMode=yes",
+            "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "ConnectTimeout=240", "BatchMode=yes",
             "ControlMaster=auto", f"ControlPath=/tmp/edgesan-{os.getpid()}-{self._ssh_port}", "ControlPersist=60",
         ]  # fmt: skip
         done = subprocess.run(
@@ -109,7 +109,7 @@ class Guest:
             raise AssertionError(f"{command}: exit code {done.returncode}\n{said}")
         return said.strip()
 
-    def python(self, program: str, *, as_root: bool = False, timeout_s: float = 300) -> str:
+    def python(self, program: str, *, as_root: bool = False, timeout_s: float = 900) -> str:
         """What a Python program says on the board."""
         return self.run(f"{'sudo ' if as_root else ''}python3 -", stdin=program.encode(), timeout_s=timeout_s)
 
@@ -118,14 +118,14 @@ class Guest:
         while time.monotonic() - self.started_s < timeout_s:
             self.alive()
             try:
-                if self.run("echo here", check=False, timeout_s=90) == "here":
+                if self.run("echo here", check=False) == "here":
                     return time.monotonic() - self.started_s
             except subprocess.TimeoutExpired:
                 continue
             time.sleep(2)
         raise AssertionError(f"no login within {timeout_s:g} s:\n{self.console()[-4000:]}")
 
-    def get(self, path: str, timeout_s: float = 60) -> bytes:
+    def get(self, path: str, timeout_s: float = 300) -> bytes:
         """A page of the board, asked for from this side with the token."""
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}{path}", headers={"Authorization": f"Bearer {TOKEN}"}
