@@ -51,11 +51,11 @@ class Guest:
 
     def start(self) -> None:
         """Switch it on. The kernel and its words come from the boot partition, where a Pi's firmware would find them."""
-        fat, folder = Fat(self.image), self.image.parent
+        fat = Fat(self.image)
         names = fat._tool("mdir", "-b", "::").decode().split()
         for prefix in ("vmlinuz", "initrd.img", "bcm2837-rpi-3-b.dtb"):
             name = max(name.removeprefix("::/") for name in names if name.startswith(f"::/{prefix}"))
-            (folder / prefix).write_bytes(fat.read(name))
+            self._part(prefix).write_bytes(fat.read(name))
         words = re.sub(r"console=\S+", "", fat.read("cmdline.txt").decode()).split()
         # vivid: a camera of the kernel's own. Interfaces keep the names that they have on a Pi.
         words += ["net.ifnames=0", "modules_load=vivid", "vivid.n_devs=1", "vivid.node_types=0x1"]
@@ -65,15 +65,18 @@ class Guest:
         # Its clock counts instructions, one a nanosecond: no busy host makes its time-outs bite, and none is told by it.
         command = [
             "qemu-system-aarch64", *MACHINES[self._machine], "-accel", "tcg,thread=single", "-icount", "shift=0",
-            "-kernel", str(folder / "vmlinuz"), "-initrd", str(folder / "initrd.img"),
+            "-kernel", str(self._part("vmlinuz")), "-initrd", str(self._part("initrd.img")),
             "-append", " ".join([*words, "console=ttyAMA0,115200"]), "-drive", f"if={drive},file={self.image},format=raw",
             "-netdev", f"user,id=net,restrict=on,{forward}", "-nographic", "-no-reboot",
         ]  # fmt: skip
         if self._machine == "raspi3b":
-            command += ["-dtb", str(folder / "bcm2837-rpi-3-b.dtb")]
+            command += ["-dtb", str(self._part("bcm2837-rpi-3-b.dtb"))]
         with self._log.open("ab") as log:
             self._qemu = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.started_s = time.monotonic()
+
+    def _part(self, name: str) -> Path:
+        return self.image.with_name(f"{self.image.stem}-{name}")
 
     def kill(self) -> None:
         """The plug is pulled."""
@@ -115,7 +118,8 @@ class Guest:
 
     def wait_for_login(self, timeout_s: float = PATIENCE_S) -> float:
         """Seconds from power on to the first command over ssh."""
-        while time.monotonic() - self.started_s < timeout_s:
+        deadline_s = time.monotonic() + timeout_s
+        while time.monotonic() < deadline_s:
             self.alive()
             try:
                 if self.run("echo here", check=False) == "here":
@@ -136,7 +140,8 @@ class Guest:
     def wait_for_frame(self, timeout_s: float = PATIENCE_S) -> tuple[bytes, float]:
         """The first picture that this side gets, as JPEG, and the seconds from power on."""
         last: OSError | None = None
-        while time.monotonic() - self.started_s < timeout_s:
+        deadline_s = time.monotonic() + timeout_s
+        while time.monotonic() < deadline_s:
             self.alive()
             try:
                 return self.get("/snapshot.jpg"), time.monotonic() - self.started_s

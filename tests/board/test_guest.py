@@ -125,7 +125,17 @@ def disk(folder: Path, key: Path, maker: Maker, row: Row) -> Path:
 
 
 @pytest.fixture(scope="module")
-def board(disk: Path, key: Path) -> Iterator[Guest]:
+def pi(disk: Path, key: Path) -> Iterator[Guest]:
+    """The same image on an emulated Pi 3, beside the board, since a first boot takes long."""
+    card = disk.with_name("pi.img")
+    if not card.exists():
+        subprocess.run(["cp", "--sparse=always", disk, card], check=True)
+    with Guest(card, key, "raspi3b") as guest:
+        yield guest
+
+
+@pytest.fixture(scope="module")
+def board(disk: Path, key: Path, pi: Guest) -> Iterator[Guest]:
     with Guest(disk, key) as guest:
         yield guest
 
@@ -175,7 +185,7 @@ def test_the_first_boot_installs_it_without_a_network(board: Guest, row: Row) ->
 
 
 def test_both_units_run_and_the_stream_is_sanitized_canvas(board: Guest, row: Row) -> None:
-    assert all(said.startswith("active") or said.endswith("active") for said in units(board).values()), units(board)
+    assert all("active" in lines.split() for lines in units(board).values()), units(board)
     picture = pixels(board.get("/snapshot.jpg"))
     assert picture.shape == (SIZE[1], SIZE[0], 3)
     raw = board.run(
@@ -356,11 +366,13 @@ def test_it_goes_down_in_good_order(board: Guest) -> None:
     assert "reboot: Power down" in board.console()
 
 
-def test_the_same_card_boots_an_emulated_pi_3(board: Guest, key: Path, row: Row) -> None:
-    with Guest(board.image, key, "raspi3b") as pi:
-        picture, frame_s = pi.wait_for_frame()
-        login_s = pi.wait_for_login()
-        assert roughness(pixels(picture)) < 2
-        said = pi.run("tr -d '\\0' < /proc/device-tree/model")
-        row("the same card on -M raspi3b: first frame, login", f"{frame_s:.0f} s, {login_s:.0f} s ({said})")
-        pi.power_off()
+def test_the_same_image_boots_an_emulated_pi_3(pi: Guest, row: Row) -> None:
+    picture, _ = pi.wait_for_frame()
+    pi.wait_for_login()
+    assert roughness(pixels(picture)) < 2
+    said = pi.run("tr -d '\\0' < /proc/device-tree/model; echo; uname -r; nproc")
+    assert said.startswith("Raspberry Pi 3 Model B")
+    assert all("active" in lines.split() for lines in units(pi).values()), units(pi)
+    row("the same image on -M raspi3b: first boot, sanitized canvas", ", ".join(said.splitlines()) + " processors")
+    pi.power_off()
+    assert "reboot: Power down" in pi.console()
