@@ -46,6 +46,8 @@ FILES: Final = {
         "datasource_list: [NoCloud, None]\ndatasource:\n  NoCloud: {fs_label: bootfs}\n"
         "system_info: {network: {renderers: [netplan]}}\nssh_genkeytypes: [ed25519]\n"
     ),
+    # Were it mounted meanwhile, cloud-init could not read it.
+    "etc/systemd/system/cloud-init-local.service.d/edgesan.conf": "[Unit]\nRequiresMountsFor=/boot/firmware\n",
     "boot/firmware/meta-data": "instance-id: edgesan\n",
     "boot/firmware/user-data": "#cloud-config\n{}\n",
     "boot/firmware/network-config": (
