@@ -4,17 +4,19 @@
 firmware, the kernel and cloud-init's files, and an ext4 partition `rootfs`. So the same payload goes into both, and the
 same first boot installs it. A CSI camera does not work: Debian's kernel has no driver for one.
 
-Every time in the image is EPOCH, every identity fixed, and `packages.txt` beside it tells the versions: it is meant to come out the
-same each time. Not shown yet: two images of one small root differed, probably by the inodes' change times, which e2fsprogs
-before 1.47.1 takes from the clock.
+Nothing in the image is newer than EPOCH, every identity is fixed, and `packages.txt` beside it tells the versions: of one root it
+comes out the same each time.
 """
 
 import hashlib
 import os
+import re
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import Final
+
+from edgesan.errors import SinkError
 
 RELEASE: Final = "trixie"
 MIRROR: Final = "http://deb.debian.org/debian"
@@ -42,8 +44,10 @@ FILES: Final = {
     # cloud-init reads user-data, meta-data and network-config where Raspberry Pi OS has them, and asks no network.
     "etc/cloud/cloud.cfg.d/99-edgesan.cfg": (
         "datasource_list: [NoCloud, None]\ndatasource:\n  NoCloud: {fs_label: bootfs}\n"
-        "system_info: {network: {renderers: [netplan]}}\n"
+        "system_info: {network: {renderers: [netplan]}}\nssh_genkeytypes: [ed25519]\n"
     ),
+    # Were it mounted meanwhile, cloud-init could not read it.
+    "etc/systemd/system/cloud-init-local.service.d/edgesan.conf": "[Unit]\nRequiresMountsFor=/boot/firmware\n",
     "boot/firmware/meta-data": "instance-id: edgesan\n",
     "boot/firmware/user-data": "#cloud-config\n{}\n",
     "boot/firmware/network-config": (
@@ -58,6 +62,7 @@ image bootfs.vfat {{
 }}
 image rootfs.ext4 {{
     ext4 {{ label = "rootfs" use-mke2fs = true extraargs = "-U {ROOT_UUID} -E hash_seed={ROOT_UUID}" }}
+    exec-post = 'eval "$SETTLE_TIMES"'
     mountpoint = "/"
     size = 3580M
 }}
@@ -67,28 +72,59 @@ image edgesan.img {{
     partition rootfs {{ partition-type = 0x83 image = "rootfs.ext4" }}
 }}
 """
-# What an emulated processor would do for most of an hour, and need not. Python's library is compiled where it is imported, at
-# the first boot; each board makes host keys of its own; the certificates are put into one file natively; and the initrd is packed less tightly.
-STUBS: Final = "/usr/bin/py3compile /usr/lib/python3.13/py_compile.py /usr/sbin/update-ca-certificates"
-BEFORE: Final = f"""
+# mke2fs before 1.47.1 keeps the change times of its source, which nobody can set, and all keep the access times.
+SETTLE_TIMES: Final = f"""
+dumpe2fs -h "$IMAGEOUTFILE" | awk '
+    /^Inode count:/ {{ count = $3; print "ssv lastcheck @{EPOCH}" }}
+    /^Free inodes:/ {{ for (i = 2; i <= count - $3; i++) print "sif <" i "> ctime @{EPOCH}\\nsif <" i "> atime @{EPOCH}" }}
+' | debugfs -w -f - "$IMAGEOUTFILE" > /dev/null
+"""
+# Maintainer scripts would take an emulated processor most of an hour. So while packages are configured, a small root of the same
+# release for the host's own processor lies in /native, and these programs are links into it; the image's own wait beside
+# them as NAME.arm64 (dpkg-divert(1)). All else is emulated. None of them is one that goes into an initrd, which is made at the
+# end, when the libraries of the host are out of its sight.
+NATIVE: Final = " ".join(
+    f"usr/bin/{name}" for name in (  # noqa: SIM905 - it reads best so
+        "basename bash cat chgrp chmod chown cmp comm cp cpio cut dash date dd diff dirname dpkg-deb dpkg-divert dpkg-query"
+        " dpkg-trigger env expr find getent grep gzip head id install ln ls md5sum mkdir mktemp mv openssl perl printenv"
+        " printf python3.13 readlink realpath rm rmdir run-parts sed seq sha256sum sort stat systemd-hwdb tail tar tee"
+        " test touch tr true uname uniq update-alternatives wc xargs zstd ["
+    ).split()
+) + " usr/lib/dracut/dracut-install usr/sbin/depmod"  # fmt: skip
+LIBRARIES: Final = "usr/lib/x86_64-linux-gnu"
+SETUP: Final = f"""set -e
+env --unset=APT_CONFIG mmdebstrap --quiet --mode=root --variant=essential --architectures=amd64 \\
+    --include=cpio,dracut-install,kmod,openssl,python3-minimal,udev,zstd {RELEASE} "$1/native" {MIRROR}
+mkdir -p "$1/usr/lib/dracut" "$1/usr/lib64"
+ln -s usr/lib64 "$1/lib64"
+ln -s /native/usr/lib64/ld-linux-x86-64.so.2 "$1/usr/lib64"
+ln -s /native/{LIBRARIES} "$1/{LIBRARIES}"
+for file in {NATIVE}; do dpkg-divert --quiet --root="$1" --no-rename --divert /$file.arm64 --add /$file; done
+"""
+EXTRACTED: Final = f"""set -e
+for file in {NATIVE}; do ln -sf /native/$file "$1/$file"; done
+"""
+BEFORE: Final = """set -e
 mkdir -p "$1/boot/firmware" "$1/etc/ssh" "$1/etc/initramfs-tools/conf.d"
-for file in {STUBS}; do
-    dpkg-divert --root="$1" --divert $file.real --rename --add $file
-    mkdir -p "$1$(dirname $file)" && printf '#!/bin/true\\n' > "$1$file" && chmod 755 "$1$file"
-done
 touch "$1/etc/ssh/ssh_host_rsa_key" "$1/etc/ssh/ssh_host_ecdsa_key" "$1/etc/ssh/ssh_host_ed25519_key"
 printf 'COMPRESS=zstd\\nCOMPRESSLEVEL=3\\n' > "$1/etc/initramfs-tools/conf.d/edgesan"
 """
-AFTER: Final = f"""
-for file in {STUBS}; do rm "$1$file" && dpkg-divert --root="$1" --rename --remove $file; done
-cat "$1"/usr/share/ca-certificates/mozilla/*.crt > "$1/etc/ssl/certs/ca-certificates.crt"
+AFTER: Final = f"""set -e
+rm "$1/{LIBRARIES}"
+kernel=$(basename "$1"/boot/vmlinuz-*)
+env --unset=INITRD DEB_MAINT_PARAMS=configure PERL5LIB=/native/{LIBRARIES}/perl-base \\
+    LD_LIBRARY_PATH=/native/{LIBRARIES}:/native/{LIBRARIES}/systemd \\
+    chroot "$1" run-parts --arg="${{kernel#vmlinuz-}}" --arg="/boot/$kernel" /etc/kernel/postinst.d
+rm -r "$1/native" "$1/lib64" "$1/usr/lib64"
+for file in {NATIVE}; do rm "$1/$file"; dpkg-divert --quiet --root="$1" --rename --remove /$file; done
 """
+X86_64: Final = re.compile(rb"\x7fELF\x02\x01.{12}\x3e\x00", re.DOTALL)  # elf(5): 64 bits, little-endian, EM_X86_64
 MMDEBSTRAP: Final = (
-    "mmdebstrap", "--mode=root", "--variant=minbase", "--architectures=arm64", "--components=main,non-free-firmware",
+    "env", "INITRD=No", "mmdebstrap", "--mode=root", "--variant=minbase", "--architectures=arm64", "--components=main,non-free-firmware",
     "--aptopt=APT::Install-Recommends \"false\"", "--dpkgopt=force-confdef", "--dpkgopt=force-confold",
     "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-include=/usr/share/doc/*/copyright",
     "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
-    f"--essential-hook={BEFORE}", f"--customize-hook={AFTER}",
+    f"--setup-hook={SETUP}", f"--extract-hook={EXTRACTED}", f"--essential-hook={BEFORE}", f"--customize-hook={AFTER}",
     f"--include={','.join(PACKAGES)}", RELEASE,
 )  # fmt: skip
 
@@ -97,7 +133,7 @@ CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") 
 
 
 def root() -> Path:
-    """The root file system as a tar file: 13 minutes where its scripts are emulated, so it is kept."""
+    """The root file system as a tar file, kept: it takes minutes."""
     digest = hashlib.sha256("\0".join(MMDEBSTRAP).encode()).hexdigest()[:12]
     return cached(f"root-{digest}.tar.zst", MMDEBSTRAP)
 
@@ -121,27 +157,36 @@ def image(out: Path) -> Path:
 
     Returns:
         `out`: 4 GiB, of which the empty part takes no place; a first boot grows the root to the card.
+
+    Raises:
+        SinkError: the root is not as it should be.
     """
     with tempfile.TemporaryDirectory(prefix="edgesan-", dir=out.parent) as folder:
-        work = Path(folder)
-        tree = work / "root"
-        tree.mkdir()
+        tree = Path(folder)
         run("tar", "--extract", "--numeric-owner", "--file", str(root()), "--directory", str(tree))
         settle(tree)
-        date(tree)
-        (work / "genimage.cfg").write_text(LAYOUT, encoding="utf-8")
-        run(
-            "genimage", "--config", str(work / "genimage.cfg"), "--rootpath", str(tree), "--inputpath", str(work),
-            "--tmppath", str(work / "tmp"), "--outputpath", str(work), E2FSPROGS_FAKE_TIME=str(EPOCH),
-        )  # fmt: skip
+        check(tree)
+        lay_out(tree, out)
         installed = subprocess.run(
             ["dpkg-query", f"--admindir={tree}/var/lib/dpkg", "--show", "--showformat=${Package} ${Version}\\n"],
             check=True, stdout=subprocess.PIPE, text=True,
         ).stdout  # fmt: skip
         out.with_suffix(".packages.txt").write_text(installed, encoding="utf-8")
+    return out
+
+
+def lay_out(tree: Path, out: Path) -> None:
+    """A card of this tree: the same bytes of the same tree."""
+    date(tree)
+    with tempfile.TemporaryDirectory(prefix="edgesan-", dir=out.parent) as folder:
+        work = Path(folder)
+        (work / "genimage.cfg").write_text(LAYOUT, encoding="utf-8")
+        run(
+            "genimage", "--config", str(work / "genimage.cfg"), "--rootpath", str(tree), "--inputpath", str(work),
+            "--tmppath", str(work / "tmp"), "--outputpath", str(work), E2FSPROGS_FAKE_TIME=str(EPOCH), SETTLE_TIMES=SETTLE_TIMES,
+        )  # fmt: skip
         (work / "edgesan.img").replace(out)
     os.truncate(out, SIZE)
-    return out
 
 
 def publish(image: Path, *, compress: bool) -> None:
@@ -165,10 +210,37 @@ def settle(tree: Path) -> None:
     run("systemctl", f"--root={tree}", "--quiet", "enable", "systemd-networkd.service", "systemd-resolved.service")
 
 
+def check(tree: Path) -> None:
+    """Nothing of the host's own programs may be left.
+
+    Raises:
+        SinkError: there is one, in a file or inside an initrd.
+    """
+    for folder, _, names in os.walk(tree):
+        for path in (Path(folder, name) for name in names):
+            if path.is_symlink() or not path.is_file():
+                continue
+            with path.open("rb") as file:
+                content = file.read(20)
+                if path.name.startswith("initrd.img"):
+                    content = _unpacked(content + file.read())
+            if X86_64.search(content):
+                raise SinkError(
+                    f"/{path.relative_to(tree)} holds a program for x86-64: expected Arm alone; remove {CACHE} and try again"
+                )
+
+
+def _unpacked(initrd: bytes) -> bytes:
+    """Two archives, of which the second is packed."""
+    first, _, second = initrd.partition(b"TRAILER!!!")
+    packed = second.lstrip(b"\0")
+    return first + subprocess.run(["zstd", "-dcq"], input=packed, check=True, stdout=subprocess.PIPE).stdout
+
+
 def date(tree: Path) -> None:
     """Give everything that was made just now the time EPOCH."""
-    for folder, _, files in os.walk(tree, topdown=False):
-        for path in (*(Path(folder, name) for name in files), Path(folder)):
+    for folder, folders, files in os.walk(tree):
+        for path in (Path(folder, name) for name in (".", *folders, *files)):
             if path.lstat().st_mtime > EPOCH:
                 os.utime(path, (EPOCH, EPOCH), follow_symlinks=False)
 

@@ -26,6 +26,10 @@ from py_compile import PycInvalidationMode
 
 UNITS = ("edgesan-sanitize.service", "edgesan-transmit.service")
 SECRETS = ("token.env",)
+IMPORTED = (
+    "edgesan.cli", "edgesan.pipeline", "edgesan.sanitize", "edgesan.capture.opencv", "edgesan.transmit.unit",
+    "edgesan.transmit.http", "edgesan.doctor", "onnx", "onnxruntime",
+)  # fmt: skip
 
 
 class InstallError(Exception):
@@ -131,6 +135,14 @@ def place_model(model: Path, models: Path) -> None:
     link.replace(models / "current")
 
 
+def warm() -> None:
+    """Python keeps what it compiles where root imports it. The units may write nothing there, and would compile it at each start."""
+    subprocess.run(
+        [sys.executable, "-s", "-P", "-c", f"import {', '.join(IMPORTED)}"],
+        env=os.environ | {"PYTHONPATH": "/opt/edgesan/lib", "ORT_DISABLE_TELEMETRY": "1"}, check=False,
+    )  # fmt: skip
+
+
 def start() -> None:
     """Here and now, on the board."""
     for command in (
@@ -155,7 +167,7 @@ def main() -> int:
     )
     parser.add_argument("--source", type=Path, default=Path(__file__).parent, metavar="FOLDER", help="the payload")
     parser.add_argument("--no-start", action="store_true", help="start nothing; so it is, too, with --root")
-    parser.add_argument("--compile", action="store_true", help="compile for this very Python; so it is without --root")
+    parser.add_argument("--compile", action="store_true", help="with --root: compile all, for this very Python")
     arguments = parser.parse_args()
     here = arguments.root == Path("/")
     os.umask(0o022)  # the units' users must be able to read it
@@ -171,14 +183,13 @@ def main() -> int:
     if here:
         for name in SECRETS:  # on the board they are root's alone; on the card, everybody's
             (arguments.source / "settings" / name).unlink(missing_ok=True)
+        warm()
         if not arguments.no_start:
             start()
-    if (
-        here or arguments.compile
-    ):  # after the start: it takes minutes on a small board, and only makes later starts quicker
+    elif arguments.compile:
         compileall.compile_dir(
             arguments.root / "opt/edgesan/lib", quiet=2, workers=0, invalidation_mode=PycInvalidationMode.UNCHECKED_HASH,
-            stripdir=None if here else str(arguments.root),
+            stripdir=str(arguments.root),
         )  # fmt: skip
     print(f"edgesan: installed into {arguments.root}")
     return 0

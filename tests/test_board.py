@@ -1,5 +1,6 @@
 """What a board is told, into the FAT partition of an image of the stock layout and back, and installed from there."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -17,6 +18,7 @@ from edgesan import board
 from edgesan.config import DEMO_MODEL, Config, load
 from edgesan.errors import ConfigError, SinkError
 from firmware_config import build
+from firmware_config import install as installer
 from tests.conftest import ROOT
 from tests.test_cli import COMMAND
 
@@ -365,3 +367,7 @@ def test_another_python_is_refused(payload: Path, root: Path) -> None:
     done = install(payload, root)
     assert done.returncode == 1
     assert "has no python3.13, which the wheels are for" in done.stderr
+
+
+def test_what_the_installer_compiles_is_there_to_be_imported() -> None:
+    assert all(importlib.util.find_spec(name) for name in installer.IMPORTED)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from edgesan.board import Fat
 
-PATIENCE_S = 1500.0  # for a boot on two cores that others use, too
+PATIENCE_S = 2700.0  # for a boot on two cores that others use, too
 TOKEN = "a-token-of-the-test"
 MACHINES = {
     "virt": (
@@ -51,11 +51,11 @@ class Guest:
 
     def start(self) -> None:
         """Switch it on. The kernel and its words come from the boot partition, where a Pi's firmware would find them."""
-        fat, folder = Fat(self.image), self.image.parent
+        fat = Fat(self.image)
         names = fat._tool("mdir", "-b", "::").decode().split()
         for prefix in ("vmlinuz", "initrd.img", "bcm2837-rpi-3-b.dtb"):
             name = max(name.removeprefix("::/") for name in names if name.startswith(f"::/{prefix}"))
-            (folder / prefix).write_bytes(fat.read(name))
+            self._part(prefix).write_bytes(fat.read(name))
         words = re.sub(r"console=\S+", "", fat.read("cmdline.txt").decode()).split()
         # vivid: a camera of the kernel's own. Interfaces keep the names that they have on a Pi.
         words += ["net.ifnames=0", "modules_load=vivid", "vivid.n_devs=1", "vivid.node_types=0x1"]
@@ -65,15 +65,18 @@ class Guest:
         # Its clock counts instructions, one a nanosecond: no busy host makes its time-outs bite, and none is told by it.
         command = [
             "qemu-system-aarch64", *MACHINES[self._machine], "-accel", "tcg,thread=single", "-icount", "shift=0",
-            "-kernel", str(folder / "vmlinuz"), "-initrd", str(folder / "initrd.img"),
+            "-kernel", str(self._part("vmlinuz")), "-initrd", str(self._part("initrd.img")),
             "-append", " ".join([*words, "console=ttyAMA0,115200"]), "-drive", f"if={drive},file={self.image},format=raw",
             "-netdev", f"user,id=net,restrict=on,{forward}", "-nographic", "-no-reboot",
         ]  # fmt: skip
         if self._machine == "raspi3b":
-            command += ["-dtb", str(folder / "bcm2837-rpi-3-b.dtb")]
+            command += ["-dtb", str(self._part("bcm2837-rpi-3-b.dtb"))]
         with self._log.open("ab") as log:
             self._qemu = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.started_s = time.monotonic()
+
+    def _part(self, name: str) -> Path:
+        return self.image.with_name(f"{self.image.stem}-{name}")
 
     def kill(self) -> None:
         """The plug is pulled."""
@@ -81,7 +84,7 @@ class Guest:
             self._qemu.send_signal(signal.SIGKILL)
             self._qemu.wait()
 
-    def power_off(self, timeout_s: float = 300) -> None:
+    def power_off(self, timeout_s: float = 900) -> None:
         self.run("sudo systemctl poweroff", check=False)
         assert self._qemu is not None
         self._qemu.wait(timeout_s)
@@ -89,14 +92,14 @@ class Guest:
     def console(self) -> str:
         return self._log.read_text(encoding="utf-8", errors="replace")
 
-    def run(self, command: str, *, check: bool = True, timeout_s: float = 300, stdin: bytes | None = None) -> str:
+    def run(self, command: str, *, check: bool = True, timeout_s: float = 900, stdin: bytes | None = None) -> str:
         """What a command says on the board, both outputs together.
 
         Raises:
             CalledProcessError: its exit code is not 0, if `check`.
         """
         options = [
-            "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "ConnectTimeout=60", "BatchMode=yes",
+            "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "ConnectTimeout=240", "BatchMode=yes",
             "ControlMaster=auto", f"ControlPath=/tmp/edgesan-{os.getpid()}-{self._ssh_port}", "ControlPersist=60",
         ]  # fmt: skip
         done = subprocess.run(
@@ -109,23 +112,24 @@ class Guest:
             raise AssertionError(f"{command}: exit code {done.returncode}\n{said}")
         return said.strip()
 
-    def python(self, program: str, *, as_root: bool = False, timeout_s: float = 300) -> str:
+    def python(self, program: str, *, as_root: bool = False, timeout_s: float = 900) -> str:
         """What a Python program says on the board."""
         return self.run(f"{'sudo ' if as_root else ''}python3 -", stdin=program.encode(), timeout_s=timeout_s)
 
     def wait_for_login(self, timeout_s: float = PATIENCE_S) -> float:
         """Seconds from power on to the first command over ssh."""
-        while time.monotonic() - self.started_s < timeout_s:
+        deadline_s = time.monotonic() + timeout_s
+        while time.monotonic() < deadline_s:
             self.alive()
             try:
-                if self.run("echo here", check=False, timeout_s=90) == "here":
+                if self.run("echo here", check=False) == "here":
                     return time.monotonic() - self.started_s
             except subprocess.TimeoutExpired:
                 continue
             time.sleep(2)
         raise AssertionError(f"no login within {timeout_s:g} s:\n{self.console()[-4000:]}")
 
-    def get(self, path: str, timeout_s: float = 60) -> bytes:
+    def get(self, path: str, timeout_s: float = 300) -> bytes:
         """A page of the board, asked for from this side with the token."""
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}{path}", headers={"Authorization": f"Bearer {TOKEN}"}
@@ -136,7 +140,8 @@ class Guest:
     def wait_for_frame(self, timeout_s: float = PATIENCE_S) -> tuple[bytes, float]:
         """The first picture that this side gets, as JPEG, and the seconds from power on."""
         last: OSError | None = None
-        while time.monotonic() - self.started_s < timeout_s:
+        deadline_s = time.monotonic() + timeout_s
+        while time.monotonic() < deadline_s:
             self.alive()
             try:
                 return self.get("/snapshot.jpg"), time.monotonic() - self.started_s

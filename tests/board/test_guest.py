@@ -25,7 +25,7 @@ from edgesan.frames import Pixels
 from export import compile  # noqa: A004 - its name
 from firmware_config import build
 from tests.board.conftest import Row
-from tests.board.guest import TOKEN, Guest
+from tests.board.guest import PATIENCE_S, TOKEN, Guest
 from tests.test_signing import Maker
 
 pytestmark = [pytest.mark.board, pytest.mark.slow]
@@ -125,9 +125,26 @@ def disk(folder: Path, key: Path, maker: Maker, row: Row) -> Path:
 
 
 @pytest.fixture(scope="module")
-def board(disk: Path, key: Path) -> Iterator[Guest]:
+def pi(disk: Path, key: Path) -> Iterator[Guest]:
+    """The same image on an emulated Pi 3, beside the board, since a first boot takes long."""
+    card = disk.with_name("pi.img")
+    if not card.exists():
+        subprocess.run(["cp", "--sparse=always", disk, card], check=True)
+    with Guest(card, key, "raspi3b") as guest:
+        yield guest
+
+
+@pytest.fixture(scope="module")
+def board(disk: Path, key: Path, pi: Guest) -> Iterator[Guest]:
     with Guest(disk, key) as guest:
         yield guest
+
+
+def clock(board: Guest) -> str:
+    """The board's own clock, which counts instructions, beside that of this busy machine."""
+    log = "journalctl -b -o short-monotonic -u edgesan-transmit -u edgesan-sanitize | grep -i 'started edgesan'"
+    seconds = [line.split("]")[0].strip("[ ") for line in board.run(log).splitlines()]
+    return f"both units up by the board's own clock at {max(map(float, seconds)):.0f} s"
 
 
 def pixels(jpeg: bytes) -> Pixels:
@@ -160,22 +177,22 @@ def test_the_payload_in_the_image_is_what_was_written(disk: Path, row: Row) -> N
 
 
 def test_the_first_boot_installs_it_without_a_network(board: Guest, row: Row) -> None:
-    login_s = board.wait_for_login()
+    _, frame_s = board.wait_for_frame()
+    board.wait_for_login()
     assert "unreachable" in board.python(
         "import socket\ntry: socket.create_connection(('1.1.1.1', 80), 10); print('reached')\n"
         "except OSError: print('unreachable')"
     )
-    status = board.run("cloud-init status --wait", check=False, timeout_s=900)
+    status = board.run("cloud-init status --wait", check=False)
     assert "done" in status, f"{status}\n{board.run('sudo tail -n 60 /var/log/cloud-init-output.log', check=False)}"
-    _, frame_s = board.wait_for_frame()
     assert board.run("hostname") == "porch"
     assert "edgesan: installed into /" in board.run("sudo cat /var/log/cloud-init-output.log")
     assert board.run("sudo ls /boot/firmware/edgesan/settings") == "edgesan.toml", "the token is still on the card"
-    row("first boot: login, installed and first frame", f"{login_s:.0f} s, {frame_s:.0f} s")
+    row("first boot: installed, first frame", f"{frame_s:.0f} s; {clock(board)}")
 
 
 def test_both_units_run_and_the_stream_is_sanitized_canvas(board: Guest, row: Row) -> None:
-    assert all(said.startswith("active") or said.endswith("active") for said in units(board).values()), units(board)
+    assert all("active" in lines.split() for lines in units(board).values()), units(board)
     picture = pixels(board.get("/snapshot.jpg"))
     assert picture.shape == (SIZE[1], SIZE[0], 3)
     raw = board.run(
@@ -210,11 +227,11 @@ def test_without_the_token_nothing_is_told(board: Guest) -> None:
     import urllib.request
 
     with pytest.raises(urllib.error.HTTPError, match="401"):
-        urllib.request.urlopen(f"http://127.0.0.1:{board.port}/snapshot.jpg", timeout=60)
+        urllib.request.urlopen(f"http://127.0.0.1:{board.port}/snapshot.jpg", timeout=300)
 
 
 def test_the_known_answer_holds_on_aarch64(board: Guest, row: Row) -> None:
-    said = board.run("uname -m; edgesan inspect --config /etc/edgesan/edgesan.toml", timeout_s=600)
+    said = board.run("uname -m; edgesan inspect --config /etc/edgesan/edgesan.toml")
     assert said.startswith("aarch64")
     assert "known answer: right on this machine" in said
     row("known answer of the model on aarch64", "right")
@@ -272,7 +289,7 @@ def look_at(board: Guest, camera: str, detect_every: int) -> None:
         f"sudo sed -i -e 's/^camera = .*/camera = \"{camera}\"/' -e 's/^detect_every.*/detect_every = {detect_every}/'"
         " /etc/edgesan/edgesan.toml && sudo systemctl restart edgesan-sanitize"
     )
-    deadline_s = time.monotonic() + 300
+    deadline_s = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline_s:
         status = json.loads(board.get("/api/status"))
         if status.get("camera") in (camera, f"/dev/video{camera}") and status["totals"].get("sanitized"):
@@ -291,7 +308,7 @@ def carry(board: Guest, model: Path) -> str:
 def test_a_new_model_is_installed_and_watched(board: Guest, maker: Maker, row: Row) -> None:
     version = json.loads(onnx.load(str(DEMO_MODEL)).metadata_props[0].value)["version"] + 1
     model = carry(board, maker.model("newer.onnx", version=version))
-    said = board.run(f"sudo edgesan install {model} --watch 20", timeout_s=600)
+    said = board.run(f"sudo edgesan install {model} --watch 20")
     assert f"v{version}" in said
     assert "was watched for 20 s" in said
     row("edgesan install of a newer model", said.splitlines()[-1])
@@ -307,7 +324,7 @@ def test_faces_of_the_clip_come_out_sanitized(board: Guest, row: Row) -> None:
 def test_a_model_that_stops_the_frames_is_taken_back(board: Guest, maker: Maker, row: Row) -> None:
     """It is signed and its known answer is right, but it gives every face back as it came: the gate lets none pass."""
     before = board.run("readlink /var/lib/edgesan/models/current")
-    said = board.run(f"sudo edgesan install {carry(board, leaky(maker))} --watch 20", check=False, timeout_s=900)
+    said = board.run(f"sudo edgesan install {carry(board, leaky(maker))} --watch 20", check=False)
     assert "was taken back" in said, said
     assert board.run("readlink /var/lib/edgesan/models/current") == before
     row("edgesan install of a model that gives faces back raw", said.splitlines()[-1])
@@ -343,12 +360,12 @@ def test_after_a_power_cut_it_comes_back(board: Guest, row: Row) -> None:
     board.kill()
     board.start()
     picture, frame_s = board.wait_for_frame()
-    login_s = board.wait_for_login()
+    board.wait_for_login()
     assert roughness(pixels(picture)) < 2
     assert board.run("findmnt --noheadings --output OPTIONS /").startswith("rw")
     failed = board.run("systemctl --failed --no-legend --plain")
     assert not failed, failed
-    row("power cut (kill -9), then boot to first frame", f"{frame_s:.0f} s (login {login_s:.0f} s)")
+    row("power cut (kill -9), then boot to first frame", f"{frame_s:.0f} s; {clock(board)}")
 
 
 def test_it_goes_down_in_good_order(board: Guest) -> None:
@@ -356,11 +373,13 @@ def test_it_goes_down_in_good_order(board: Guest) -> None:
     assert "reboot: Power down" in board.console()
 
 
-def test_the_same_card_boots_an_emulated_pi_3(board: Guest, key: Path, row: Row) -> None:
-    with Guest(board.image, key, "raspi3b") as pi:
-        picture, frame_s = pi.wait_for_frame()
-        login_s = pi.wait_for_login()
-        assert roughness(pixels(picture)) < 2
-        said = pi.run("tr -d '\\0' < /proc/device-tree/model")
-        row("the same card on -M raspi3b: first frame, login", f"{frame_s:.0f} s, {login_s:.0f} s ({said})")
-        pi.power_off()
+def test_the_same_image_boots_an_emulated_pi_3(pi: Guest, row: Row) -> None:
+    picture, _ = pi.wait_for_frame()
+    pi.wait_for_login()
+    assert roughness(pixels(picture)) < 2
+    said = pi.run("tr -d '\\0' < /proc/device-tree/model; echo; uname -r; nproc")
+    assert said.startswith("Raspberry Pi 3 Model B")
+    assert all("active" in lines.split() for lines in units(pi).values()), units(pi)
+    row("the same image on -M raspi3b: first boot, sanitized canvas", ", ".join(said.splitlines()) + " processors")
+    pi.power_off()
+    assert "reboot: Power down" in pi.console()

@@ -44,7 +44,9 @@ def test_our_backend_gets_real_frames_through_the_real_picamera2(
     root = tmp_path / "root"
     root.mkdir()
     subprocess.run(["tar", "--extract", "--file", tar, "--directory", root], check=True)
-    shutil.copy(HERE / "virtual.yaml", root / "usr/share/libcamera/pipeline/virtual/virtual.yaml")
+    cameras = root / "usr/share/libcamera/pipeline/virtual"
+    cameras.mkdir(parents=True, exist_ok=True)
+    shutil.copy(HERE / "virtual.yaml", cameras)
     shutil.copytree(
         HERE.parent.parent / "edgesan", root / "opt/edgesan/edgesan", ignore=shutil.ignore_patterns("__pycache__")
     )
