@@ -190,6 +190,8 @@ def main(argv: list[str] | None = None) -> int:
             payload(arguments.payload, settings, arguments.wheels)
             print(f"{arguments.payload}: install it with python3 {arguments.payload / 'install.py'} [--root FOLDER]")
             return 0
+        if arguments.slots and not (arguments.debian or arguments.bundle):
+            parser.error("--slots goes with --debian or --bundle: Raspberry Pi OS has one root")
         if arguments.bundle:
             if arguments.slots is None or arguments.key is None:
                 parser.error("a bundle needs --slots CERTIFICATE and --key FILE")

@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 import pytest
 
+from edgesan import board
 from edgesan.errors import ConfigError
-from firmware_config import build, debian, slots
+from firmware_config import build, debian, install, slots
 from tests.conftest import ROOT
+from tests.test_board import stock_image
 from tests.test_units import Units
 
 PROGRAM = slots.FILES / slots.PROGRAM
@@ -281,10 +283,42 @@ def test_our_bundle_is_taken_a_strangers_and_a_changed_one_are_not(tmp_path: Pat
     assert info(bad).returncode != 0
 
 
+@pytest.mark.board
+def test_a_card_with_slots_is_told_its_settings_in_each_of_them(tmp_path: Path) -> None:
+    card = stock_image(tmp_path / "card.img")
+    (tmp_path / "new/A").mkdir(parents=True)
+    (tmp_path / "new/A/cmdline.txt").write_text("rauc.slot=A ds=nocloud;i=old\n")
+    (tmp_path / "new/edgesan").mkdir()
+    (tmp_path / "new" / board.INSTALLER).write_text("")
+    fat = board.Fat(card)
+    fat.write(tmp_path / "new")
+    board.inject(card, board.Settings())
+    identity = json.loads(fat.read("meta-data"))["instance-id"]
+    assert fat.read("A/cmdline.txt").decode() == f"rauc.slot=A ds=nocloud;i={identity}\n"
+    assert f"ds=nocloud;i={identity}" in fat.read("cmdline.txt").decode()
+    assert not fat.has("B/cmdline.txt")
+
+
+def test_a_root_that_came_with_edgesan_is_not_given_the_cards_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "BUNDLE").touch()
+    monkeypatch.setattr(install, "BUNDLE", tmp_path / "BUNDLE")
+    monkeypatch.setattr("sys.argv", ["install.py", "--source", str(tmp_path / "none")])
+    assert install.main() == 0
+    assert "nothing to install" in capsys.readouterr().out
+    assert Path("/", slots.IN_ROOT) == Path("/opt/edgesan/BUNDLE")
+
+
 @pytest.mark.parametrize(
-    "wrong", [["--bundle"], ["--bundle", "--slots", "a.pem"], ["--bundle", "--key", "a.key"]], ids=" ".join
+    ("wrong", "said"),
+    [
+        (["--bundle"], "a bundle needs --slots CERTIFICATE and --key FILE"),
+        (["--bundle", "--slots", "a.pem"], "a bundle needs --slots CERTIFICATE and --key FILE"),
+        (["raspios.img", "--slots", "a.pem"], "--slots goes with --debian or --bundle"),
+    ],
 )
-def test_a_bundle_needs_a_certificate_and_its_key(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_half_of_the_options_is_refused(wrong: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         build.main(wrong)
-    assert "a bundle needs --slots CERTIFICATE and --key FILE" in capsys.readouterr().err
+    assert said in capsys.readouterr().err

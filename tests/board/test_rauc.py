@@ -66,10 +66,6 @@ FILES = {
     "usr/share/stand-in.py": STAND_IN,
     "usr/lib/systemd/system/edgesan-sanitize.service": UNIT.format(command="/usr/bin/sleep infinity"),
     "usr/lib/systemd/system/edgesan-transmit.service": UNIT.format(command="/usr/bin/python3 /usr/share/stand-in.py"),
-    # Ten minutes of patience and one of steadiness are for boards.
-    "etc/systemd/system/edgesan-slot.service.d/test.conf": (
-        f"[Service]\nExecStart=\nExecStart=/{slots.PROGRAM} boot 60 5\nStandardOutput=journal+console\n"
-    ),
     # As Debian's hook for a Pi writes it.
     "boot/firmware/config.txt": "arm_64bit=1\n\nenable_uart=1\nupstream_kernel=1\n\nkernel=vmlinuz-6\ninitramfs initrd.img-6\n",
     "boot/firmware/cmdline.txt": debian.FILES["boot/firmware/cmdline.txt"],
@@ -122,7 +118,7 @@ class Board(Guest):
             unit, _, state = said.partition("\n")
             if self.booted and unit == "inactive" and json.loads(state)["trying"] == "":
                 return self.booted
-            time.sleep(2)
+            time.sleep(5)
         raise AssertionError(f"it did not settle; booted were {self.booted}:\n{self.console()[-4000:]}")
 
     def install(self, bundle: Path) -> str:
@@ -158,16 +154,20 @@ def made(needs: Callable[..., None], tmp_path_factory: pytest.TempPathFactory, r
     debian.run("systemctl", f"--root={tree}", "--quiet", "mask", *MASKED)
     ours, stranger = signer(folder, "update"), signer(folder, "stranger")
 
-    def mark(root: str, health: str) -> None:
+    def mark(root: str, health: str, patience_s: int = 1800) -> None:
         (tree / "usr/share/root").write_text(root)
         (tree / "usr/share/health").write_text(health)
+        (tree / "etc/systemd/system/edgesan-slot.service.d").mkdir(exist_ok=True)
+        (tree / "etc/systemd/system/edgesan-slot.service.d/test.conf").write_text(
+            f"[Service]\nExecStart=\nExecStart=/{slots.PROGRAM} boot {patience_s} 5\nStandardOutput=journal+console\n"
+        )
 
     slots.prepare(tree, ours.certificate)
     mark("first", "frames flow")
     slots.image(tree, folder / "card.img")
     mark("second", "frames flow")
     slots.bundle(tree, folder / "second.raucb", ours.certificate, ours.key)
-    mark("sick", "no frame yet")
+    mark("sick", "no frame yet", 30)
     slots.bundle(tree, folder / "sick.raucb", ours.certificate, ours.key)
     (tree / "usr/sbin/init").unlink()
     (tree / "usr/lib/systemd/systemd").unlink()
