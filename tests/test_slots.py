@@ -124,7 +124,7 @@ def test_a_slot_that_has_shown_that_it_is_good_is_the_firmwares(card: Card) -> N
     assert not card.reboots()
 
 
-def test_a_slot_is_not_good_because_somebody_elses_says_so(card: Card) -> None:
+def test_a_slot_is_not_good_because_another_one_says_so(card: Card) -> None:
     card.ask("set-primary", "B")
     card.ask("set-state", "B", "good")  # A runs, and marks the other one
     assert card.os_prefix("config.txt") == "A"
