@@ -244,6 +244,7 @@ def test_the_first_slot_of_a_card_is_what_debian_made(tmp_path: Path) -> None:
         " root=PARTUUID=692cda80-02 rootfstype=ext4 rw rauc.slot=A panic=10\n"
     )
     assert "disk-signature = 0x692cda80" in slots.LAYOUT
+    assert slots.LAYOUT.count(f"size = {slots.SIZE}") == 2, "two roots of one size"
     assert "LABEL=rootfs" not in (tree / "etc/fstab").read_text(), "either root may run"
     assert "BEGIN CERTIFICATE" in (tree / "etc/rauc/keyring.pem").read_text()
     assert not (tree / "etc/kernel/postinst.d/z50-raspi-firmware").exists()
