@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -249,6 +250,20 @@ def test_the_first_slot_of_a_card_is_what_debian_made(tmp_path: Path) -> None:
     assert "BEGIN CERTIFICATE" in (tree / "etc/rauc/keyring.pem").read_text()
     assert not (tree / "etc/kernel/postinst.d/z50-raspi-firmware").exists()
     assert (tree / "etc/systemd/system/multi-user.target.wants/edgesan-slot.service").is_symlink()
+
+
+def test_a_card_has_room_for_both_roots_and_fits_on_8_gb(tmp_path: Path) -> None:
+    needs("openssl", "systemctl", "genimage", "mcopy", "mkfs.vfat", "mke2fs")
+    tree = root(tmp_path / "tree")
+    slots.prepare(tree, signer(tmp_path, "update").certificate)
+    slots.image(tree, tmp_path / "card.img")
+    assert board.Fat(tmp_path / "card.img").read("A/vmlinuz") == b"new"
+    with (tmp_path / "card.img").open("rb") as file:
+        record = file.read(512)
+    entries = [struct.unpack_from("<4xB3xII", record, 446 + 16 * n) for n in range(4)]
+    assert [kind for kind, _, _ in entries] == [0x0C, 0x83, 0x83, 0]
+    assert entries[1][2] == entries[2][2] == 3 * 2**30 // 512, "either root fits into either slot"
+    assert (entries[2][1] + entries[2][2]) * 512 == (tmp_path / "card.img").stat().st_size < 8e9
 
 
 def test_a_private_key_does_not_get_into_an_image(tmp_path: Path) -> None:
