@@ -1,5 +1,6 @@
 """Two slots: what the bootloader's backend remembers, who judges a new root, and whose bundles are taken. Guests: tests/board."""
 
+import http.server
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import NamedTuple
 
@@ -185,12 +187,41 @@ def test_a_slot_where_frames_flow_is_marked_good_and_one_where_they_do_not_is_le
     assert not card.reboots()
 
 
-def test_without_a_server_nothing_tells_whether_frames_flow(card: Card) -> None:
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ('out = "file.mkv"', "names no http:// or https:// server"),
+        ("out = 'http://[", "edgesan.toml or token.env"),
+        (None, "No such file"),
+    ],
+)
+def test_a_slot_that_cannot_be_judged_is_left(card: Card, config: str | None, said: str) -> None:
     card.ask("set-primary", "B")
     card.runs("B")
-    (card.folder / "edgesan.toml").write_text('out = "file.mkv"\n')
-    assert "names no http:// or https:// server" in card.ask("boot", "0", "0")
+    if config is not None:
+        (card.folder / "edgesan.toml").write_text(config)
+    assert said in card.ask("boot", "0", "0")
+    assert card.reboots() == ["reboot "]
     assert card.os_prefix("config.txt") == "A"
+
+
+class Ready(http.server.BaseHTTPRequestHandler):
+    """All is well, it says."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+
+def test_a_slot_that_rauc_cannot_mark_is_left(card: Card) -> None:
+    card.runs("B")
+    (card.folder / "bin/rauc").write_text("#!/bin/sh\nexit 1\n")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ready) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        (card.folder / "edgesan.toml").write_text(f'out = "http://127.0.0.1:{server.server_port}"\n')
+        assert "'rauc', 'status', 'mark-good', 'booted'" in card.ask("boot", "30", "0")
+        server.shutdown()
+    assert card.reboots() == ["reboot "]
 
 
 def root(folder: Path) -> Path:
