@@ -290,7 +290,9 @@ def inject(image: Path, settings: Settings, payload: Path | None = None) -> None
     if payload is None and not fat.has(INSTALLER):
         raise ConfigError(f"{image} holds no edgesan yet: make it with python -m firmware_config.build")
     files = seed(settings)
-    files["cmdline.txt"] = kernel_line(fat.read("cmdline.txt").decode(errors="replace"), settings, files).encode()
+    for name in ("cmdline.txt", "A/cmdline.txt", "B/cmdline.txt"):  # of the slots, where the card has two
+        if fat.has(name):
+            files[name] = kernel_line(fat.read(name).decode(errors="replace"), settings, files).encode()
     with tempfile.TemporaryDirectory(prefix="edgesan-") as name:
         folder = Path(name)
         if payload is not None:

@@ -2,6 +2,7 @@
 
     python -m firmware_config.build raspios.img.xz --settings board.toml --out board.img
     python -m firmware_config.build --debian --settings board.toml --out board.img     root only: from Debian's packages alone
+    python -m firmware_config.build --bundle --slots update.pem --key update.key --out update.raucb     a signed update of such an image
     python -m firmware_config.build --payload FOLDER            only what goes into an image, for another way
 
 The network is needed here, to fetch the wheels; the board needs none at its first boot.
@@ -23,7 +24,7 @@ from typing import Any, Final
 
 from edgesan import __version__, board, flash, model
 from edgesan.errors import ConfigError, EdgesanError, SinkError
-from firmware_config import debian
+from firmware_config import debian, slots
 
 HERE: Final = Path(__file__).parent
 TREE: Final = HERE.parent
@@ -169,6 +170,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--debian", action="store_true", help="make the image of Debian's packages, and its block map: USB cameras only"
     )
+    parser.add_argument(
+        "--slots",
+        type=Path,
+        metavar="CERTIFICATE",
+        help="with --debian: two roots, and signed updates of them: see firmware_config/slots.py",
+    )
+    parser.add_argument("--bundle", action="store_true", help="make such an update; --key signs it")
+    parser.add_argument("--key", type=Path, metavar="FILE", help="the private key of the certificate")
     parser.add_argument("--compress", action="store_true", help="with --debian: also as .xz, to be published")
     parser.add_argument("--manifest", type=Path, metavar="FILE", help="also a manifest for Raspberry Pi Imager")
     arguments = parser.parse_args(argv)
@@ -181,12 +190,30 @@ def main(argv: list[str] | None = None) -> int:
             payload(arguments.payload, settings, arguments.wheels)
             print(f"{arguments.payload}: install it with python3 {arguments.payload / 'install.py'} [--root FOLDER]")
             return 0
+        if arguments.slots and not (arguments.debian or arguments.bundle):
+            parser.error("--slots goes with --debian or --bundle: Raspberry Pi OS has one root")
+        if arguments.bundle:
+            if arguments.slots is None or arguments.key is None:
+                parser.error("a bundle needs --slots CERTIFICATE and --key FILE")
+            out = arguments.out or Path("edgesan.raucb")
+            with (
+                tempfile.TemporaryDirectory(prefix="edgesan-") as name,
+                slots.tree(out.parent, arguments.slots) as tree,
+            ):
+                payload(Path(name) / "payload", settings, arguments.wheels)
+                slots.with_runtime(tree, Path(name) / "payload")
+                slots.bundle(tree, out, arguments.slots, arguments.key)
+            print(f"{out}: {out.stat().st_size / 1e9:.1f} GB; on the board: sudo rauc install {out.name}")
+            return 0
         if (arguments.image is None) != arguments.debian:
-            parser.error("name the image of Raspberry Pi OS, or --debian, or --payload FOLDER")
+            parser.error("name the image of Raspberry Pi OS, or --debian, or --bundle, or --payload FOLDER")
         out = arguments.out or Path(f"edgesan-{settings.hostname}.img")
         with tempfile.TemporaryDirectory(prefix="edgesan-") as name:
             payload(Path(name) / "payload", settings, arguments.wheels)
-            if arguments.debian:
+            if arguments.debian and arguments.slots:
+                with slots.tree(out.parent, arguments.slots) as tree:
+                    slots.image(tree, out)
+            elif arguments.debian:
                 debian.image(out)
             else:
                 copy_image(arguments.image, out)

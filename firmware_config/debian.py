@@ -175,18 +175,18 @@ def image(out: Path) -> Path:
     return out
 
 
-def lay_out(tree: Path, out: Path) -> None:
+def lay_out(tree: Path, out: Path, layout: str = LAYOUT, size: int = SIZE) -> None:
     """A card of this tree: the same bytes of the same tree."""
     date(tree)
     with tempfile.TemporaryDirectory(prefix="edgesan-", dir=out.parent) as folder:
         work = Path(folder)
-        (work / "genimage.cfg").write_text(LAYOUT, encoding="utf-8")
+        (work / "genimage.cfg").write_text(layout, encoding="utf-8")
         run(
             "genimage", "--config", str(work / "genimage.cfg"), "--rootpath", str(tree), "--inputpath", str(work),
             "--tmppath", str(work / "tmp"), "--outputpath", str(work), E2FSPROGS_FAKE_TIME=str(EPOCH), SETTLE_TIMES=SETTLE_TIMES,
         )  # fmt: skip
         (work / "edgesan.img").replace(out)
-    os.truncate(out, SIZE)
+    os.truncate(out, size)
 
 
 def publish(image: Path, *, compress: bool) -> None:

@@ -24,6 +24,7 @@ from contextlib import suppress
 from pathlib import Path
 from py_compile import PycInvalidationMode
 
+BUNDLE = Path("/opt/edgesan/BUNDLE")
 UNITS = ("edgesan-sanitize.service", "edgesan-transmit.service")
 SECRETS = ("token.env",)
 IMPORTED = (
@@ -170,6 +171,9 @@ def main() -> int:
     parser.add_argument("--compile", action="store_true", help="with --root: compile all, for this very Python")
     arguments = parser.parse_args()
     here = arguments.root == Path("/")
+    if here and BUNDLE.exists():  # else the first boot of a new root would bring back what the card was made with
+        print("edgesan: it came with this root, in a bundle: nothing to install")
+        return 0
     os.umask(0o022)  # the units' users must be able to read it
     failed = arguments.source / "FAILED.txt"
     try:
