@@ -230,6 +230,15 @@ def configuration(arguments: argparse.Namespace) -> Config:
     return load(arguments.config, {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
 
 
+def with_its_token(arguments: argparse.Namespace) -> Config:
+    """The same on a board, where the token stands beside the file, for root alone: who only looks need not know it."""
+    from edgesan import install
+
+    if arguments.config and not getattr(arguments, "token", None) and "EDGESAN_TOKEN" not in os.environ:
+        arguments.token = install.token(arguments.config) or None
+    return configuration(arguments)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit code is that of the error tree in `edgesan.errors`."""
     logging.basicConfig(level=logging.WARNING, format="edgesan: %(message)s")
@@ -293,7 +302,7 @@ def _devices(arguments: argparse.Namespace) -> int:
 def _inspect(arguments: argparse.Namespace) -> int:
     from edgesan import inspection
 
-    config = configuration(arguments)
+    config = with_its_token(arguments)
     print(inspection.as_json(config) if arguments.json else inspection.text(config))
     return 0
 
@@ -301,7 +310,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 def _doctor(arguments: argparse.Namespace) -> int:
     from edgesan import doctor
 
-    findings = doctor.examine(configuration(arguments))
+    findings = doctor.examine(with_its_token(arguments))
     print(doctor.to_json(findings) if arguments.json else doctor.render(findings))
     return 1 if any(finding.level == "fail" for finding in findings) else 0
 

@@ -80,6 +80,7 @@ def unpack(wheels: Path, lib: Path) -> None:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     with archive.open(entry) as content, target.open("wb") as file:
                         shutil.copyfileobj(content, file)
+    os.sync()  # or a power cut within half a minute would leave empty files under the new name
     if lib.exists():
         lib.rename(old)
     new.rename(lib)
@@ -188,6 +189,7 @@ def main() -> int:
         for name in SECRETS:  # on the board they are root's alone; on the card, everybody's
             (arguments.source / "settings" / name).unlink(missing_ok=True)
         warm()
+        os.sync()
         if not arguments.no_start:
             start()
     elif arguments.compile:

@@ -290,3 +290,12 @@ def test_a_wrong_configuration_is_refused(tmp_path: Path, text: str, words: str)
 def test_the_token_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGESAN_TOKEN", "s3cret")
     assert load(None, {"out": ("http://0.0.0.0:8080",)}).token == "s3cret"
+
+
+def test_the_token_that_stands_beside_a_boards_configuration_is_found(tmp_path: Path) -> None:
+    (tmp_path / "edgesan.toml").write_text('out = "http://0.0.0.0:8080"\n')
+    assert "viewers must present a secret" in run("inspect", "--config", str(tmp_path / "edgesan.toml")).stderr
+    (tmp_path / "token.env").write_text("EDGESAN_TOKEN=s3cret\n")
+    told = run("inspect", "--config", str(tmp_path / "edgesan.toml"))
+    assert told.returncode == 0, told.stderr
+    assert "s3cret" not in told.stdout
