@@ -29,7 +29,9 @@ from tests.board.conftest import Row
 from tests.board.guest import PATIENCE_S, TOKEN, Guest
 from tests.test_signing import Maker
 
-pytestmark = [pytest.mark.board, pytest.mark.slow]
+# A connection that a booting board drops is nobody's to close.
+IGNORED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+pytestmark = [pytest.mark.board, pytest.mark.slow, IGNORED]
 UNITS = ("edgesan-sanitize.service", "edgesan-transmit.service")
 MOST_EXPOSED = 1.5
 SIZE = (
