@@ -158,7 +158,8 @@ def draw(m: dict[str, Any], folder: Path) -> None:
         picture = page(9, 7)
         for axes, column in zip(picture.subplots(2, 2).flat, COLUMNS, strict=True):
             if column in m["columns"]:
-                panel(m["columns"][column], axes, label(column, m["columns"][column]))
+                panel(m["columns"][column], axes, label(column, m["columns"][column]).replace(" (", "\n("))
+                axes.title.set_fontsize(8)
             else:
                 axes.set(title=f"{column}: not measured", xticks=[], yticks=[])
         if name == "distributions":
@@ -189,10 +190,10 @@ def label(name: str, column: dict[str, Any]) -> str:
     """A line's name, with how long it was trained."""
     steps = f"{column['model']['steps']:,} steps"
     by = column["points"][0].get("attackers", {})
-    steps += f"; attacker: {', '.join(by)}" if len(by) == 1 else ""
+    only = f" (attacker: {', '.join(by)})" if len(by) == 1 else ""
     if name == "device":
-        return f"the bundled model, v{column['model']['version']}: {steps}"
-    return f"{RIVAL}: {steps}" if name == "rival" else f"{name}: {steps} from the bundled model"
+        return f"the bundled model, v{column['model']['version']}: {steps}{only}"
+    return f"{RIVAL}: {steps}{only}" if name == "rival" else f"{name}: {steps} from the bundled model{only}"
 
 
 def faces(models: dict[str, Path], alphas: list[float], path: Path) -> None:
