@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgesan import __version__
-from edgesan.config import Config, load
+from edgesan.config import Config, board_token, load
 from edgesan.errors import ConfigError, EdgesanError
 
 # Options that mean something when a file is sanitized; all of them mean something to `run`.
@@ -232,10 +232,8 @@ def configuration(arguments: argparse.Namespace) -> Config:
 
 def with_its_token(arguments: argparse.Namespace) -> Config:
     """The same on a board, where the token stands beside the file, for root alone: who only looks need not know it."""
-    from edgesan import install
-
     if arguments.config and not getattr(arguments, "token", None) and "EDGESAN_TOKEN" not in os.environ:
-        arguments.token = install.token(arguments.config) or None
+        arguments.token = board_token(arguments.config) or None
     return configuration(arguments)
 
 
@@ -371,7 +369,7 @@ def _install(arguments: argparse.Namespace) -> int:
     from edgesan import board, install
 
     path = arguments.config or board.CONFIG
-    token = install.token(path)  # by systemd's file, as the transmit unit has it
+    token = board_token(path)  # by systemd's file, as the transmit unit has it
     config = load(path, {"token": token} if token else {})
     command = shlex.split(arguments.restart or install.RESTART)
     print(install.install(arguments.model, config, arguments.models or board.MODELS, command, arguments.watch))

@@ -241,6 +241,23 @@ def load(path: Path | None, overrides: dict[str, Any]) -> Config:
     return Config(**(values | overrides))
 
 
+def board_token(config: Path) -> str:
+    """The board's token, which stands beside the configuration for root alone; empty where there is none.
+
+    Raises:
+        ConfigError: it is there, and cannot be read.
+    """
+    file = config.with_name("token.env")
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return ""
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror}; run it with sudo") from error
+    values = [line.partition("=")[2].strip() for line in lines if line.startswith("EDGESAN_TOKEN=")]
+    return values[-1] if values else ""
+
+
 def typed(path: Path, table: dict[str, Any]) -> dict[str, Any]:
     """A TOML table's values as the options' types. Raises ConfigError: a key is unknown, or of the wrong type."""
     return {key: _typed(path, key, value) for key, value in table.items()}

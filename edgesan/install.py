@@ -203,20 +203,3 @@ def viewer(config: Config) -> Look:
         return status if answer.status == 200 and isinstance(status, dict) else None
 
     return look
-
-
-def token(config: Path) -> str:
-    """The board's token, which stands beside the configuration for root alone; empty where there is none.
-
-    Raises:
-        ConfigError: it is there, and cannot be read.
-    """
-    file = config.with_name("token.env")
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        raise ConfigError(f"cannot read {file}: {error.strerror}; run it with sudo") from error
-    values = [line.partition("=")[2].strip() for line in lines if line.startswith("EDGESAN_TOKEN=")]
-    return values[-1] if values else ""

@@ -146,7 +146,7 @@ def test_a_fresh_network_finds_a_mark_that_moves() -> None:
         y, x = random.integers(20, 80, 2)
         chips[i, y : y + 8, x : x + 8] = 255
     lesson = Lesson([chips[:448]], truth[:448], chips[448:512], truth[448:512])
-    judge = attackers.fit(Convolutional(4), lesson, epochs=12, seed=0, rate=2e-3, name="test")
+    judge = attackers.fit(Convolutional(4), lesson, epochs=8, seed=0, rate=2e-3, name="test")
     assert ((judge(chips[512:]) > 0) == truth[512:]).mean() > 0.9
 
 
@@ -287,7 +287,7 @@ def test_the_audit_finds_a_cheat_that_the_known_classifier_does_not_see(
     data_folder: Path, networks_folder: Path, tmp_path: Path
 ) -> None:
     """A sanitizer that gives everybody the same face, and marks the men's in one pixel, through the audit itself."""
-    a = audit.Audit(data_folder, networks_folder, tmp_path, audit.Plan(seeds=1, epochs=8, draws=1, limit=600))
+    a = audit.Audit(data_folder, networks_folder, tmp_path, audit.Plan(seeds=1, epochs=8, draws=1, limit=450))
     face = a.closed.faces.chips.mean(0).round().astype(np.uint8)
 
     def cheat(chips: Chips, truth: np.ndarray, seed: int) -> Chips:

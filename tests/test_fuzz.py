@@ -154,7 +154,7 @@ def answer(live: Served, request: bytes) -> bytes:
 @given(st.randoms(use_true_random=False), st.sampled_from(REQUESTS))
 def test_any_request_is_answered_or_cut_off(served: Served, rng: random.Random, request_: bytes) -> None:
     got = answer(served, mutate(rng, request_))
-    assert got == b"" or got.startswith((b"HTTP/1.1 ", b"HTTP/1.0 "))
+    assert got == b"" or got.startswith(b"HTTP/")
     assert b" 500 " not in got.partition(b"\r\n")[0]
     assert all(0 <= alpha <= 0.8 for alpha in served.asked)
 
