@@ -50,16 +50,14 @@ class Canary:
         grey = cv2.cvtColor(picture, cv2.COLOR_BGR2GRAY).astype(np.float32)
         grey = cv2.resize(grey, (width, height), interpolation=cv2.INTER_LINEAR)
         grey = np.asarray(grey - cv2.GaussianBlur(grey, (0, 0), 6), np.float32)
-        mark = pattern(height, width)
-        best = 0.0
+        mark, best = pattern(height, width).astype(np.float32), 0.0
         for blur in (0.0, 2.0):  # as sharp as it was, and as a small or hard pressed picture leaves it
             seen = mark if not blur else np.asarray(cv2.GaussianBlur(mark, (0, 0), blur))
-            for y in range(0, height - TILE + 1, TILE // 2):
-                for x in range(0, width - TILE + 1, TILE // 2):
-                    a, b = grey[y : y + TILE, x : x + TILE], seen[y : y + TILE, x : x + TILE]
-                    a, b = a - a.mean(), b - b.mean()
-                    norm = float(np.sqrt((a * a).sum() * (b * b).sum()))
-                    best = max(best, float((a * b).sum()) / norm if norm > 1e-3 and a.std() > 0.5 else 0.0)
+            mean_a, mean_b = tiles(grey), tiles(seen)
+            var_a, var_b = tiles(grey * grey) - mean_a**2, tiles(seen * seen) - mean_b**2
+            both = tiles(grey * seen) - mean_a * mean_b
+            told = var_a > 0.25
+            best = max(best, float((both[told] / np.sqrt(var_a[told] * var_b[told])).max(initial=0.0)))
         return best
 
     def rows(self) -> list[bytes]:
@@ -70,6 +68,12 @@ class Canary:
                 row = frame[y, 100:116]
                 pieces += [row.tobytes(), row[:, ::-1].tobytes()]
         return pieces
+
+
+def tiles(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """The mean of each tile; they overlap by half."""
+    means = cv2.boxFilter(values.astype(np.float64), -1, (TILE, TILE), anchor=(0, 0))
+    return means[: values.shape[0] - TILE + 1 : TILE // 2, : values.shape[1] - TILE + 1 : TILE // 2]
 
 
 @pytest.fixture(scope="module")
