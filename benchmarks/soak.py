@@ -29,7 +29,7 @@ from edgesan.capture import DEMO_CLIP
 from edgesan.errors import EdgesanError
 
 WINDOW = 96  # pixels on a side of what the camera shows: a part of the bundled clip that moves to and fro
-WALL = 960  # pixels beside the clip, of its last column: nobody is there, and the run takes hours less (a face in 3 % of the frames)
+WALL = 960  # pixels beside the clip, of its last column: nobody is there, and the run takes hours less
 CLAIMED_FPS = 500  # of the clip: more than can be sanitized, so that a frame is always due
 HOLD_S = (
     0.05  # a lost face is held for some 15 frames, as by a camera of 30 fps; the usual 0.5 s would be hundreds here
@@ -155,7 +155,7 @@ def main() -> int:
         type=int,
         default=WALL,
         metavar="PIXELS",
-        help="0: people nearly all the time, and less than half as fast (default %(default)s)",
+        help="0: faces are often in view, and it is slower (default %(default)s)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write figures and samples here")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write a picture here")

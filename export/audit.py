@@ -73,7 +73,9 @@ class Plan:
     mean_draws: int = 8  # that are averaged, for the attacker who gets one still many times
     limit: int | None = None  # pictures of the closed set: a quick look, no claim
     open_limit: int = 3000  # pictures of the open set
-    brief: bool = False  # without the attackers who know z, average draws or frames, or recover first
+    brief: bool = (
+        False  # without the attackers who know z, average draws or frames, recover first, or look around the face
+    )
     track: int = 200  # faces that are followed over 150 frames
     again: int = 400  # faces that are looked for again in the output frame
 
@@ -844,7 +846,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--brief", action="store_true",
-        help="without the baselines, and without the attackers who know z, average draws or frames, or recover first",
+        help="without the baselines, and without the attackers who know z, average draws or frames, recover first, or look around the face",
     )  # fmt: skip
     parser.add_argument("--seeds", type=int, default=Plan.seeds, help="of each fresh attacker (default %(default)s)")
     parser.add_argument("--epochs", type=int, default=Plan.epochs, help="for the fresh attackers (default %(default)s)")

@@ -313,15 +313,6 @@ def relay(proto: onnx.ModelProto) -> onnx.ModelProto:
     return quick
 
 
-def relay_file(path: Path, version: int) -> None:
-    """`relay` for a model file that was compiled before; it becomes this version of itself, and is to be signed again."""
-    proto = relay(onnx.load(str(path)))
-    metadata = json.loads(next(p.value for p in proto.metadata_props if p.key == "edgesan"))
-    metadata["version"] = version
-    onnx.helper.set_model_props(proto, {"edgesan": json.dumps(metadata)})
-    path.write_bytes(proto.SerializeToString())
-
-
 def swaps(order: Sequence[int]) -> list[tuple[int, int, int]]:
     """How to bring axes 0, 1, 2... into an order: (i, j, k) swaps the blocks i..j-1 and j..k-1, one after the other.
 
