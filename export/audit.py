@@ -8,10 +8,11 @@ beside what others do to faces. Two protocols:
 * open set: people of `identity_split = test`, whom neither the sanitizer nor the attackers have seen.
 
 Every cell of the table (one mechanism, one attacker, one seed) is a small file in `--work`: an audit that was
-stopped goes on where it was.
+stopped goes on where it was, and the same command started several times shares the cells out among its processes.
 """
 
 import argparse
+import fcntl
 import hashlib
 import json
 import sys
@@ -42,7 +43,7 @@ from export.errors import ExportError
 from export.mechanisms import Mechanism
 from export.networks import Provider
 
-FORMAT = 4  # of the cells: raised whenever a figure is computed in another way
+FORMAT = 5  # of the cells: raised whenever a figure is computed in another way
 CLOSED_SETS = ("lfw", "glint", "pins")
 OPEN_SETS = (*CLOSED_SETS, "celeba", "aaf")
 JPEG_QUALITY = 85  # the device's own
@@ -92,43 +93,103 @@ class Work:
         safe = "".join(c if c.isalnum() else "-" for c in name)
         return self.folder / f"{safe}-{digest}.{suffix}"
 
+    def later(self, name: str, compute: Callable[[], dict[str, Any]], *depends: object) -> "Cell":
+        """A figure that is computed when it is asked for."""
+        path = self.path(name, *depends, suffix="json")
+        return Cell(path, lambda part: part.write_text(json.dumps(compute())))
+
     def cell(self, name: str, compute: Callable[[], dict[str, Any]], *depends: object) -> dict[str, Any]:
         """A figure: read if it is there, else computed and kept."""
-        path = self.path(name, *depends, suffix="json")
-        if not path.exists():
-            result = compute()
-            part = path.with_suffix(".part")
-            part.write_text(json.dumps(result))
-            part.replace(path)
-        value: dict[str, Any] = json.loads(path.read_text())
-        return value
+        return self.later(name, compute, *depends).value()
 
-    def packets(self, mechanism: Mechanism, chips: Chips, truth: NDArray[np.bool_], draw: int, part: str) -> Chips:
-        """What a viewer gets of each chip, after the device's JPEG; kept as the packets that were sent."""
-        path = self.path(f"{mechanism.name} {part} draw {draw}", mechanism.identity, suffix="npz")
-        if not path.exists():
-            out = mechanism.apply(chips, truth, draw)
+    def sending(self, m: Mechanism, chips: Chips, truth: NDArray[np.bool_], draw: int, part: str) -> "Cell":
+        """The packets of `packets`, to be made."""
+
+        def send(half: Path) -> None:
             sent = [
                 cv2.imencode(".jpg", np.ascontiguousarray(c[..., ::-1]), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1]
-                for c in out
+                for c in m.apply(chips, truth, draw)
             ]
-            half = path.with_suffix(".part.npz")
             np.savez(half, bytes=np.concatenate(sent), sizes=np.array([len(s) for s in sent]))
-            half.replace(path)
-        with np.load(path) as stored:
+
+        return Cell(self.path(f"{part} draw {draw}", m.identity, suffix="npz"), send)
+
+    def packets(self, m: Mechanism, chips: Chips, truth: NDArray[np.bool_], draw: int, part: str) -> Chips:
+        """What a viewer gets of each chip, after the device's JPEG; kept as the packets that were sent."""
+        cell = self.sending(m, chips, truth, draw, part)
+        cell.finish()
+        with np.load(cell.path) as stored:
             ends = np.cumsum(stored["sizes"])[:-1]
             parts = np.split(stored["bytes"], ends)
         return np.stack([cv2.imdecode(p, cv2.IMREAD_COLOR)[..., ::-1] for p in parts])
 
-    def tensor(self, name: str, compute: Callable[[], Tensor], *depends: object) -> Tensor:
-        """Embeddings or logits, kept."""
-        path = self.path(name, *depends, suffix="pt")
-        if not path.exists():
-            half = path.with_suffix(".part")
-            torch.save(compute(), half)
-            half.replace(path)
-        value: Tensor = torch.load(path, weights_only=True)
-        return value
+    def tensor(self, name: str, compute: Callable[[], Any], *depends: object) -> Any:
+        """Embeddings, logits or weights, kept."""
+        cell = Cell(self.path(name, *depends, suffix="pt"), lambda part: torch.save(compute(), part))
+        cell.finish()
+        return torch.load(cell.path, weights_only=True, map_location="cpu")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A file that `make` writes when somebody asks: whole or not at all, and once, however many processes ask."""
+
+    path: Path
+    make: Callable[[Path], object]
+
+    def finish(self, wait: bool = True) -> None:
+        """See to it that it is there; without `wait`, leave it to another process that is at it."""
+        if self.path.exists():
+            return
+        with self.path.with_name(f"{self.path.name}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                return
+            if not self.path.exists():
+                part = self.path.with_name(f"part-{self.path.name}")
+                self.make(part)
+                part.replace(self.path)
+
+    def value(self) -> dict[str, Any]:
+        """What a figure's cell holds."""
+        self.finish()
+        found: dict[str, Any] = json.loads(self.path.read_text())
+        return found
+
+
+Tree = Cell | dict[str, "Tree"] | list["Tree"]
+
+
+def cells(tree: Tree) -> list[Cell]:
+    """The leaves, in their order."""
+    if isinstance(tree, Cell):
+        return [tree]
+    return [leaf for branch in (tree.values() if isinstance(tree, dict) else tree) for leaf in cells(branch)]
+
+
+def settled(tree: Tree) -> Any:
+    """The same tree, with each cell's figure in its place."""
+    if isinstance(tree, Cell):
+        return tree.value()
+    if isinstance(tree, dict):
+        return {key: settled(branch) for key, branch in tree.items()}
+    return [settled(branch) for branch in tree]
+
+
+def share(groups: Sequence[Tree], folder: Path) -> None:
+    """Compute all cells, beside other processes that do the same: each takes a group, then helps with what is left."""
+    for i, group in enumerate(groups):
+        with (folder / f"group-{i}.lock").open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            for cell in cells(group):
+                cell.finish(wait=False)
+    for group in groups:
+        for cell in cells(group):
+            cell.finish(wait=False)
 
 
 @dataclass(frozen=True)
@@ -193,6 +254,7 @@ class Audit:
         self.closed = closed_set(folder, plan.limit)
         self.work = Work(work, self.closed.faces.digest(), plan.epochs, plan.draws)
         self.matchers = {name: self._provider(name) for name in MATCHERS}
+        self.drawn: tuple[str, list[Chips]] = ("", [])
         c = self.closed
         self.raw = {name: self._embed(mechanisms.raw(), name, c.faces.chips, "closed") for name in MATCHERS}
         self.service = identification(
@@ -205,7 +267,7 @@ class Audit:
         part = copy(self)
         masks = (getattr(c, name)[few] for name in SHARES)
         part.closed = ClosedSet(c.faces.where(few), c.person[few], c.truth[few], *masks)
-        part.work = Work(self.work.folder, *self.work.context, n)
+        part.work, part.drawn = Work(self.work.folder, *self.work.context, n), ("", [])
         part.raw = {name: seen[torch.from_numpy(few)] for name, seen in self.raw.items()}
         return part
 
@@ -213,17 +275,19 @@ class Audit:
         return Provider(name, self.networks).eval().requires_grad_(False)
 
     def _embed(self, m: Mechanism, matcher: str, chips: Chips, part: str, draw: int = 0) -> Tensor:
-        return self.work.tensor(
-            f"{m.name} {part} {matcher} draw {draw}",
+        seen: Tensor = self.work.tensor(
+            f"{part} {matcher} draw {draw}",
             lambda: attackers.outputs(self.matchers[matcher], chips, f"{matcher} of {m.name}"),
             m.identity,
         )
+        return seen
 
     def draws(self, m: Mechanism) -> list[Chips]:
         """Draws of the whole closed set: several of a stochastic mechanism, one of another."""
-        c = self.closed
-        count = self.plan.draws if m.stochastic else 1
-        return [self.work.packets(m, c.faces.chips, c.truth, draw, "closed") for draw in range(count)]
+        if self.drawn[0] != m.identity:  # one attacker after the other looks at them
+            c, count = self.closed, self.plan.draws if m.stochastic else 1
+            self.drawn = m.identity, [self.work.packets(m, c.faces.chips, c.truth, d, "closed") for d in range(count)]
+        return self.drawn[1]
 
     def lesson(self, draws: list[Chips]) -> Lesson:
         c = self.closed
@@ -344,12 +408,13 @@ class Audit:
 
     def begun_on_raw(self, net: nn.Module) -> nn.Module:
         """CNN 4, once it tells raw faces apart."""
-        path = self.work.path("CNN 4, raw", suffix="pt")
-        if not path.exists():
+
+        def learn() -> dict[str, Any]:
             lesson = self.lesson(self.draws(mechanisms.raw()))
             attackers.fit(net, lesson, epochs=self.plan.epochs, seed=0, rate=2e-3, name="CNN 4 on raw faces")
-            torch.save(net.state_dict(), path)
-        net.load_state_dict(torch.load(path, weights_only=True, map_location=attackers.DEVICE))
+            return {name: value.cpu() for name, value in net.state_dict().items()}
+
+        net.load_state_dict(self.work.tensor("CNN 4, raw", learn))
         return net.to(attackers.DEVICE)
 
     def mean_of_draws(self, m: Mechanism, seed: int) -> dict[str, Any]:
@@ -566,71 +631,72 @@ def audit(path: Path, folder: Path, networks: Path, work: Path, plan: Plan, alph
             f"{path} hides {hides}, and this protocol judges gender: say --hidden and --kept, such as --hidden '{hides}>=45'"
         )
     alpha = model.metadata.alpha_default if alpha is None else alpha
-    started = time.monotonic()
+    started, graph = time.monotonic(), graph_digest(path)
     a = Audit(folder, networks, work, plan)
-    ours, cell, c = mechanisms.sanitizer(model, alpha), a.work.cell, a.closed
-    table: dict[str, Any] = {}
+    ours, later, c = mechanisms.sanitizer(model, alpha, graph=graph), a.work.later, a.closed
     compared = mechanisms.baselines(networks) if others is None else list(others)
     few = a.smaller(plan.baseline_train)
     whole = [mechanisms.raw(), ours, *([mechanisms.trained(saved, alpha)] if saved is not None else [])]
     compared += [mechanisms.trained(rival, alpha, RIVAL)] if rival is not None else []
     for other in (runtime.prepare(path, path.read_bytes(), threads=2) for path in beside):
         compared.append(mechanisms.sanitizer(other, other.metadata.alpha_default, other.metadata.name))
+    table: dict[str, Any] = {}
     for m in [*whole, *compared]:
         name, part = m.name, a if m in whole else few
         seeds = plan.seeds if m is ours else plan.baseline_seeds
-        row: dict[str, Any] = {
-            "utility": cell(f"{name}, utility", lambda m=m, part=part: part.utility(m), m.identity),
-            "looks": cell(f"{name}, looks", lambda m=m, part=part: part.looks(m), m.identity),
-            "frozen": {f: part.work.cell(f"{name}, {f}", lambda m=m, f=f, part=part: part.frozen(m, f), m.identity) for f in (*FROZEN, *RAW_ONLY)},
+        table[name] = {
+            "utility": later(f"{name}, utility", lambda m=m, part=part: part.utility(m), m.identity),
+            "looks": later(f"{name}, looks", lambda m=m, part=part: part.looks(m), m.identity),
+            "frozen": {f: part.work.later(f"{name}, {f}", lambda m=m, f=f, part=part: part.frozen(m, f), m.identity) for f in (*FROZEN, *RAW_ONLY)},
             "fresh": {
                 f: [
-                    part.work.cell(f"{name}, {f}, seed {s}", lambda m=m, f=f, s=s, part=part: part.fresh(m, f, s), m.identity)
+                    part.work.later(f"{name}, {f}, seed {s}", lambda m=m, f=f, s=s, part=part: part.fresh(m, f, s), m.identity)
                     for s in range(1 if f in SLOW else seeds)
                 ]
                 for f in (FRESH if m is ours else FRESH[:1] + FRESH[-1:] if part is few else FRESH[:1] + FRESH[-2:])
             },
         }  # fmt: skip
-        print(
-            f"{name}: top-5 {100 * row['utility']['top5']:.1f}, best fresh attacker {describe(measure.strongest(row))}",
-            flush=True,
-        )
-        table[name] = row
-    row = table[ours.name]
+    row, averaged = table[ours.name], []
     if ours.stochastic and not plan.brief:
-        row["fresh"]["knows z"] = [cell("knows z", lambda: a.knows_noise(ours, model, alpha, 0), ours.identity)]
+        row["fresh"]["knows z"] = [later("knows z", lambda: a.knows_noise(ours, model, alpha, 0), ours.identity)]
+        averaged = [a.work.sending(ours, c.faces.chips, c.truth, 100 + i, "closed") for i in range(plan.mean_draws)]
         row["fresh"][f"mean of {plan.mean_draws} draws"] = [
-            cell("mean of draws", lambda: a.mean_of_draws(ours, 0), ours.identity, plan.mean_draws)
+            later("mean of draws", lambda: a.mean_of_draws(ours, 0), ours.identity, plan.mean_draws)
         ]
-        row["track"] = cell("track", lambda: a.track(ours, model, alpha, 0), ours.identity)
+        row["track"] = later("track", lambda: a.track(ours, model, alpha, 0), ours.identity)
     if not plan.brief:
-        row["fresh"]["recovery, then CNN 4"] = [cell("recovery", lambda: a.recovery(ours, 0), ours.identity)]
+        row["fresh"]["recovery, then CNN 4"] = [later("recovery", lambda: a.recovery(ours, 0), ours.identity)]
         row["context"] = {
-            b: cell(f"context, {b}", lambda b=b: a.context(model, alpha, b), ours.identity)
+            b: later(f"context, {b}", lambda b=b: a.context(model, alpha, b), ours.identity)
             for b in (BACKGROUNDS if plan.limit is None else BACKGROUNDS[:1])
         }
-    row["open"] = cell("open set", lambda: a.strangers(ours), ours.identity, plan.open_limit)
-    row["found_again"] = cell(
+    row["open"] = later("open set", lambda: a.strangers(ours), ours.identity, plan.open_limit)
+    row["found_again"] = later(
         "found again", lambda: found_again(model, c.faces.chips[c.test][: plan.again], alpha), ours.identity, plan.again
     )
     points = []
     for at in curve:
-        m = mechanisms.sanitizer(model, at, f"edgesan at {at:g}")
-        points.append({"alpha": at, **cell(f"{m.name}, curve", lambda m=m: a.along(m), m.identity)})
+        m = mechanisms.sanitizer(model, at, f"edgesan at {at:g}", graph)
+        points.append(later(f"{m.name}, curve", lambda m=m: a.along(m), m.identity))
+    share([row, *averaged, *points, *(other for other in table.values() if other is not row)], work)
+    table = settled(table)
+    for name, row in table.items():
         print(
-            f"alpha {at:g}: top-5 {100 * points[-1]['top5']:.1f}, attacker {100 * points[-1]['attacker']:.1f}",
-            flush=True,
+            f"{name}: top-5 {100 * row['utility']['top5']:.1f}, best fresh attacker {describe(measure.strongest(row))}"
         )
+    dial = [{"alpha": at, **point.value()} for at, point in zip(curve, points, strict=True)]
+    for point in dial:
+        print(f"alpha {point['alpha']:g}: top-5 {100 * point['top5']:.1f}, attacker {100 * point['attacker']:.1f}")
     return {
         "format": FORMAT,
-        "model": {"name": model.metadata.name, "version": model.metadata.version, "graph_sha256": graph_digest(path)},
+        "model": {"name": model.metadata.name, "version": model.metadata.version, "graph_sha256": graph},
         "alpha": alpha,
         "private": model.metadata.private,
         "closed_set": {"people": c.people, "pictures": len(c.faces), "test": int(c.test.sum()), "prior": float(c.truth.mean())},
         "plan": asdict(plan),
         "table": table,
         "bound": bound(c),
-        "curve": points,
+        "curve": dial,
         "minutes": round((time.monotonic() - started) / 60, 1),
     }  # fmt: skip
 
@@ -838,7 +904,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--work",
         type=Path,
         default=Path("runs/audit"),
-        help="finished cells; an audit that was stopped goes on from them",
+        help="finished cells; an audit that was stopped goes on from them, and others started beside it share them",
     )
     parser.add_argument("--alpha", type=float, help="the dial (default: the model's)")
     parser.add_argument(

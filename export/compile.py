@@ -50,7 +50,7 @@ def restore(path: Path) -> tuple[Any, Recipe, dict[str, Any]]:
     """
     if not (path / "sanitizer.pt").exists():
         raise ExportError(f"no sanitizer.pt in {path}: train one with python -m export.train")
-    saved = torch.load(path / "sanitizer.pt", weights_only=True)
+    saved = torch.load(path / "sanitizer.pt", weights_only=True, map_location="cpu")
     r = Recipe(**{k: tuple(v) if isinstance(v, list) else v for k, v in saved["recipe"].items()})
     sanitizer = Unet(r.stochastic) if r.unet else Sanitizer(saved["features"], r.code, r.noise, r.stochastic)
     sanitizer.load_state_dict(saved["weights"])
@@ -185,7 +185,9 @@ def quantize(fp32: Path, int8: Path, chips: NDArray[np.uint8], noise_dim: int) -
             op_types_to_quantize=["Conv", "Add", "Mul", "Resize", "Relu", "Clip", "Concat"],
             extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
         )
-    onnx.save(relay(onnx.load(str(int8))), str(int8))
+    model = relay(onnx.load(str(int8)))
+    shorten(model.graph)
+    onnx.save(model, str(int8))
 
 
 def runner(content: bytes) -> Run:
@@ -226,7 +228,6 @@ def known_answer(run: Run, noise_dim: int, alpha: float, count: int = 2) -> dict
 def seal(path: Path, metadata: dict[str, Any]) -> None:
     """Write the `edgesan` metadata into the file, with the known answer of the very bytes that will be read."""
     model = onnx.load(str(path))
-    shorten(model.graph)
     del model.metadata_props[:]
     run = runner(model.SerializeToString())
     noise_dim = sum(v.type.tensor_type.shape.dim[1].dim_value for v in model.graph.input if v.name == "noise")
@@ -336,6 +337,21 @@ def _swaps(order: Sequence[int]) -> list[tuple[int, int, int]]:
     return found
 
 
+def turn(path: Path, out: Path, alpha: float) -> None:
+    """A model file with another default of its dial: the same graph, without the claims, which were made at another alpha.
+
+    Raises:
+        ExportError: it is no model file.
+    """
+    try:
+        model = onnx.load(str(path))
+        metadata = json.loads(next(p.value for p in model.metadata_props if p.key == "edgesan"))
+    except (OSError, DecodeError, StopIteration) as error:
+        raise ExportError(f"{path} is no model file: {error}") from error
+    onnx.save(model, str(out))
+    seal(out, metadata | {"alpha_default": alpha, "claims": []})
+
+
 def git_commit() -> str:
     """The commit of this source tree, "unknown" outside a repository."""
     git = subprocess.run(
@@ -387,13 +403,23 @@ def compile_model(
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m export.compile", description=__doc__)
-    parser.add_argument("run", type=Path, help="the folder that export.train wrote")
-    parser.add_argument("--data", type=Path, required=True, help="folder of sets: calibration and parity chips")
+    parser.add_argument(
+        "run", type=Path, help="the folder that export.train wrote; or a model file, to give it another --alpha-default"
+    )
+    parser.add_argument("--data", type=Path, help="folder of sets: calibration and parity chips")
     parser.add_argument("--out", type=Path, required=True, help="the model file to write")
     parser.add_argument("--claims", type=Path, help="JSON that export.audit wrote: a list of measured figures")
     parser.add_argument("--alpha-default", type=float, help="the dial's default (default: the recipe's)")
     a = parser.parse_args(arguments)
     try:
+        if a.run.is_file():
+            if a.alpha_default is None:
+                raise ExportError(f"{a.run} is compiled already: say another --alpha-default, or a training's folder")
+            turn(a.run, a.out, a.alpha_default)
+            print(f"{a.out}: the dial's default is {a.alpha_default:g}")
+            return 0
+        if a.data is None:
+            raise ExportError("--data is needed: calibration looks at real chips")
         _, r, _ = restore(a.run)
         faces = data.join(data.load_set(a.data, name) for name in r.sets)
         claims = json.loads(a.claims.read_text())["claims"] if a.claims else []

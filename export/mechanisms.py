@@ -44,14 +44,14 @@ def draw_noise(dimensions: int, n: int, seed: int) -> NDArray[np.float32]:
     return np.stack([noise.draw(dimensions, entropy) for _ in range(n)])
 
 
-def sanitizer(model: runtime.Model, alpha: float, name: str = "edgesan") -> Mechanism:
-    """The shipped int8 file through the runtime's own reader, session and noise."""
+def sanitizer(model: runtime.Model, alpha: float, name: str = "edgesan", graph: str = "") -> Mechanism:
+    """The shipped int8 file through the runtime's own reader, session and noise; `graph`: a digest of its graph alone."""
 
     def apply(chips: Chips, truth: NDArray[np.bool_], seed: int) -> Chips:
         z = draw_noise(model.noise_dimensions, len(chips), seed)
         return np.concatenate([model.run(chips[rows], z[rows], alpha) for rows in batches(len(chips), name)])
 
-    return Mechanism(name, f"{model.sha256}@{alpha:g}", apply, model.noise_dimensions > 0)
+    return Mechanism(name, f"{graph or model.sha256}@{alpha:g}", apply, model.noise_dimensions > 0)
 
 
 def trained(run: Path, alpha: float, name: str = "edgesan, float32") -> Mechanism:

@@ -497,9 +497,14 @@ class FrozenOnnx(nn.Module):
         super().__init__()
         graph = read_graph(path)
         self.weights: dict[str, str] = {}
+        self.constants: dict[str, Tensor] = {}  # shapes, paddings, limits: read on the CPU, wherever the weights are
         for i, tensor in enumerate(graph.initializer):
-            self.weights[tensor.name] = f"w{i}"
-            self.register_buffer(f"w{i}", torch.from_numpy(np.array(numpy_helper.to_array(tensor))))
+            value = torch.from_numpy(np.array(numpy_helper.to_array(tensor)))
+            if value.is_floating_point() and value.ndim:
+                self.weights[tensor.name] = f"w{i}"
+                self.register_buffer(f"w{i}", value)
+            else:
+                self.constants[tensor.name] = value
         producers = {name: node for node in graph.node for name in node.output}
         self.outputs: list[str] = []
         for name in outputs:
@@ -520,11 +525,11 @@ class FrozenOnnx(nn.Module):
                 needed |= set(node.input)
                 attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
                 self.nodes.insert(0, (node.op_type, list(node.input), node.output[0], attributes))
-        self.input = next(i.name for i in graph.input if i.name not in self.weights)
+        self.input = next(i.name for i in graph.input if i.name not in self.weights | self.constants)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """The chosen outputs, in their order."""
-        values: dict[str, Tensor | None] = {self.input: x, "": None}
+        values: dict[str, Tensor | None] = {**self.constants, self.input: x, "": None}
         for op, inputs, output, attributes in self.nodes:
             arguments = [values[i] if i in values else getattr(self, self.weights[i]) for i in inputs]
             values[output] = OPERATORS[op](attributes, *arguments)

@@ -41,6 +41,9 @@ class Recipe:
     read_steps: int = 8000
     read_batch: int = 64
     read_lr: float = 2e-3
+    unseen: int = (
+        0  # pictures beside each batch that are moved, lit and mixed anew, and the provider's network is asked
+    )
     # hiding
     attackers: tuple[int, ...] = (256, 384, 128)  # one per entry, of so many hidden units; none = plug-and-play
     attacker_steps: int = 2  # updates of the attackers for each of the hider

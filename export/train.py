@@ -15,6 +15,7 @@ import os
 import sys
 import time
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -40,11 +41,40 @@ MOST_CLASSES = 16  # of an attribute
 CELLS = 4  # the pixelated surroundings of a chip, in cells a side: about what the device's background leaves there
 
 
+class Album:
+    """Chips [N, 112, 112, 3], each in several views: as it is, mirrored, and jittered (`data.view`).
+
+    On a GPU all views are drawn at once and stay there: cut one by one, they would take longer than the learning.
+    """
+
+    def __init__(self, chips: NDArray[np.uint8], views: int, device: torch.device) -> None:
+        self.chips, self.device = chips, device
+        self.drawn = self.draw(views) if device.type == "cuda" else None
+
+    def draw(self, views: int) -> Tensor:
+        """All views [views, N, 112, 112, 3]."""
+        with ThreadPoolExecutor() as pool:
+            drawn = [
+                np.stack([*pool.map(data.view, self.chips, range(len(self.chips)), [v] * len(self.chips))])
+                for v in range(views)
+            ]
+        return torch.from_numpy(np.stack(drawn)).to(self.device)
+
+    def pictures(self, views: Tensor, rows: Tensor) -> Tensor:
+        """Views [n] of rows [n] as float32 [n, 3, 112, 112] in 0..1."""
+        if self.drawn is not None:
+            x = self.drawn[views.to(self.device), rows.to(self.device)]
+        else:
+            chips = [data.view(self.chips[row], row, v) for v, row in zip(views.tolist(), rows.tolist(), strict=True)]
+            x = torch.from_numpy(np.stack(chips))
+        return (x.permute(0, 3, 1, 2).float() / 255).contiguous(memory_format=torch.channels_last)
+
+
 @dataclass(frozen=True)
 class Material:
-    """What a training looks at. Each picture is there in several views: as it is, mirrored, and jittered."""
+    """What a training looks at."""
 
-    chips: NDArray[np.uint8]  # [N, 112, 112, 3]
+    album: Album
     private: Tensor  # int64 [N], -1 where unknown
     classes: list[str]  # of the private attribute
     prior: Tensor  # P(p) [K], from the training rows
@@ -59,12 +89,6 @@ class Material:
     def features(self) -> int:
         """D, of the embedding."""
         return self.service.in_features
-
-    def pictures(self, views: Tensor, rows: Tensor) -> Tensor:
-        """Views [n] of rows [n] as float32 [n, 3, 112, 112] in 0..1."""
-        chips = [data.view(self.chips[row], row, v) for v, row in zip(views.tolist(), rows.tolist(), strict=True)]
-        x = torch.from_numpy(np.stack(chips)).to(self.device).permute(0, 3, 1, 2)
-        return (x.float() / 255).contiguous(memory_format=torch.channels_last)
 
 
 def gather(
@@ -94,11 +118,12 @@ def gather(
         if lacking:
             raise DataError(f"no training picture has the {column} {lacking[0]!r}; choose other sets or bins")
     validation = np.random.default_rng(0).permutation(validation)[:512]
-    taught = teach(faces, r, utility, finder, cache, device)
+    album = Album(faces.chips, r.views, device)
+    taught = teach(faces, album, r.views, utility, finder, cache)
     raw = taught[0, torch.from_numpy(train), : taught.shape[2] - LANDMARKS - LIGHT]
     service = probe if r.utility_column else prototypes
     return Material(
-        faces.chips,
+        album,
         torch.from_numpy(private).to(device),
         classes,
         torch.from_numpy(counts / counts.sum()).float().to(device),
@@ -159,24 +184,23 @@ def probe(raw: Tensor, useful: Tensor, classes: int, scale: float) -> nn.Linear:
 
 
 @torch.no_grad()
-def teach(faces: data.Faces, r: Recipe, utility: Provider, finder: Finder, cache: Path, device: torch.device) -> Tensor:
+def teach(faces: data.Faces, album: Album, views: int, utility: Provider, finder: Finder, cache: Path) -> Tensor:
     """What the teachers say of all views [views, N, D + 15], computed once per data set and kept in the folder `cache`."""
-    kept = cache / f"taught-{utility.digest[:16]}-{r.views}-{faces.digest()[:16]}.pt"
+    kept = cache / f"taught-{utility.digest[:16]}-{views}-{faces.digest()[:16]}.pt"
     if kept.exists():
-        saved: Tensor = torch.load(kept, weights_only=True)
+        saved: Tensor = torch.load(kept, weights_only=True, map_location="cpu")
         return saved
-    views = []
-    for v in range(r.views):
+    said = []
+    for v in range(views):
         parts = []
-        for rows in tqdm(torch.arange(len(faces)).split(64), desc=f"teachers, view {v + 1} of {r.views}", leave=False):
-            chips = np.stack([data.view(faces.chips[row], row, v) for row in rows.tolist()])
-            x = torch.from_numpy(chips).to(device).permute(0, 3, 1, 2).float() / 255
+        for rows in tqdm(torch.arange(len(faces)).split(64), desc=f"teachers, view {v + 1} of {views}", leave=False):
+            x = album.pictures(torch.full_like(rows, v), rows)
             score, marks = finder.best(x)
             offsets = (marks - torch.from_numpy(data.TEMPLATE).to(marks).flatten()) / 4  # of about unit variance
             offsets = (offsets * (score > 0.5)[:, None]).clamp(-4, 4)
             parts.append(torch.cat([utility(x), offsets, light(x)], 1).cpu())
-        views.append(torch.cat(parts))
-    taught = torch.stack(views)
+        said.append(torch.cat(parts))
+    taught = torch.stack(said)
     keep(kept, taught)
     return taught
 
@@ -249,31 +273,51 @@ class Stage:
 
 
 class Read(Stage):
-    """The reader becomes the student of the provider's network and of a detector."""
+    """The reader becomes the student of the provider's network and of a detector.
+
+    Beside the pictures on which the teachers were heard once, the provider's network is asked about `unseen` new ones
+    in each step, two faces over one another among them (Beyer et al., "Knowledge distillation: a good teacher is
+    patient and consistent", 2022): a student of few pictures learns the function, not the pictures.
+    """
 
     name = "read"
 
-    def __init__(self, r: Recipe, m: Material, s: Sanitizer) -> None:
+    def __init__(self, r: Recipe, m: Material, s: Sanitizer, utility: Provider) -> None:
         super().__init__(r, m, s, r.read_steps, r.read_lr, s.reader)
+        self.utility, self.unseen = utility, r.unseen // processes()[1]
 
-    def losses(self, views: Tensor, rows: Tensor) -> dict[str, Tensor]:
+    def losses(self, views: Tensor, rows: Tensor, new: Tensor | None = None) -> dict[str, Tensor]:
+        """Of each picture, known ones first; of the landmarks and the light, of the known ones alone."""
+        x, taught, d = self.m.album.pictures(views, rows), self.m.taught[views, rows], self.m.features
+        goal = taught[:, :d]
         with half(self.m.device):
-            told = self.s.reader(unshuffle(self.m.pictures(views, rows)))[..., 0, 0].float()
-        taught, d = self.m.taught[views, rows], self.m.features
+            if new is not None:
+                with torch.no_grad():
+                    goal = torch.cat([goal, self.utility(new).float()])
+                x = torch.cat([x, new])
+            told = self.s.reader(unshuffle(x))[..., 0, 0].float()
         embedding = F.normalize(told[:, :d])
-        u = losses.utility_loss(self.m.service(taught[:, :d]), self.m.service(embedding))
         return {
-            "cosine": (embedding * taught[:, :d]).sum(1),
-            "u": u,
-            "rest": (told[:, d:] - taught[:, d:]).square().mean(1),
+            "cosine": (embedding * goal).sum(1),
+            "u": losses.utility_loss(self.m.service(goal), self.m.service(embedding)),
+            "rest": (told[: len(rows), d:] - taught[:, d:]).square().mean(1),
         }
+
+    def some(self, n: int) -> tuple[Tensor, Tensor]:
+        """Views [n] and rows [n], by chance."""
+        return torch.randint(self.r.views, (n,)), self.m.train[torch.randint(len(self.m.train), (n,))]
 
     def step(self, step: int) -> dict[str, Tensor]:
         self.s.reader.train()
-        rows = self.m.train[torch.randint(len(self.m.train), (self.batch,))]
-        each = self.losses(torch.randint(self.r.views, (self.batch,)), rows)
-        loss = 4 * (1 - each["cosine"]) + each["u"] + 0.6 * each["rest"]
-        descend(loss.mean(), self.learner, self.optimizer)
+        new = None
+        if self.unseen:
+            first, second = (moved(self.m.album.pictures(*self.some(self.unseen))) for _ in range(2))
+            # less and less of the second: the normalisation layers end with the statistics of single faces
+            share = (1 - step / self.steps) * torch.rand(self.unseen, 1, 1, 1, device=first.device)
+            new = first + share * (second - first)
+        each = self.losses(*self.some(self.batch), new)
+        loss = (4 * (1 - each["cosine"]) + each["u"]).mean() + 0.6 * each["rest"].mean()
+        descend(loss, self.learner, self.optimizer)
         return each
 
     @torch.no_grad()
@@ -281,6 +325,28 @@ class Read(Stage):
         self.s.reader.eval()
         parts = [self.losses(torch.zeros_like(rows), rows) for rows in self.m.validation.split(64)]
         return {key: round(torch.cat([part[key] for part in parts]).mean().item(), 3) for key in parts[0]}
+
+
+def moved(x: Tensor) -> Tensor:
+    """Faces [n, 3, 112, 112] a little elsewhere: turned, shifted, scaled, perhaps mirrored, in other light, half of them coarser."""
+    n, of = len(x), {"device": x.device}
+    turn, zoom, shift = (
+        0.06 * torch.randn(n, **of),
+        torch.exp(0.06 * torch.randn(n, **of)),
+        0.03 * torch.randn(n, 2, **of),
+    )
+    side = torch.where(torch.rand(n, **of) < 0.5, -1.0, 1.0)
+    rows = [torch.stack([side * zoom * turn.cos(), -zoom * turn.sin(), shift[:, 0]], 1),
+            torch.stack([side * zoom * turn.sin(), zoom * turn.cos(), shift[:, 1]], 1)]  # fmt: skip
+    grid = F.affine_grid(torch.stack(rows, 1), list(x.shape), align_corners=False)
+    x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    mean = x.mean((1, 2, 3), keepdim=True)
+    contrast = torch.exp(0.2 * torch.randn(n, 1, 1, 1, **of)) * torch.exp(0.06 * torch.randn(n, 3, 1, 1, **of))
+    x = (x - mean) * contrast + mean + 0.07 * torch.randn(n, 1, 1, 1, **of)
+    width = int(torch.randint(36, 100, ()))
+    coarse = F.interpolate(x[: n // 2], (width, width), mode="bilinear", antialias=True)
+    x = torch.cat([F.interpolate(coarse, (112, 112), mode="bilinear"), x[n // 2 :]])
+    return (x + 0.015 * torch.randn_like(x)).clamp(0, 1)
 
 
 class Hide(Stage):
@@ -357,9 +423,9 @@ class Hide(Stage):
 def tell(s: Sanitizer, m: Material, views: int) -> Tensor:
     """What the reader says of all views [views, N, D + 15]."""
     s.reader.eval()
-    rows = torch.arange(len(m.chips))
+    rows = torch.arange(len(m.album.chips))
     return torch.stack([
-        torch.cat([s.reader(unshuffle(m.pictures(torch.full_like(part, v), part)))[..., 0, 0].cpu()
+        torch.cat([s.reader(unshuffle(m.album.pictures(torch.full_like(part, v), part)))[..., 0, 0].cpu()
                    for part in tqdm(rows.split(64), desc=f"reading view {v + 1} of {views}", leave=False)])
         for v in range(views)
     ])  # fmt: skip
@@ -418,7 +484,7 @@ class Paint(Stage):
         r, m, d = self.r, self.m, self.m.features
         views = torch.randint(len(self.told), (self.batch,))
         rows = m.train[torch.randint(len(m.train), (self.batch,))]
-        x, alpha = m.pictures(views, rows), dial(r, self.batch, m.device)
+        x, alpha = m.album.pictures(views, rows), dial(r, self.batch, m.device)
         noisy = self.noisy(views, rows, alpha)
         goal = F.normalize(self.readout(torch.cat([noisy, alpha], 1))[:, :d])
         # first a face, then one that is recognised
@@ -457,7 +523,7 @@ class Paint(Stage):
             parts = []
             for rows in self.m.validation.split(64):
                 views, alpha = torch.zeros_like(rows), torch.full((len(rows), 1), a, device=self.m.device)
-                x, truth = self.m.pictures(views, rows), self.m.private[rows.to(self.m.device)]
+                x, truth = self.m.album.pictures(views, rows), self.m.private[rows.to(self.m.device)]
                 with half(self.m.device):
                     y, other = (self.s.paint(self.noisy(views, rows, alpha), alpha).float() for _ in range(2))
                     first, second = self.utility(y).float(), self.utility(other).float()
@@ -496,7 +562,7 @@ class Play(Stage):
         r, m = self.r, self.m
         rows = m.train[torch.randint(len(m.train), (self.batch,))]
         views, at = torch.randint(r.views, (self.batch,)), rows.to(m.device)
-        x, alpha, truth = m.pictures(views, rows), dial(r, self.batch, m.device), m.private[at]
+        x, alpha, truth = m.album.pictures(views, rows), dial(r, self.batch, m.device), m.private[at]
         y = self.sanitized(x, alpha)
         for attacker in self.attackers:
             loss_p = losses.attacker_loss(attacker(y.detach(), alpha), attacker(x, 0 * alpha), truth, truth)
@@ -518,7 +584,7 @@ class Play(Stage):
     def validate(self) -> dict[str, Any]:
         result: dict[str, Any] = {}
         rows = self.m.validation[:128]
-        x, at = self.m.pictures(torch.zeros_like(rows), rows), rows.to(self.m.device)
+        x, at = self.m.album.pictures(torch.zeros_like(rows), rows), rows.to(self.m.device)
         for a in (0.0, self.r.alpha_default, 1.0):
             alpha = torch.full((len(rows), 1), a, device=self.m.device)
             y = self.sanitized(x, alpha)
@@ -551,6 +617,7 @@ def train(
     """
     rank, world = processes()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cudnn.benchmark = True  # shapes stay the same for thousands of steps
     torch.manual_seed(r.seed)
     utility, *frozen = (
         Provider(name, networks, (said or {}).get(name)).eval().requires_grad_(False) for name in (r.utility, *r.frozen)
@@ -589,7 +656,7 @@ def train(
 def three_stages(r: Recipe, m: Material, s: Sanitizer, readout: dict[str, Tensor], utility: Provider, finder: Finder,
                  frozen: list[Provider], out: Path, end: float) -> bool:  # fmt: skip
     """Read, hide, paint; whether all is done."""
-    if not run(Read(r, m, s), r, out, end):
+    if not run(Read(r, m, s, utility), r, out, end):
         return False
     hide = Hide(r, m, s)
     if readout:
@@ -623,7 +690,7 @@ def begin(s: Sanitizer, r: Recipe, start: Path | None) -> tuple[str, dict[str, T
     s.load_state_dict(other.state_dict())
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     if readout.suffix == ".pt" and readout.exists():
-        return digest, torch.load(readout, weights_only=True)["readout"]
+        return digest, torch.load(readout, weights_only=True, map_location="cpu")["readout"]
     if "hide" in taken and "paint" not in taken:
         raise ExportError(f"{start} holds no readout, which painting needs: give hide_steps, or a training's folder")
     return digest, {}
@@ -635,6 +702,7 @@ def run(stage: Stage, r: Recipe, out: Path, end: float) -> bool:
     first = resume(out / f"{stage.name}.pt", stage, r)
     if rank or not first:
         torch.manual_seed(r.seed + 7919 * rank + first)  # other faces and other noise in each process
+    began = time.monotonic()
     bar = tqdm(
         range(first, stage.steps), initial=first, total=stage.steps, desc=f"{r.name}: {stage.name}", disable=rank > 0
     )
@@ -644,12 +712,15 @@ def run(stage: Stage, r: Recipe, out: Path, end: float) -> bool:
         shown = stage.step(step)
         if step % 10 == 0:
             bar.set_postfix({key: f"{value.detach().mean():.3f}" for key, value in shown.items()})
-        late = torch.tensor(float(time.monotonic() > end), device=stage.m.device)
+        late = time.monotonic() > end
         if world > 1:
-            dist.broadcast(late, 0)  # all processes stop at the same step
+            said = torch.tensor(float(late), device=stage.m.device)
+            dist.broadcast(said, 0)  # all processes stop at the same step
+            late = bool(said)
         last = step + 1 == stage.steps
         if rank == 0 and ((step + 1) % r.evaluate_every == 0 or last or late):
-            report = {"stage": stage.name, "step": step + 1, **stage.validate()}
+            seconds = round(time.monotonic() - began, 1)  # since this process took it up
+            report = {"stage": stage.name, "step": step + 1, "seconds": seconds, **stage.validate()}
             with (out / "log.jsonl").open("a") as log:
                 log.write(json.dumps(report) + "\n")
             bar.write(json.dumps(report))
@@ -671,7 +742,7 @@ def resume(path: Path, stage: Stage, r: Recipe) -> int:
     """Load the stage's checkpoint, if there is one; the step to go on with."""
     if not path.exists():
         return 0
-    saved = torch.load(path, weights_only=True)
+    saved = torch.load(path, weights_only=True, map_location="cpu")
     if saved["digest"] != r.digest:
         raise ExportError(f"{path} was made by another recipe; choose another --out, or remove it to start again")
     for name, part in stage.state.items():

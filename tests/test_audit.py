@@ -2,6 +2,8 @@
 
 import json
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -238,6 +240,40 @@ def test_a_limited_closed_set_keeps_a_fifth_for_the_test(monkeypatch: pytest.Mon
     few = c.fewer(40)
     assert int((few & c.train).sum()) == 40
     assert few[~c.train].all(), "those that are judged stay the same"
+
+
+def test_an_audit_started_several_times_computes_each_cell_once(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    def cell(work: audit.Work, name: str) -> audit.Cell:
+        def compute() -> dict[str, str]:
+            made.append(name)
+            time.sleep(0.02)
+            return {"is": name}
+
+        return work.later(name, compute)
+
+    def run(_: int) -> dict[str, list[dict[str, str]]]:
+        work = audit.Work(tmp_path)
+        groups: dict[str, audit.Tree] = {g: [cell(work, f"{g}{i}") for i in range(4)] for g in "abc"}
+        audit.share(list(groups.values()), tmp_path)
+        found: dict[str, list[dict[str, str]]] = audit.settled(groups)
+        return found
+
+    with ThreadPoolExecutor(3) as pool:
+        first, *others = pool.map(run, range(3))
+    assert first == {g: [{"is": f"{g}{i}"} for i in range(4)] for g in "abc"}
+    assert all(other == first for other in others)
+    assert sorted(made) == [f"{g}{i}" for g in "abc" for i in range(4)]
+    assert set(made[:3]) == {"a0", "b0", "c0"}, "each begins with a group of its own"
+
+
+def test_a_cell_that_fails_leaves_nothing_and_is_computed_again(tmp_path: Path) -> None:
+    work = audit.Work(tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        work.cell("figure", lambda: {"is": 1 / 0})
+    assert work.cell("figure", lambda: {"is": 2.0}) == {"is": 2.0}
+    assert work.cell("figure", lambda: {"is": 3.0}) == {"is": 2.0}
 
 
 def test_the_context_attacker_sees_output_frames() -> None:

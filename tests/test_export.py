@@ -23,8 +23,8 @@ from edgesan import faces as runtime_faces
 from edgesan import model as runtime
 from edgesan.config import DEMO_MODEL
 from edgesan.frames import Pixels
+from export import audit, data, door, losses, mechanisms, networks, pack, recipe, sweep, train
 from export import compile as compiler
-from export import data, door, losses, mechanisms, networks, recipe, sweep, train
 from export.errors import DataError, ExportError, NetworkError, RecipeError
 from export.networks import Device, Finder, FrozenOnnx, Provider, Sanitizer, Unet
 
@@ -349,6 +349,45 @@ def test_a_view_of_a_picture_is_always_the_same(people: data.Faces) -> None:
     assert not np.array_equal(data.view(chip, 3, 2), data.view(chip, 4, 2))
 
 
+def test_views_that_are_drawn_at_once_are_those_that_are_cut_one_by_one(
+    people: data.Faces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU holds all of them; here the CPU plays its part."""
+    cpu, views, rows = torch.device("cpu"), torch.tensor([0, 1, 2, 2]), torch.tensor([0, 3, 1, 4])
+    chips = people.chips[:6]
+    album = train.Album(chips, 3, cpu)
+    cut = album.pictures(views, rows)
+    monkeypatch.setattr(album, "drawn", album.draw(3))
+    torch.testing.assert_close(album.pictures(views, rows), cut, rtol=0, atol=0)
+    torch.testing.assert_close(cut[0], torch.from_numpy(chips[0]).permute(2, 0, 1) / 255)
+
+
+def test_a_moved_face_is_another_picture_of_the_same_face(people: data.Faces) -> None:
+    torch.manual_seed(0)
+    x = torch.from_numpy(people.chips[:16].transpose(0, 3, 1, 2).copy()).float() / 255
+    y = train.moved(x)
+    assert y.shape == x.shape
+    assert y.min() >= 0
+    assert y.max() <= 1
+    assert ((y - x).abs().mean((1, 2, 3)) > 0.01).all()
+    score, _ = Finder(runtime_faces.DETECTOR).best(y)
+    assert (score > 0.3).float().mean() > 0.8, "it is still a face"
+
+
+def test_the_reader_asks_the_provider_about_pictures_that_nobody_has_seen(
+    people: data.Faces, tiny_networks: Path, tmp_path: Path
+) -> None:
+    text = RECIPE.format(steps=3, every=3) + "unseen = 6\n"
+    (tmp_path / "r.toml").write_text(text.replace("hide_steps = 3", "hide_steps = 1").replace("paint_steps = 3", "paint_steps = 1"))  # fmt: skip
+    train.train(recipe.read(tmp_path / "r.toml"), people, tiny_networks, tmp_path / "run")
+    read = torch.load(tmp_path / "run" / "read.pt", weights_only=True)
+    (tmp_path / "r.toml").write_text(text.replace("unseen = 6", "unseen = 0"))
+    train.train(recipe.read(tmp_path / "r.toml"), people, tiny_networks, tmp_path / "other")
+    other = torch.load(tmp_path / "other" / "read.pt", weights_only=True)
+    assert any(not torch.equal(read["sanitizer"][k], other["sanitizer"][k]) for k in read["sanitizer"])
+    assert (tmp_path / "run" / "sanitizer.pt").exists()
+
+
 def test_the_teachers_say_where_the_landmarks_are(people: data.Faces) -> None:
     """A chip was cut by its landmarks, so the detector finds them near the template again."""
     score, marks = Finder(runtime_faces.DETECTOR).best(
@@ -616,6 +655,44 @@ def clip_set(people: data.Faces, tmp_path_factory: pytest.TempPathFactory) -> Pa
             table.append(",".join([f"{i}.png", *(people[c][i] for c in data.COLUMNS[1:])]))
     (folder / "clip.csv").write_text("\n".join(table))
     return folder
+
+
+def test_a_part_of_the_data_is_packed_for_a_machine_with_little_room(
+    people: data.Faces,
+    clip_set: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(pack, "VALIDATION", 3)
+    monkeypatch.setattr(pack.Recipe, "sets", ("clip",))
+    assert pack.main(["training", str(tmp_path / "part"), "--data", str(clip_set)]) == 0
+    assert "MiB" in capsys.readouterr().out
+    part, whole = data.load_set(tmp_path / "part", "clip"), data.load_set(clip_set, "clip")
+    rows = np.isin(whole["file"], part["file"])
+    assert np.array_equal(part.chips, whole.chips[rows]), "picture for picture as they are"
+    split = part["identity_split"].tolist()
+    assert (split.count("train"), split.count("val")) == (int((whole["identity_split"] == "train").sum()), 3)
+    assert pack.main(["training", str(tmp_path / "small"), "--data", str(clip_set), "--quality", "40"]) == 0
+    small = data.load_set(tmp_path / "small", "clip")
+    assert 0.5 < np.abs(small.chips.astype(int) - part.chips).mean() < 8
+    assert pack.main(["audit", str(tmp_path / "no"), "--data", str(clip_set), "--quality", "40"]) == 1
+    assert "as they are" in capsys.readouterr().err
+    assert pack.main(["training", str(tmp_path / "no"), "--data", str(tmp_path)]) == 1
+    assert "clip.csv" in capsys.readouterr().err
+
+
+def test_a_model_file_gets_another_default_of_its_dial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "turned.onnx"
+    assert compiler.main([str(DEMO_MODEL), "--out", str(out), "--alpha-default", "0.6"]) == 0
+    turned, before = runtime.load(out, allow_unsigned=True), runtime.load(DEMO_MODEL)
+    assert turned.metadata.alpha_default == 0.6
+    assert not turned.metadata.claims, "they were made at another alpha"
+    assert audit.graph_digest(out) == audit.graph_digest(DEMO_MODEL)
+    chips, z = np.full((1, 112, 112, 3), 120, np.uint8), np.zeros((1, 64), np.float32)
+    np.testing.assert_array_equal(turned.run(chips, z, 0.5), before.run(chips, z, 0.5))
+    assert compiler.main([str(DEMO_MODEL), "--out", str(out)]) == 1
+    assert "say another --alpha-default" in capsys.readouterr().err
 
 
 def test_two_processes_learn_as_one_does(
