@@ -159,7 +159,13 @@ def parser() -> argparse.ArgumentParser:
         help="put another model onto a board that runs",
         description="Verify a model, switch to it, watch it, and go back by itself if the frames stop.",
     )
-    install.add_argument("model", type=Path, metavar="MODEL", help="an edgesan .onnx file, its signature beside it")
+    install.add_argument(
+        "model", type=Path, metavar="MODEL", nargs="?", help="an edgesan .onnx file, its signature beside it"
+    )
+    install.add_argument(
+        "--settle", action="store_true",
+        help="at boot, instead of MODEL: take back a model whose watch a power cut has ended",
+    )  # fmt: skip
     install.add_argument(
         "--config", type=Path, metavar="FILE", help="of the board (default: /etc/edgesan/edgesan.toml)"
     )
@@ -371,8 +377,14 @@ def _install(arguments: argparse.Namespace) -> int:
     path = arguments.config or board.CONFIG
     token = board_token(path)  # by systemd's file, as the transmit unit has it
     config = load(path, {"token": token} if token else {})
+    models = arguments.models or board.MODELS
+    if arguments.settle == (arguments.model is not None):
+        raise ConfigError("say which model to install: edgesan install MODEL (or --settle alone, at boot)")
+    if arguments.settle:
+        print(install.settle(config, models))
+        return 0
     command = shlex.split(arguments.restart or install.RESTART)
-    print(install.install(arguments.model, config, arguments.models or board.MODELS, command, arguments.watch))
+    print(install.install(arguments.model, config, models, command, arguments.watch))
     return 0
 
 

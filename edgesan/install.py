@@ -6,7 +6,8 @@
     4. if they do not, switch back, restart, and say so. What the new version has raised in the record of versions is
        taken back with it, else the old one would be refused as older
 
-A power cut before the end of 3 leaves the new model in place, unwatched.
+What is on trial is written down before 2, in `trial` beside `current`: after a power cut before the end of 3, the next boot
+takes it back (`settle`, by edgesan-settle.service), before the sanitize unit starts.
 """
 
 import hashlib
@@ -29,6 +30,7 @@ from edgesan.errors import ConfigError, ModelError, SinkError
 FIRST_S: Final = 90.0  # until the first frame: a small board takes its time to start
 STALL_S: Final = 10.0  # without a new frame for so long, they have stopped
 LOOK_S: Final = 0.5
+TRIAL: Final = "trial"
 RESTART: Final = "systemctl restart edgesan-sanitize.service"
 Look = Callable[[], dict[str, Any] | None]
 
@@ -49,6 +51,7 @@ def install(source: Path, config: Config, models: Path, restart: list[str], seco
     """
     look = viewer(config)
     state = rollback.state_folder(config.state_dir, os.environ)
+    settle(config, models)  # an earlier one whose watch was cut short
     try:
         new, facts = place(source, config, models)
         rollback.check(state, facts.metadata.name, facts.metadata.version)
@@ -57,24 +60,55 @@ def install(source: Path, config: Config, models: Path, restart: list[str], seco
         if old == new.name:
             return f"{facts.metadata.name} v{facts.metadata.version} is what runs already"
         remembered = rollback.remembered(state, facts.metadata.name)
+        trial = {"new": new.name, "old": old, "name": facts.metadata.name, "remembered": remembered}
+        disk.write_whole(models / TRIAL, json.dumps(trial).encode())
         switch(models, new.name)
     except OSError as error:
         raise SinkError(f"cannot write {error.filename or models}: {error.strerror}; run it with sudo") from error
     name = f"{facts.metadata.name} v{facts.metadata.version} ({facts.sha256[:8]})"
     failure = _restart(restart) or watch(look, facts.sha256, seconds)
     if not failure:
+        (models / TRIAL).unlink()
         for folder in models.iterdir():  # the one before stays, to go back to by hand
             if folder.is_dir() and not folder.is_symlink() and folder.name not in (new.name, old):
                 shutil.rmtree(folder)
         return f"{name} runs, and was watched for {seconds:g} s; the one before: {old or 'none'}"
     if old is None:
+        (models / TRIAL).unlink()
         raise ModelError(f"{name} is in place, but {failure}; there is no other model to go back to")
-    switch(models, old)
-    rollback.forget(state, facts.metadata.name, remembered)
-    shutil.rmtree(new)
+    back(models, state, trial)
     again = _restart(restart) or watch(look, None, LOOK_S)
     after = f"but {again}: see journalctl -u edgesan-sanitize" if again else "which runs again"
     raise ModelError(f"{name} was taken back: {failure}; `current` is {old} as before, {after}")
+
+
+def back(models: Path, state: Path, trial: dict[str, Any]) -> None:
+    """Take back what is on trial: the old model is current again, and nothing is left of the new one. Raises OSError."""
+    switch(models, trial["old"])
+    rollback.forget(state, trial["name"], trial["remembered"])
+    shutil.rmtree(models / trial["new"], ignore_errors=True)
+    (models / TRIAL).unlink()
+
+
+def settle(config: Config, models: Path) -> str:
+    """Take back a model whose watch was cut short; what was done, in a line. For the boot, before the sanitize unit starts.
+
+    Raises:
+        SinkError: the folder cannot be read or written.
+    """
+    try:
+        if not (models / TRIAL).exists():
+            return "no model is on trial"
+        trial = json.loads((models / TRIAL).read_bytes())
+        if trial["old"] is None or os.readlink(models / "current") != trial["new"]:
+            (models / TRIAL).unlink()
+            return f"{trial['new']} is not on trial any more"
+        back(models, rollback.state_folder(config.state_dir, os.environ), trial)
+    except OSError as error:
+        raise SinkError(f"cannot write {error.filename or models}: {error.strerror}; run it with sudo") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise SinkError(f"{models / TRIAL} is damaged: look which model `current` is, and remove that file") from error
+    return f"{trial['new']} was taken back: it was not watched to the end; `current` is {trial['old']} as before"
 
 
 def place(source: Path, config: Config, models: Path) -> tuple[Path, model.Model]:

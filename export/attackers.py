@@ -183,11 +183,14 @@ def cross_entropy(odds: Odds, truth: Truth) -> float:
 @torch.no_grad()
 def outputs(network: Provider, chips: Chips, name: str) -> Tensor:
     """A provider's embeddings [N, D] or logits [N, classes] of all chips."""
-    parts = []
     network.to(DEVICE)
+    run = network.net if DEVICE.type == "cuda" else network.net.session()
+    parts = []
     for i in tqdm(range(0, len(chips), 128), desc=name, leave=False):
         with half(DEVICE) if not network.classes else nullcontext():
-            parts.append(network(pictures(chips[i : i + 128])).float().cpu())
+            (out,) = run(network.prepared(pictures(chips[i : i + 128])))
+        out = out.flatten(1).float().cpu()
+        parts.append(out if network.classes else F.normalize(out))
     return torch.cat(parts)
 
 

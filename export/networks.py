@@ -5,19 +5,21 @@ Pictures are float32 [N, 3, 112, 112] in 0..1 throughout; the sanitizer's ONNX c
 
 import hashlib
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import torch
 import torch.nn.functional as F
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from edgesan.faces import session_options
 from export.errors import NetworkError
 
 PROVIDERS = Path(__file__).with_name("providers.toml")
@@ -495,7 +497,7 @@ class FrozenOnnx(nn.Module):
     def __init__(self, path: Path, outputs: Sequence[str], logits: bool = False) -> None:
         """`logits`: an output that is a softmax is taken before it."""
         super().__init__()
-        graph = read_graph(path)
+        graph, self.path = read_graph(path), path
         self.weights: dict[str, str] = {}
         self.constants: dict[str, Tensor] = {}  # shapes, paddings, limits: read on the CPU, wherever the weights are
         for i, tensor in enumerate(graph.initializer):
@@ -526,6 +528,15 @@ class FrozenOnnx(nn.Module):
                 attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
                 self.nodes.insert(0, (node.op_type, list(node.input), node.output[0], attributes))
         self.input = next(i.name for i in graph.input if i.name not in self.weights | self.constants)
+
+    def session(self) -> Callable[[Tensor], list[Tensor]]:
+        """The same function by onnxruntime: without gradients, and on a CPU in half the time."""
+        model = onnx.load(self.path)
+        del model.graph.output[:]
+        model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self.outputs)
+        options = session_options(2)
+        session = ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+        return lambda x: [torch.from_numpy(y) for y in session.run(self.outputs, {self.input: x.contiguous().numpy()})]
 
     def forward(self, x: Tensor) -> list[Tensor]:
         """The chosen outputs, in their order."""

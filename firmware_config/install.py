@@ -26,6 +26,7 @@ from py_compile import PycInvalidationMode
 
 BUNDLE = Path("/opt/edgesan/BUNDLE")
 UNITS = ("edgesan-sanitize.service", "edgesan-transmit.service")
+SETTLE = "edgesan-settle.service"  # at boot only
 SECRETS = ("token.env",)
 IMPORTED = (
     "edgesan.cli", "edgesan.pipeline", "edgesan.sanitize", "edgesan.capture.opencv", "edgesan.transmit.unit",
@@ -120,7 +121,7 @@ def install(source: Path, root: Path) -> None:
     )
     wants = root / "etc/systemd/system/multi-user.target.wants"
     wants.mkdir(parents=True, exist_ok=True)
-    for unit in UNITS:
+    for unit in (*UNITS, SETTLE):
         (wants / unit).unlink(missing_ok=True)
         (wants / unit).symlink_to(f"/usr/lib/systemd/system/{unit}")
 

@@ -337,7 +337,9 @@ def test_the_installer_needs_nothing_but_python_and_puts_everything_in_its_place
     assert (current / "model.onnx").read_bytes() == DEMO_MODEL.read_bytes()
     assert (current / "model.onnx.sig").exists()
     wants = root / "etc/systemd/system/multi-user.target.wants"
-    assert {link.name for link in wants.iterdir()} == {"edgesan-sanitize.service", "edgesan-transmit.service"}
+    assert {link.name for link in wants.iterdir()} == {
+        f"edgesan-{unit}.service" for unit in ("sanitize", "transmit", "settle")
+    }
     assert all((root / os.readlink(link).lstrip("/")).exists() for link in wants.iterdir())
     assert "edgesan-sanitize" in (root / "etc/passwd").read_text()
     assert load(root / "etc/edgesan/edgesan.toml", {"role": "sanitize"}) != Config()

@@ -130,6 +130,46 @@ def test_a_model_that_stops_the_frames_is_taken_back_by_itself(running: Board) -
     assert sorted(path.name for path in running.models.iterdir()) == ["current", "first"]
 
 
+def test_a_model_whose_watch_the_power_cut_is_taken_back_at_the_next_boot(running: Board) -> None:
+    deadline = time.monotonic() + 60
+    while not (running.folder / "state" / "versions.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    before, version = running.current(), running.version()
+    model = running.maker.model("trial.onnx", version=9)
+    command = [*COMMAND, "install", str(model), "--config", str(running.config), "--models", str(running.models)]
+    watching = subprocess.Popen(
+        [*command, "--restart", " ".join(running.restart), "--watch", "600"], stderr=subprocess.DEVNULL
+    )
+    while (running.current() == before or running.version() == version) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    watching.kill()
+    watching.wait()
+    assert (running.current(), running.version()) != (before, version), "it runs, and nobody watches any more"
+
+    settle = [*COMMAND, "install", "--settle", "--config", str(running.config), "--models", str(running.models)]
+    said = subprocess.run(settle, capture_output=True, text=True, check=True).stdout
+    assert "was taken back: it was not watched to the end" in said
+    assert (running.current(), running.version()) == (before, version)
+    assert sorted(p.name for p in running.models.iterdir()) == ["current", before]
+    said = subprocess.run(settle, capture_output=True, text=True, check=True).stdout
+    assert said == "no model is on trial\n"
+
+
+def test_a_note_of_a_trial_that_is_damaged_or_old_takes_nothing_back(running: Board) -> None:
+    settle = [*COMMAND, "install", "--settle", "--config", str(running.config), "--models", str(running.models)]
+    note = running.models / "trial"
+    note.write_text("{")
+    done = subprocess.run(settle, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "is damaged" in done.stderr
+    note.write_text(json.dumps({"new": "another", "old": "older", "name": "default", "remembered": 1}))
+    done = subprocess.run(settle, capture_output=True, text=True, check=True)
+    assert "not on trial any more" in done.stdout
+    assert (running.current(), note.exists()) == ("first", False)
+    both = subprocess.run([*settle, str(DEMO_MODEL)], capture_output=True, text=True, check=False)
+    assert "say which model to install" in both.stderr
+
+
 def test_a_unit_that_does_not_start_is_taken_back_at_once(running: Board) -> None:
     script = running.folder / "restart.py"
     script.write_text(
