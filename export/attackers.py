@@ -35,10 +35,6 @@ class Lesson:
     val: Chips
     val_truth: Truth
 
-    def first(self, n: int) -> "Lesson":
-        """Only the first draw, and at most n pictures of it."""
-        return Lesson([self.draws[0][:n]], self.truth[:n], self.val, self.val_truth)
-
 
 def pictures(chips: Chips) -> Tensor:
     """[N, 112, 112, C] uint8 -> [N, C, 112, 112] in 0..1, on `DEVICE`."""

@@ -767,6 +767,13 @@ def claims(report: dict[str, Any]) -> list[dict[str, Any]]:
         | {"alpha": alpha, "set": "open"}
         for name, s in ours["open"]["attackers"].items()
     ]
+    out += [
+        {"figure": f"gender accuracy, output frames with {background} around", "attack": f"fresh {FRESH[0]}"}
+        | {"value": round(s["accuracy"], 4)}
+        | {key: round(s[key], 4) for key in ("balanced", "auc", "leak_nats")}
+        | common
+        for background, s in ours.get("context", {}).items()
+    ]
     again = ours["found_again"]
     out.append({"figure": "faces found again in the output frame", "value": round(again["share"], 4), "n": again["found_raw"],
                 "alpha": alpha, "landmark_error_px": round(again["landmark_error_px"], 2)})  # fmt: skip

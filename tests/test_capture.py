@@ -679,6 +679,18 @@ def test_a_pi_camera_of_an_unknown_format_is_refused_and_closed(pi: Any, monkeyp
     assert not pi.opened[-1].is_open
 
 
+def test_a_pi_camera_can_be_opened_after_an_opening_that_failed_in_whatever_way(
+    pi: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(pi, "configure", lambda *_: {}["a bug of the library"])
+        with pytest.raises(KeyError):
+            open_source("picamera", None, None)
+    assert not pi.opened[-1].is_open
+    with closing(open_source("picamera", (64, 48), None)) as source:
+        take(source)
+
+
 def test_a_pi_camera_is_not_opened_while_it_is_still_given_back(pi: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(picamera, "HANG_S", 1.5)
     with closing(open_source("picamera", (64, 48), None)) as source:

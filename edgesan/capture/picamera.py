@@ -3,6 +3,7 @@
 import importlib
 import threading
 import time
+from contextlib import ExitStack
 from typing import Any, Final
 
 import cv2
@@ -52,9 +53,11 @@ def open_picamera(number: int, size: tuple[int, int] | None, fps: float | None) 
     name = f"picamera:{number}"
     if not one_at_a_time.acquire(timeout=2 * HANG_S):
         raise CameraError(f"cannot start {name}: this process has a camera open, or hangs giving it back")
-    try:
-        camera = Picamera2(number)
+    with ExitStack() as undo:  # however opening fails
+        undo.callback(one_at_a_time.release)
         try:
+            camera = Picamera2(number)
+            undo.callback(camera.close)
             main = {"format": next(iter(FORMATS)), **({} if size is None else {"size": size})}
             controls = {} if fps is None else {"FrameRate": fps}
             camera.configure(camera.create_video_configuration(main=main, controls=controls, buffer_count=BUFFERS))
@@ -62,15 +65,12 @@ def open_picamera(number: int, size: tuple[int, int] | None, fps: float | None) 
             if given not in FORMATS:
                 raise RuntimeError(f"it gives {given}, expected {' or '.join(FORMATS)}")
             camera.start()
-        except (RuntimeError, OSError):
-            camera.close()
-            raise
-    except (RuntimeError, OSError) as error:
-        one_at_a_time.release()
-        raise CameraError(
-            f"cannot start {name} ({error}): another program holds it, or contiguous memory is used up;"
-            " see `edgesan doctor`"
-        ) from error
+        except (RuntimeError, OSError) as error:
+            raise CameraError(
+                f"cannot start {name} ({error}): another program holds it, or contiguous memory is used up;"
+                " see `edgesan doctor`"
+            ) from error
+        undo.pop_all()
     return LiveSource(name, _Device(name, camera, FORMATS[given]), size, fps)
 
 
