@@ -38,6 +38,7 @@ from export.recipe import Recipe
 OPSET = 17
 TOLERANCE = 2  # levels that a known answer may differ by between processors
 SAMPLES = 64
+SCALINGS = ("QuantizeLinear", "DequantizeLinear")
 
 Run = Callable[[NDArray[np.uint8], NDArray[np.float32], float], NDArray[np.uint8]]
 
@@ -76,6 +77,10 @@ def unpack(path: Path) -> Sanitizer:
         """A constant, dequantized."""
         if name in stored:
             return np.asarray(stored[name], np.float32)
+        if name in made and made[name].op_type == "Constant":
+            return np.asarray(numpy_helper.to_array(made[name].attribute[0].t), np.float32)
+        if name in made and made[name].op_type in SCALINGS and made[name].input[0] not in stored:
+            return value(made[name].input[0])  # some versions of the quantizer leave a number to run time
         if name not in made or made[name].op_type != "DequantizeLinear" or made[name].input[0] not in stored:
             raise ExportError(f"{path} holds another network than this trainer's: {name} is no weight")
         whole, scale, zero = (stored[i] for i in made[name].input)
@@ -113,7 +118,7 @@ def loudness(graph: onnx.GraphProto, value: Callable[[str], NDArray[np.float32]]
     """The constant that the dial is multiplied by, before it scales the noise."""
     dial = {"alpha"}
     for node in graph.node:
-        if node.op_type in ("QuantizeLinear", "DequantizeLinear") and node.input[0] in dial:
+        if node.op_type in SCALINGS and node.input[0] in dial:
             dial.add(node.output[0])
         if node.op_type == "Mul" and dial & set(node.input):
             return float(value(next(i for i in node.input if i not in dial)))

@@ -220,7 +220,7 @@ class Unet(nn.Module):
             kept.append(x)
         for up, block, skip in zip(self.up, self.join, kept[-2::-1], strict=True):
             x = block(torch.cat([F.relu(up(larger(x))), skip], 1))
-        y = F.interpolate(clip(self.head(x), 0, 1), (112, 112), mode="bilinear", antialias=True)
+        y = F.interpolate(clip(self.head(x).float(), 0, 1), (112, 112), mode="bilinear", antialias=True)
         return y.expand(-1, 3, -1, -1)
 
 
