@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,15 @@ from tests.test_cli import COMMAND
 from tests.test_signing import Maker
 from tests.test_transmit import free_port
 
-# Stands for systemctl: ends the sanitize process and starts the next one, as its unit would.
+# Stands for systemctl: ends the sanitize process, waits until it has ended and starts the next one, as its unit would.
 RESTART = """
 import os, signal, subprocess, sys, time
 pid, log, *command = sys.argv[1:]
 try:
-    os.kill(int(open(pid).read()), signal.SIGTERM)
-    time.sleep(0.5)
+    old = int(open(pid).read())
+    os.kill(old, signal.SIGTERM)
+    while open(f"/proc/{old}/stat").read().rpartition(")")[2].split()[0] != "Z":
+        time.sleep(0.05)
 except (FileNotFoundError, ProcessLookupError):
     pass
 with open(log, "a") as file:
@@ -75,7 +78,8 @@ class Board:
     def close(self) -> None:
         self.transmit.kill()
         self.transmit.wait()
-        os.kill(int((self.folder / "pid").read_text()), signal.SIGKILL)
+        with suppress(ProcessLookupError):  # a test has ended it, or it failed: `log` says why
+            os.kill(int((self.folder / "pid").read_text()), signal.SIGKILL)
 
 
 @pytest.fixture
@@ -179,7 +183,7 @@ def test_a_unit_that_does_not_start_is_taken_back_at_once(running: Board) -> Non
     done = running.install(running.maker.model("b.onnx", version=7))
     assert done.returncode == 4
     assert "failed: no such luck" in done.stderr
-    assert "which runs again" in done.stderr
+    assert "which runs again" in done.stderr, (running.folder / "log").read_text()
 
 
 def test_what_may_not_run_changes_nothing(running: Board, tmp_path: Path) -> None:
@@ -191,7 +195,7 @@ def test_what_may_not_run_changes_nothing(running: Board, tmp_path: Path) -> Non
     cut.write_bytes(DEMO_MODEL.read_bytes()[:-100])
     running.maker.sign(cut)
     assert running.install(cut).returncode == 4
-    narrow = running.maker.model("n.onnx", version=9, alpha_range=[0.2, 0.3])
+    narrow = running.maker.model("n.onnx", version=9, alpha_range=[0.2, 0.3], alpha_default=0.25)
     running.config.write_text(running.config.read_text() + "alpha = 0.9\n")
     assert "alpha is 0.9 here, and this model was made for 0.2..0.3" in running.install(narrow).stderr
     assert running.current() == "first"
