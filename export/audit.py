@@ -7,8 +7,9 @@ beside what others do to faces. Two protocols:
   train on other pictures of them;
 * open set: people of `identity_split = test`, whom neither the sanitizer nor the attackers have seen.
 
-Every cell of the table (one mechanism, one attacker, one seed) is a small file in `--work`: an audit that was
+Every cell of the table (one mechanism, one attacker, one seed) is a small file in `--cells`: an audit that was
 stopped goes on where it was, and the same command started several times shares the cells out among its processes.
+The project keeps its own, `docs/audit/`: figures and no pictures. A changed model measures anew only what changed.
 """
 
 import argparse
@@ -82,21 +83,25 @@ class Plan:
 
 
 class Work:
-    """The folder of finished cells. A cell is named by what it says and by a digest of all that it depends on."""
+    """The folders of finished cells: figures in `cells`; pictures, embeddings and weights, which nobody may have, in `folder`.
 
-    def __init__(self, folder: Path, *context: object) -> None:
-        self.folder, self.context = folder, context
-        folder.mkdir(parents=True, exist_ok=True)
+    A cell is named by what it says and by a digest of all that it depends on.
+    """
+
+    def __init__(self, folder: Path, cells: Path, *context: object) -> None:
+        self.folder, self.cells, self.context = folder, cells, context
+        for place in (folder, cells):
+            place.mkdir(parents=True, exist_ok=True)
 
     def path(self, name: str, *depends: object, suffix: str) -> Path:
         digest = hashlib.sha256(repr((FORMAT, self.context, name, depends)).encode()).hexdigest()[:16]
         safe = "".join(c if c.isalnum() else "-" for c in name)
-        return self.folder / f"{safe}-{digest}.{suffix}"
+        return (self.cells if suffix == "json" else self.folder) / f"{safe}-{digest}.{suffix}"
 
     def later(self, name: str, compute: Callable[[], dict[str, Any]], *depends: object) -> "Cell":
         """A figure that is computed when it is asked for."""
         path = self.path(name, *depends, suffix="json")
-        return Cell(path, lambda part: part.write_text(json.dumps(compute())))
+        return Cell(path, lambda part: part.write_text(json.dumps(compute()) + "\n"))
 
     def cell(self, name: str, compute: Callable[[], dict[str, Any]], *depends: object) -> dict[str, Any]:
         """A figure: read if it is there, else computed and kept."""
@@ -141,13 +146,13 @@ class Cell:
         """See to it that it is there; without `wait`, leave it to another process that is at it."""
         if self.path.exists():
             return
-        with self.path.with_name(f"{self.path.name}.lock").open("w") as lock:
+        with self.path.with_name(f".{self.path.name}.lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 return
             if not self.path.exists():
-                part = self.path.with_name(f"part-{self.path.name}")
+                part = self.path.with_name(f".part-{self.path.name}")
                 self.make(part)
                 part.replace(self.path)
 
@@ -249,10 +254,10 @@ def open_set(folder: Path, limit: int) -> tuple[data.Faces, NDArray[np.int64], N
 class Audit:
     """One run of the protocol; each method is a part of the table."""
 
-    def __init__(self, folder: Path, networks: Path, work: Path, plan: Plan) -> None:
+    def __init__(self, folder: Path, networks: Path, work: Path, plan: Plan, cells: Path | None = None) -> None:
         self.networks, self.plan, self.folder = networks, plan, folder
         self.closed = closed_set(folder, plan.limit)
-        self.work = Work(work, self.closed.faces.digest(), plan.epochs, plan.draws)
+        self.work = Work(work, cells or work, self.closed.faces.digest(), plan.epochs, plan.draws)
         self.matchers = {name: self._provider(name) for name in MATCHERS}
         self.drawn: tuple[str, list[Chips]] = ("", [])
         c = self.closed
@@ -267,7 +272,7 @@ class Audit:
         part = copy(self)
         masks = (getattr(c, name)[few] for name in SHARES)
         part.closed = ClosedSet(c.faces.where(few), c.person[few], c.truth[few], *masks)
-        part.work, part.drawn = Work(self.work.folder, *self.work.context, n), ("", [])
+        part.work, part.drawn = Work(self.work.folder, self.work.cells, *self.work.context, n), ("", [])
         part.raw = {name: seen[torch.from_numpy(few)] for name, seen in self.raw.items()}
         return part
 
@@ -617,12 +622,13 @@ def found_again(model: runtime.Model, chips: NDArray[np.uint8], alpha: float) ->
 
 def audit(path: Path, folder: Path, networks: Path, work: Path, plan: Plan, alpha: float | None = None,
           saved: Path | None = None, others: list[Mechanism] | None = None,
-          curve: tuple[float, ...] = (), rival: Path | None = None, beside: Sequence[Path] = ()) -> dict[str, Any]:  # fmt: skip
+          curve: tuple[float, ...] = (), rival: Path | None = None, beside: Sequence[Path] = (),
+          cells: Path | None = None) -> dict[str, Any]:  # fmt: skip
     """The whole report of one model at one alpha: the model itself, raw faces, and the baselines, in the same table.
 
     `saved`: the folder of its training, to set float32 beside int8. `others`: the baselines (None = all). `curve`:
     alphas of the trade-off. `rival`: the folder of a training of recipes/unet.toml, one more baseline. `beside`: other
-    model files, such as a deterministic sanitizer, each at its own alpha.
+    model files, such as a deterministic sanitizer, each at its own alpha. `cells`: where figures are kept (default: work).
     """
     model = runtime.prepare(path, path.read_bytes(), threads=2)  # not signed yet: it is signed when its claims are in
     if model.metadata.private != "gender":
@@ -632,7 +638,7 @@ def audit(path: Path, folder: Path, networks: Path, work: Path, plan: Plan, alph
         )
     alpha = model.metadata.alpha_default if alpha is None else alpha
     started, graph = time.monotonic(), graph_digest(path)
-    a = Audit(folder, networks, work, plan)
+    a = Audit(folder, networks, work, plan, cells)
     ours, later, c = mechanisms.sanitizer(model, alpha, graph=graph), a.work.later, a.closed
     compared = mechanisms.baselines(networks) if others is None else list(others)
     few = a.smaller(plan.baseline_train)
@@ -911,7 +917,12 @@ def main(arguments: list[str] | None = None) -> int:
         "--work",
         type=Path,
         default=Path("runs/audit"),
-        help="finished cells; an audit that was stopped goes on from them, and others started beside it share them",
+        help="pictures, embeddings and weights on the way: an audit that was stopped goes on from them; never to be published",
+    )
+    parser.add_argument(
+        "--cells",
+        type=Path,
+        help="figures that are measured already, and the new ones: docs/audit holds the project's own (default: WORK)",
     )
     parser.add_argument("--alpha", type=float, help="the dial (default: the model's)")
     parser.add_argument(
@@ -968,7 +979,9 @@ def main(arguments: list[str] | None = None) -> int:
         plan = QUICK if a.quick else Plan(seeds=a.seeds, epochs=a.epochs, brief=a.brief)
         others = [] if a.brief else [mechanisms.blur(4), mechanisms.pixelate(8)] if a.quick else None
         curve = CURVE if a.curve else ()
-        report = audit(a.model, a.data, a.networks, a.work, plan, a.alpha, a.float, others, curve, a.rival, a.beside)
+        report = audit(
+            a.model, a.data, a.networks, a.work, plan, a.alpha, a.float, others, curve, a.rival, a.beside, a.cells
+        )
         print(table(report))
         if a.html or a.figures:
             shown = runtime.prepare(a.model, a.model.read_bytes(), threads=2)

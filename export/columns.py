@@ -77,7 +77,7 @@ def audit_columns(path: Path, folder: Path, networks: Path, work: Path, plan: Pl
     }
     sizes = {"train": plan.open_limit, "val": plan.open_limit // 3, "test": plan.open_limit // 2}
     faces = {name: everyone.where(np.isin(np.arange(len(everyone)), rows[name][: sizes[name]])) for name in rows}
-    store = Work(work, everyone.digest(), sizes, plan.epochs)
+    store = Work(work, work, everyone.digest(), sizes, plan.epochs)
     report: dict[str, Any] = {
         "alpha": alpha,
         "hidden": str(hidden),

@@ -254,7 +254,7 @@ def test_an_audit_started_several_times_computes_each_cell_once(tmp_path: Path) 
         return work.later(name, compute)
 
     def run(_: int) -> dict[str, list[dict[str, str]]]:
-        work = audit.Work(tmp_path)
+        work = audit.Work(tmp_path, tmp_path)
         groups: dict[str, audit.Tree] = {g: [cell(work, f"{g}{i}") for i in range(4)] for g in "abc"}
         audit.share(list(groups.values()), tmp_path)
         found: dict[str, list[dict[str, str]]] = audit.settled(groups)
@@ -269,7 +269,7 @@ def test_an_audit_started_several_times_computes_each_cell_once(tmp_path: Path) 
 
 
 def test_a_cell_that_fails_leaves_nothing_and_is_computed_again(tmp_path: Path) -> None:
-    work = audit.Work(tmp_path)
+    work = audit.Work(tmp_path, tmp_path)
     with pytest.raises(ZeroDivisionError):
         work.cell("figure", lambda: {"is": 1 / 0})
     assert work.cell("figure", lambda: {"is": 2.0}) == {"is": 2.0}
