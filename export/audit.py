@@ -182,6 +182,15 @@ def settled(tree: Tree) -> Any:
     return [settled(branch) for branch in tree]
 
 
+def measured(tree: Tree) -> Any:
+    """The same tree without the cells that are not there, nor the branches that held no other."""
+    if isinstance(tree, Cell):
+        return tree if tree.path.exists() else None
+    if isinstance(tree, dict):
+        return {key: kept for key, branch in tree.items() if (kept := measured(branch))}
+    return [kept for branch in tree if (kept := measured(branch))]
+
+
 def share(groups: Sequence[Tree], folder: Path) -> None:
     """Compute all cells, beside other processes that do the same: each takes a group, then helps with what is left."""
     for i, group in enumerate(groups):
@@ -623,12 +632,16 @@ def found_again(model: runtime.Model, chips: NDArray[np.uint8], alpha: float) ->
 def audit(path: Path, folder: Path, networks: Path, work: Path, plan: Plan, alpha: float | None = None,
           saved: Path | None = None, others: list[Mechanism] | None = None,
           curve: tuple[float, ...] = (), rival: Path | None = None, beside: Sequence[Path] = (),
-          cells: Path | None = None) -> dict[str, Any]:  # fmt: skip
+          kept: Path | None = None, so_far: bool = False) -> dict[str, Any]:  # fmt: skip
     """The whole report of one model at one alpha: the model itself, raw faces, and the baselines, in the same table.
 
     `saved`: the folder of its training, to set float32 beside int8. `others`: the baselines (None = all). `curve`:
     alphas of the trade-off. `rival`: the folder of a training of recipes/unet.toml, one more baseline. `beside`: other
-    model files, such as a deterministic sanitizer, each at its own alpha. `cells`: where figures are kept (default: work).
+    model files, such as a deterministic sanitizer, each at its own alpha. `kept`: where figures lie (default: work).
+    `so_far`: measure nothing, and report what is there: whole rows, and all attackers of the model's own.
+
+    Raises:
+        ExportError: it hides something else, or nothing is there to report.
     """
     model = runtime.prepare(path, path.read_bytes(), threads=2)  # not signed yet: it is signed when its claims are in
     if model.metadata.private != "gender":
@@ -638,7 +651,7 @@ def audit(path: Path, folder: Path, networks: Path, work: Path, plan: Plan, alph
         )
     alpha = model.metadata.alpha_default if alpha is None else alpha
     started, graph = time.monotonic(), graph_digest(path)
-    a = Audit(folder, networks, work, plan, cells)
+    a = Audit(folder, networks, work, plan, kept)
     ours, later, c = mechanisms.sanitizer(model, alpha, graph=graph), a.work.later, a.closed
     compared = mechanisms.baselines(networks) if others is None else list(others)
     few = a.smaller(plan.baseline_train)
@@ -684,13 +697,22 @@ def audit(path: Path, folder: Path, networks: Path, work: Path, plan: Plan, alph
     for at in curve:
         m = mechanisms.sanitizer(model, at, f"edgesan at {at:g}", graph)
         points.append(later(f"{m.name}, curve", lambda m=m: a.along(m), m.identity))
-    share([row, *averaged, *points, *(other for other in table.values() if other is not row)], work)
+    if so_far:
+        missing = sum(not cell.path.exists() for cell in [*cells(table), *points])
+        table = {name: measured(r) for name, r in table.items() if r is row or measured(r) == r}
+        points = []
+        needed = {"utility", "looks", "frozen", "fresh", "open", "found_again"}
+        if "raw" not in table or not needed <= table[ours.name].keys():
+            raise ExportError(f"nothing can be reported yet: figures of raw faces or of {path} itself are not measured")
+        print(f"{missing} cells are not measured yet; what follows is the rest")
+    else:
+        share([row, *averaged, *points, *(other for other in table.values() if other is not row)], work)
     table = settled(table)
     for name, row in table.items():
         print(
             f"{name}: top-5 {100 * row['utility']['top5']:.1f}, best fresh attacker {describe(measure.strongest(row))}"
         )
-    dial = [{"alpha": at, **point.value()} for at, point in zip(curve, points, strict=True)]
+    dial = [{"alpha": at, **point.value()} for at, point in zip(curve, points, strict=not so_far)]
     for point in dial:
         print(f"alpha {point['alpha']:g}: top-5 {100 * point['top5']:.1f}, attacker {100 * point['attacker']:.1f}")
     return {
@@ -924,6 +946,7 @@ def main(arguments: list[str] | None = None) -> int:
         type=Path,
         help="figures that are measured already, and the new ones: docs/audit holds the project's own (default: WORK)",
     )
+    parser.add_argument("--so-far", action="store_true", help="measure nothing: report what is there already")
     parser.add_argument("--alpha", type=float, help="the dial (default: the model's)")
     parser.add_argument(
         "--quick", action="store_true", help="fewer pictures, epochs, seeds and baselines: a look, no claim"

@@ -276,6 +276,16 @@ def test_a_cell_that_fails_leaves_nothing_and_is_computed_again(tmp_path: Path) 
     assert work.cell("figure", lambda: {"is": 3.0}) == {"is": 2.0}
 
 
+def test_what_is_measured_so_far_is_told_without_what_is_not(tmp_path: Path) -> None:
+    work = audit.Work(tmp_path / "work", tmp_path / "cells")
+    done, open_ = work.later("done", lambda: {"is": 1}), work.later("open", lambda: {"is": 2})
+    done.finish()
+    tree: dict[str, audit.Tree] = {"a": [done, open_], "b": {"c": open_}, "d": done}
+    assert audit.settled(audit.measured(tree)) == {"a": [{"is": 1}], "d": {"is": 1}}
+    assert [path.suffix for path in (tmp_path / "cells").iterdir() if path.suffix == ".json"] == [".json"]
+    assert list((tmp_path / "work").iterdir()) == [], "figures lie apart from pictures"
+
+
 def test_the_context_attacker_sees_output_frames() -> None:
     model, (chips, _) = prepare(DEMO_MODEL, DEMO_MODEL.read_bytes(), threads=1), report.two_people()
     for background in audit.BACKGROUNDS:
