@@ -1003,7 +1003,19 @@ def main(arguments: list[str] | None = None) -> int:
         others = [] if a.brief else [mechanisms.blur(4), mechanisms.pixelate(8)] if a.quick else None
         curve = CURVE if a.curve else ()
         report = audit(
-            a.model, a.data, a.networks, a.work, plan, a.alpha, a.float, others, curve, a.rival, a.beside, a.cells
+            a.model,
+            a.data,
+            a.networks,
+            a.work,
+            plan,
+            a.alpha,
+            a.float,
+            others,
+            curve,
+            a.rival,
+            a.beside,
+            a.cells,
+            a.so_far,
         )
         print(table(report))
         if a.html or a.figures:
