@@ -635,7 +635,7 @@ def audit(path: Path, folder: Path, networks: Path, work: Path, plan: Plan, alph
           kept: Path | None = None, so_far: bool = False) -> dict[str, Any]:  # fmt: skip
     """The whole report of one model at one alpha: the model itself, raw faces, and the baselines, in the same table.
 
-    `saved`: the folder of its training, to set float32 beside int8. `others`: the baselines (None = all). `curve`:
+    `saved`: the folder of its training, or a model file, to set float32 beside int8. `others`: the baselines (None = all). `curve`:
     alphas of the trade-off. `rival`: the folder of a training of recipes/unet.toml, one more baseline. `beside`: other
     model files, such as a deterministic sanitizer, each at its own alpha. `kept`: where figures lie (default: work).
     `so_far`: measure nothing, and report what is there: whole rows, and all attackers of the model's own.
@@ -958,7 +958,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=Plan.seeds, help="of each fresh attacker (default %(default)s)")
     parser.add_argument("--epochs", type=int, default=Plan.epochs, help="for the fresh attackers (default %(default)s)")
     parser.add_argument(
-        "--float", type=Path, metavar="RUN", help="the folder that export.train wrote, to set float32 beside int8"
+        "--float",
+        type=Path,
+        metavar="RUN",
+        help="float32 beside int8: the folder that export.train wrote, or the model file itself, for its own weights",
     )
     parser.add_argument(
         "--rival", type=Path, metavar="RUN", help="a training of export/recipes/unet.toml, in the same table"

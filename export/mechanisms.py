@@ -21,7 +21,7 @@ from edgesan import model as runtime
 from edgesan import noise
 from edgesan.faces import session_options
 from export.attackers import DEVICE, Chips, pictures
-from export.compile import restore
+from export.compile import restore, unpack
 from export.errors import ExportError
 from export.networks import Provider, half
 
@@ -54,9 +54,13 @@ def sanitizer(model: runtime.Model, alpha: float, name: str = "edgesan", graph: 
     return Mechanism(name, f"{graph or model.sha256}@{alpha:g}", apply, model.noise_dimensions > 0)
 
 
-def trained(run: Path, alpha: float, name: str = "edgesan, float32") -> Mechanism:
-    """A network as it was trained, before quantization, from the folder that `export.train` wrote: ours or the U-Net."""
-    net, _, _ = restore(run)
+def trained(source: Path, alpha: float, name: str = "edgesan, float32") -> Mechanism:
+    """A network in float32: as it was trained, from the folder that `export.train` wrote (ours or the U-Net).
+
+    Or, of a model file, its own weights: what is then left of int8 is that they were rounded.
+    """
+    net = unpack(source) if source.is_file() else restore(source)[0]
+    weights = hashlib.sha256(b"".join(t.numpy().tobytes() for t in net.state_dict().values())).hexdigest()
     net.to(DEVICE)
 
     @torch.no_grad()
@@ -69,8 +73,7 @@ def trained(run: Path, alpha: float, name: str = "edgesan, float32") -> Mechanis
             parts.append((y * 255).round().to(torch.uint8).cpu().numpy().transpose(0, 2, 3, 1))
         return np.ascontiguousarray(np.concatenate(parts))
 
-    digest = hashlib.sha256((run / "sanitizer.pt").read_bytes()).hexdigest()
-    return Mechanism(name, f"{digest}@{alpha:g}", apply, net.noise_dim > 0)
+    return Mechanism(name, f"{weights}@{alpha:g}", apply, net.noise_dim > 0)
 
 
 def raw() -> Mechanism:

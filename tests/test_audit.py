@@ -188,6 +188,17 @@ def test_recovery_undoes_what_can_be_undone() -> None:
     assert np.abs(undo(255 - raw[192:]).astype(int) - raw[192:]).mean() < 0.5 * before
 
 
+def test_float32_beside_int8_is_the_same_face_from_the_same_noise() -> None:
+    """Of a model file alone: its own weights, in float32. Another draw of the noise is eight times as far away."""
+    chips, model = report.two_people()[0], prepare(DEMO_MODEL, DEMO_MODEL.read_bytes(), threads=1)
+    truth = np.zeros(len(chips), bool)
+    beside, shipped = mechanisms.trained(DEMO_MODEL, 0.4), mechanisms.sanitizer(model, 0.4)
+    int8 = shipped.apply(chips, truth, 3).astype(int)
+    assert np.abs(beside.apply(chips, truth, 3) - int8).mean() < 2
+    assert np.abs(beside.apply(chips, truth, 4) - int8).mean() > 5
+    assert beside.stochastic
+
+
 def test_the_baselines_do_what_they_say() -> None:
     random = np.random.default_rng(0)
     chips = random.integers(0, 256, (64, 112, 112, 3)).astype(np.uint8)
