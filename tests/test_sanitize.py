@@ -87,6 +87,36 @@ def test_keep_shows_the_background_but_no_raw_face(door: Make, clip: list[Pixels
         assert around.mean() < 0.02
 
 
+@pytest.mark.parametrize("background", ["pixelate", "blur", "keep"])
+def test_no_block_takes_its_colour_from_a_known_face(background: str) -> None:
+    """The same scene with heads of other colours gives the same canvas, and a missed one would not."""
+    boxes = [np.array(box, np.float32) for box in ((200, 60, 90, 110), (-20, 300, 100, 120))]
+    scene = np.random.default_rng(0).integers(0, 256, (480, 640, 3)).astype(np.uint8)
+    dark, light = scene.copy(), scene.copy()
+    for x, y, w, h in np.array(boxes, int):
+        dark[max(0, y - h // 2) : y + 3 * h // 2, max(0, x - w // 2) : x + 3 * w // 2] = 20
+        light[max(0, y - h // 2) : y + 3 * h // 2, max(0, x - w // 2) : x + 3 * w // 2] = 230
+    canvas = sanitize.obfuscate(dark, background, boxes)
+    np.testing.assert_array_equal(canvas, sanitize.obfuscate(light, background, boxes))
+    assert canvas.max() > 100, "blocks beside the heads have the colours of the scene"
+    missed = sanitize.obfuscate(dark, "pixelate", []), sanitize.obfuscate(light, "pixelate", [])
+    assert np.abs(missed[0].astype(int) - missed[1]).max() > 100
+
+
+def test_a_box_that_is_none_costs_no_frame() -> None:
+    scene = np.random.default_rng(0).integers(0, 256, (480, 640, 3)).astype(np.uint8)
+    for box in ((np.nan,) * 4, (np.inf, -np.inf, 1, 1), (0, 0, np.inf, np.inf), (700, 500, 20, 20), (9, 9, -5, -5)):
+        assert sanitize.obfuscate(scene, "pixelate", [np.array(box, np.float32)]).shape == scene.shape
+
+
+@pytest.mark.parametrize("shape", [(480, 640), (64, 64), (1080, 1920)])
+def test_a_close_up_is_one_colour_behind_its_face(shape: tuple[int, int]) -> None:
+    height, width = shape
+    scene = np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8)
+    box = np.array((0.1 * width, 0.1 * height, 0.8 * width, 0.8 * height), np.float32)
+    assert np.all(sanitize.obfuscate(scene, "pixelate", [box]) == 128)
+
+
 def test_zones_are_black(door: Make, clip: list[Pixels]) -> None:
     frame = through(door(zones=((0.5, 0.0, 0.5, 1.0),)), clip[0])
     assert not frame.pixels[:, 240:].any()
