@@ -862,6 +862,9 @@ def table(report: dict[str, Any]) -> str:
         lines.append(
             f"| {FRESH[0]}, on output frames with {background} around | 1 | {100 * s['accuracy_95'][0]:.1f}..{100 * s['accuracy_95'][1]:.1f} | accuracy {figures(s)} |"
         )
+    name, best = measure.strongest(ours)
+    parts = ", ".join(f"{part} {100 * v:.1f}" for part, v in best["slices"].items())
+    lines += ["", f"{name} is right, by part of the test pictures: {parts}."] if parts else []
     if "track" in ours:
         frames = " / ".join(f"{100 * v:.1f}" for v in ours["track"]["balanced_by_frames"].values())
         lines += ["", f"One track, mean over 1 / 10 / 30 / 150 frames: {frames} (balanced)."]

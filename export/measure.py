@@ -171,6 +171,7 @@ def average(cells: list[dict[str, Any]]) -> dict[str, Any]:
     result["pooled"] = {
         n: float(np.mean([c["pooled"][n]["balanced"] for c in cells])) for n in cells[0].get("pooled", {})
     }
+    result["slices"] = {name: float(np.mean([c["slices"][name] for c in cells])) for name in cells[0].get("slices", {})}
     return result
 
 
