@@ -9,6 +9,8 @@ import json
 import os
 import subprocess
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,11 +28,9 @@ from edgesan.frames import Pixels
 from export import compile  # noqa: A004 - its name
 from firmware_config import build, debian
 from tests.board.conftest import Row
-from tests.board.guest import PATIENCE_S, TOKEN, Guest
+from tests.board.guest import IGNORED, PATIENCE_S, TOKEN, Guest
 from tests.test_signing import Maker
 
-# A connection that a booting board drops is nobody's to close.
-IGNORED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 pytestmark = [pytest.mark.board, pytest.mark.slow, IGNORED]
 UNITS = ("edgesan-sanitize.service", "edgesan-transmit.service")
 MOST_EXPOSED = 1.5
@@ -239,11 +239,9 @@ def test_frames_flow(board: Guest, row: Row) -> None:
 
 
 def test_without_the_token_nothing_is_told(board: Guest) -> None:
-    import urllib.error
-    import urllib.request
-
-    with pytest.raises(urllib.error.HTTPError, match="401"):
+    with pytest.raises(urllib.error.HTTPError, match="401") as refused:
         urllib.request.urlopen(f"http://127.0.0.1:{board.port}/snapshot.jpg", timeout=300)
+    refused.value.close()
 
 
 def test_the_known_answer_holds_on_aarch64(board: Guest, row: Row) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from firmware_config import debian
 from tests.board.conftest import Row
+from tests.board.guest import IGNORED
 
 HERE = Path(__file__).parent
 PACKAGES = (
@@ -35,6 +36,7 @@ MAKE = (
 
 @pytest.mark.board
 @pytest.mark.slow
+@IGNORED
 def test_our_backend_gets_real_frames_through_the_real_picamera2(
     needs: Callable[..., None], row: Row, tmp_path: Path
 ) -> None:

@@ -20,10 +20,10 @@ import pytest
 from edgesan.board import Fat
 from firmware_config import debian, slots
 from tests.board.conftest import Row
-from tests.board.guest import PATIENCE_S, Guest, free_port
+from tests.board.guest import IGNORED, PATIENCE_S, Guest, free_port
 from tests.test_slots import signer
 
-pytestmark = [pytest.mark.board, pytest.mark.slow]
+pytestmark = [pytest.mark.board, pytest.mark.slow, IGNORED]
 PACKAGES = (
     "dbus,e2fsprogs,initramfs-tools,iproute2,kmod,linux-image-cloud-amd64,openssh-server,python3,rauc,rauc-service,sudo,"
     "systemd,systemd-sysv,udev,zstd"
