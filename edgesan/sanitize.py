@@ -144,8 +144,13 @@ def obfuscate(pixels: Pixels, background: str, boxes: list[NDArray[np.float32]])
 
 
 def _head(box: NDArray[np.float32], step: int = 1) -> tuple[slice, slice]:
-    """Rows and columns, each `step` pixels wide, of a face and half of its size on every side, rounded outwards."""
-    x, y, w, h = np.nan_to_num(box, nan=0, posinf=1e6, neginf=-1e6) / step
+    """Rows and columns, each `step` pixels wide, of a face and half of its size on every side, rounded outwards.
+
+    Of a box that is not finite, all: what cannot be placed may be anywhere.
+    """
+    if not np.isfinite(box).all():
+        return slice(None), slice(None)
+    x, y, w, h = box / step
     rows = slice(max(0, int(y - h / 2)), max(0, int(np.ceil(y + 1.5 * h))))
     return rows, slice(max(0, int(x - w / 2)), max(0, int(np.ceil(x + 1.5 * w))))
 
@@ -162,7 +167,7 @@ def _colours(pixels: Pixels, grid: tuple[int, int], heads: list[tuple[slice, sli
         free[head] = 0
     share = cv2.resize(free, grid, interpolation=cv2.INTER_AREA)[..., None]
     shown = cv2.resize(pixels * free[..., None], grid, interpolation=cv2.INTER_AREA)
-    rest = shown.sum((0, 1)) / share.sum() if share.any() else 128
+    rest = shown.sum((0, 1)) / share.sum() if share.sum() >= FREE else 128  # the mean of a few pixels would be these
     return np.where(share < FREE, rest, shown / np.maximum(share, FREE)).round().astype(np.uint8)
 
 
