@@ -706,6 +706,9 @@ def audit(path: Path, folder: Path, networks: Path, work: Path, plan: Plan, alph
             raise ExportError(f"nothing can be reported yet: figures of raw faces or of {path} itself are not measured")
         print(f"{missing} cells are not measured yet; what follows is the rest")
     else:
+        mean = cells(row["fresh"].get(f"mean of {plan.mean_draws} draws", []))
+        if all(cell.path.exists() for cell in mean):
+            averaged = []  # nobody asks for these pictures any more
         share([row, *averaged, *points, *(other for other in table.values() if other is not row)], work)
     table = settled(table)
     for name, row in table.items():
