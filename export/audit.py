@@ -678,10 +678,10 @@ def audit(path: Path, folder: Path, networks: Path, work: Path, plan: Plan, alph
     row, averaged = table[ours.name], []
     if ours.stochastic and not plan.brief:
         row["fresh"]["knows z"] = [later("knows z", lambda: a.knows_noise(ours, model, alpha, 0), ours.identity)]
-        averaged = [a.work.sending(ours, c.faces.chips, c.truth, 100 + i, "closed") for i in range(plan.mean_draws)]
-        row["fresh"][f"mean of {plan.mean_draws} draws"] = [
-            later("mean of draws", lambda: a.mean_of_draws(ours, 0), ours.identity, plan.mean_draws)
-        ]
+        mean = later("mean of draws", lambda: a.mean_of_draws(ours, 0), ours.identity, plan.mean_draws)
+        row["fresh"][f"mean of {plan.mean_draws} draws"] = [mean]
+        if not mean.path.exists():  # else nobody asks for these pictures
+            averaged = [a.work.sending(ours, c.faces.chips, c.truth, 100 + i, "closed") for i in range(plan.mean_draws)]
         row["track"] = later("track", lambda: a.track(ours, model, alpha, 0), ours.identity)
     if not plan.brief:
         row["fresh"]["recovery, then CNN 4"] = [later("recovery", lambda: a.recovery(ours, 0), ours.identity)]
@@ -706,9 +706,6 @@ def audit(path: Path, folder: Path, networks: Path, work: Path, plan: Plan, alph
             raise ExportError(f"nothing can be reported yet: figures of raw faces or of {path} itself are not measured")
         print(f"{missing} cells are not measured yet; what follows is the rest")
     else:
-        mean = cells(row["fresh"].get(f"mean of {plan.mean_draws} draws", []))
-        if all(cell.path.exists() for cell in mean):
-            averaged = []  # nobody asks for these pictures any more
         share([row, *averaged, *points, *(other for other in table.values() if other is not row)], work)
     table = settled(table)
     for name, row in table.items():
