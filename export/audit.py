@@ -959,6 +959,10 @@ def main(arguments: list[str] | None = None) -> int:
         help="without the baselines, and without the attackers who know z, average draws or frames, recover first, or look around the face",
     )  # fmt: skip
     parser.add_argument("--seeds", type=int, default=Plan.seeds, help="of each fresh attacker (default %(default)s)")
+    parser.add_argument(
+        "--baseline-seeds", type=int, default=Plan.baseline_seeds,
+        help="of each on raw faces, a baseline and a model beside it (default %(default)s)",
+    )  # fmt: skip
     parser.add_argument("--epochs", type=int, default=Plan.epochs, help="for the fresh attackers (default %(default)s)")
     parser.add_argument(
         "--float",
@@ -1005,7 +1009,9 @@ def main(arguments: list[str] | None = None) -> int:
             if a.json:
                 a.json.write_text(json.dumps(found, indent=2) + "\n")
             return 0
-        plan = QUICK if a.quick else Plan(seeds=a.seeds, epochs=a.epochs, brief=a.brief)
+        plan = (
+            QUICK if a.quick else Plan(seeds=a.seeds, baseline_seeds=a.baseline_seeds, epochs=a.epochs, brief=a.brief)
+        )
         others = [] if a.brief else [mechanisms.blur(4), mechanisms.pixelate(8)] if a.quick else None
         curve = CURVE if a.curve else ()
         report = audit(

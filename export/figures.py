@@ -3,6 +3,7 @@
 FOLDER holds the four columns as compiled model files: `deterministic-adversarial.onnx`, `deterministic-plug-and-play.onnx`,
 `stochastic-adversarial.onnx`, `stochastic-plug-and-play.onnx`; the device's own model is `--device`. What is measured is
 the int8 file, as in the audit, on a part of the closed set (`--limit`); every point is a cell that is kept in `--work`.
+Networks that were trained for one alpha each (`recipes/sweeps/dial.toml`) are set beside the dial as `apart-ALPHA.onnx`.
 `--draw` makes the pictures again from the JSON that lies beside them, without data, networks or models.
 """
 
@@ -19,55 +20,58 @@ from matplotlib.figure import Figure
 from edgesan import model as runtime
 from edgesan.config import DEMO_MODEL
 from export import attackers, measure, mechanisms
-from export.audit import FROZEN, RIVAL, UTILITY, Audit, Plan, bound, quartiles
+from export.audit import FROZEN, RIVAL, UTILITY, Audit, Cell, Plan, bound, quartiles, share
 from export.errors import ExportError
 from export.report import draw_bound, two_people
 
 COLUMNS = [f"{noise}-{game}" for noise in ("deterministic", "stochastic") for game in ("adversarial", "plug-and-play")]
-COLOURS = dict(zip([*COLUMNS, "device"], ("C1", "C4", "C0", "C2", "k"), strict=True))
+DIAL, APART = "stochastic-adversarial", "apart"  # one network with a dial, and networks of one alpha each
+COLOURS = dict(zip([*COLUMNS, APART, "device", RIVAL], ("C1", "C4", "C0", "C2", "C9", "k", "C5"), strict=True))
+MARKERS = {RIVAL: "s", APART: "D"}
 LINEAR, PROBE = "linear on pixels", f"probe on {UTILITY}"  # the two strongest on the bundled model (docs/audit.json)
 
 
-def measured(
-    a: Audit, models: dict[str, Path], alphas: list[float], rival: Path | None, brief: bool = False
-) -> dict[str, Any]:
-    """All that the figures show, as one JSON object. `brief`: the columns without the probe."""
-    c = a.closed
+def measured(a: Audit, models: dict[str, dict[float, Path]], rival: Path | None, brief: bool = False) -> dict[str, Any]:
+    """All that the figures show, as one JSON object; the same call in several processes shares the points out among them.
 
-    def point(m: mechanisms.Mechanism, fresh: tuple[str, ...]) -> dict[str, Any]:
+    `models`: of each column, the model file that stands for it at each alpha. `brief`: the columns without the probe.
+    """
+    c, few = a.closed, (LINEAR,) if brief else (LINEAR, PROBE)
+
+    def point(m: mechanisms.Mechanism, fresh: tuple[str, ...] = few) -> Cell:
         name = f"{m.name}, curve" + ("" if fresh == (LINEAR, PROBE) else f" by {', '.join(fresh)}")
-        return a.work.cell(name, lambda: a.along(m, fresh), m.identity)
+        return a.work.later(name, lambda: a.along(m, fresh), m.identity)
 
-    result: dict[str, Any] = {
+    raw, unfiltered_ = point(mechanisms.raw(), (LINEAR, PROBE)), a.work.later("unfiltered", lambda: unfiltered(a))
+    columns: dict[str, tuple[dict[str, Any], dict[float, Cell]]] = {}
+    for name, files in models.items():
+        opened = {path: runtime.prepare(path, path.read_bytes(), threads=1) for path in files.values()}
+        fresh = (LINEAR, PROBE) if name == "device" else few
+        points = {
+            x: point(mechanisms.sanitizer(opened[path], x, f"{name} at {x:g}"), fresh) for x, path in files.items()
+        }
+        first, *_ = opened.values()
+        about = {
+            "version": first.metadata.version,
+            "steps": first.metadata.provenance.get("steps"),
+            "sha256": " ".join(model.sha256 for model in opened.values()),
+        }
+        columns[name] = about, points
+    if rival is not None:
+        about = {"steps": mechanisms.restore(rival)[2]["step"]}
+        columns[RIVAL] = about, {x: point(mechanisms.trained(rival, x, f"{RIVAL} at {x:g}")) for x in (0.0, 0.5, 1.0)}
+    share([raw, unfiltered_, *(cell for _, points in columns.values() for cell in points.values())], a.work.folder)
+    return {
         "closed_set": {"people": c.people, "train": int(c.train.sum()), "test": int(c.test.sum()), "prior": float(c.truth.mean())},
         "plan": {"epochs": a.plan.epochs, "seeds": 1, "attackers": [LINEAR, PROBE]},
         "bound": bound(c),
-        "columns": {},
-        "raw": point(mechanisms.raw(), (LINEAR, PROBE)),
-        "unfiltered": a.work.cell("unfiltered", lambda: unfiltered(a)),
+        "raw": raw.value(),
+        "unfiltered": unfiltered_.value(),
+        "columns": {
+            name: {"model": about, "points": [{"alpha": x} | cell.value() for x, cell in points.items()]}
+            for name, (about, points) in columns.items()
+        },
     }  # fmt: skip
-    few = (LINEAR,) if brief else (LINEAR, PROBE)
-    for name, path in models.items():
-        model = runtime.prepare(path, path.read_bytes(), threads=1)
-        points = []
-        for alpha in alphas:
-            m = mechanisms.sanitizer(model, alpha, f"{name} at {alpha:g}")
-            points.append({"alpha": alpha} | point(m, (LINEAR, PROBE) if name == "device" else few))
-            print(
-                f"{m.name}: top-5 {100 * points[-1]['top5']:.1f}, attacker {100 * points[-1]['attacker']:.1f}",
-                flush=True,
-            )
-        about = {
-            "version": model.metadata.version,
-            "steps": model.metadata.provenance.get("steps"),
-            "sha256": model.sha256,
-        }
-        result["columns"][name] = {"model": about, "points": points}
-    if rival is not None:
-        some = (alphas[0], alphas[len(alphas) // 2], alphas[-1])
-        points = [{"alpha": x} | point(mechanisms.trained(rival, x, f"{RIVAL} at {x:g}"), few) for x in some]
-        result["rival"] = {"model": {"steps": mechanisms.restore(rival)[2]["step"]}, "points": points}
-    return result
 
 
 def unfiltered(a: Audit) -> dict[str, Any]:
@@ -89,13 +93,13 @@ def unfiltered(a: Audit) -> dict[str, Any]:
 
 def trade_off(m: dict[str, Any], left: Axes, right: Axes) -> None:
     """Utility against privacy: in per cent, and in nats beside the bound."""
-    for name, column in series(m):
-        points, colour = column["points"], COLOURS.get(name, "C5")
-        style = {
+    for name, column in m["columns"].items():
+        points, colour = column["points"], COLOURS[name]
+        style: dict[str, Any] = {
             "color": colour,
-            "marker": "s" if name == "rival" else "o",
+            "marker": MARKERS.get(name, "o"),
             "ms": 4,
-            "lw": 1,
+            "lw": 0 if name == APART else 1,
             "label": label(name, column),
         }
         left.plot([100 * p["attacker"] for p in points], [100 * p["top5"] for p in points], **style)
@@ -181,9 +185,18 @@ def draw(m: dict[str, Any], folder: Path) -> None:
     save("device", picture)
 
 
-def series(m: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """All lines of the trade-off."""
-    return [*m["columns"].items(), *([("rival", m["rival"])] if "rival" in m else [])]
+def dial(m: dict[str, Any]) -> list[str]:
+    """The one network with a dial against networks of one alpha each: top-5 of each at the same best fresh attacker."""
+    columns, lines = m["columns"], []
+    if {DIAL, APART} <= columns.keys():
+        curve = sorted((p["attacker"], p["top5"]) for p in columns[DIAL]["points"])
+        for p in columns[APART]["points"]:
+            there = float(np.interp(p["attacker"], *zip(*curve, strict=True)))
+            lines.append(
+                f"trained for alpha {p['alpha']:g} alone: top-5 {100 * p['top5']:.1f}, best fresh attacker "
+                f"{100 * p['attacker']:.1f}; the dial's curve at this attacker: top-5 {100 * there:.1f}"
+            )
+    return lines
 
 
 def label(name: str, column: dict[str, Any]) -> str:
@@ -193,7 +206,9 @@ def label(name: str, column: dict[str, Any]) -> str:
     only = f" (attacker: {', '.join(by)})" if len(by) == 1 else ""
     if name == "device":
         return f"the bundled model, v{column['model']['version']}: {steps}{only}"
-    return f"{RIVAL}: {steps}{only}" if name == "rival" else f"{name}: {steps} from the bundled model{only}"
+    if name == APART:
+        return f"{DIAL}, a network for each alpha: {steps} from the bundled model{only}"
+    return f"{RIVAL}: {steps}{only}" if name == RIVAL else f"{name}: {steps} from the bundled model{only}"
 
 
 def faces(models: dict[str, Path], alphas: list[float], path: Path) -> None:
@@ -244,23 +259,29 @@ def main(arguments: list[str] | None = None) -> int:
         if not a.draw:
             if not (a.models and a.data and a.networks):
                 raise ExportError("--models, --data and --networks are needed, except with --draw")
-            models = {name: a.models / f"{name}.onnx" for name in COLUMNS} | {"device": a.device}
-            for path in [path for path in models.values() if not path.is_file()]:
+            files = {name: a.models / f"{name}.onnx" for name in COLUMNS} | {"device": a.device}
+            for path in [path for path in files.values() if not path.is_file()]:
                 print(
                     f"{path} is not there, its lines are left out: train export/recipes/{path.stem}.toml, and compile it",
                     file=sys.stderr,
                 )
-            models = {name: path for name, path in models.items() if path.is_file()}
-            if "device" not in models:
+            files = {name: path for name, path in files.items() if path.is_file()}
+            if "device" not in files:
                 raise ExportError(f"the device's model is not there: {a.device}")
+            models = {name: dict.fromkeys(a.alphas, path) for name, path in files.items()}
+            alone = sorted(a.models.glob(f"{APART}-*.onnx"))
+            if alone:
+                models[APART] = {runtime.prepare(p, p.read_bytes()).metadata.alpha_default: p for p in alone}
             plan = Plan(seeds=1, epochs=a.epochs, draws=1, limit=a.limit)
-            found = measured(Audit(a.data, a.networks, a.work, plan), models, a.alphas, a.rival, a.brief)
+            found = measured(Audit(a.data, a.networks, a.work, plan), models, a.rival, a.brief)
             a.out.mkdir(parents=True, exist_ok=True)
             store.write_text(json.dumps(found, indent=1) + "\n")
-            faces(models, a.alphas, a.out / "people.png")
+            faces(files, a.alphas, a.out / "people.png")
         if not store.is_file():
             raise ExportError(f"nothing was measured yet: there is no {store}")
-        draw(json.loads(store.read_text()), a.out)
+        found = json.loads(store.read_text())
+        draw(found, a.out)
+        print(*dial(found), sep="\n")
     except ExportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -486,7 +486,10 @@ class Paint(Stage):
         rows = m.train[torch.randint(len(m.train), (self.batch,))]
         x, alpha = m.album.pictures(views, rows), dial(r, self.batch, m.device)
         noisy = self.noisy(views, rows, alpha)
-        goal = F.normalize(self.readout(torch.cat([noisy, alpha], 1))[:, :d])
+        # a hider that still learns could let its readout forget who it is: then the raw face is the goal
+        goal = (
+            m.taught[views, rows, :d] if self.frozen else F.normalize(self.readout(torch.cat([noisy, alpha], 1))[:, :d])
+        )
         # first a face, then one that is recognised
         ramp = min(1.0, max(0.0, (step - r.face_steps) / max(1.0, 0.6 * r.face_steps)))
         zero = torch.zeros(self.batch, device=m.device)

@@ -310,19 +310,25 @@ def test_the_context_attacker_sees_output_frames() -> None:
         assert np.abs(inside[30:90, 30:90].astype(int) - chips[0, 30:90, 30:90]).mean() > 5, "the face is another"
 
 
-def test_the_figures_are_drawn_from_what_was_measured(tmp_path: Path) -> None:
+def test_the_figures_are_drawn_from_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     point = {"top1": 0.5, "top5": 0.8, "nats": 1.5, "attacker": 0.7, "leak_nats": 0.1}
     spread = {"F": [0.2, 0.3, 0.4], "M": [0.6, 0.7, 0.8]}
     point |= {"distribution": spread, "fresh_distribution": spread}
     column = {"model": {"version": 1, "steps": 860}, "points": [{"alpha": a} | point for a in (0.0, 1.0)]}
     histogram = {"histogram": {"F": [1] * 20, "M": [2] * 20}, "quartiles": spread, "accuracy": 0.9}
+    curve = [{"alpha": a} | point | {"attacker": 0.8 - 0.2 * a, "top5": 0.9 - 0.4 * a} for a in (0.0, 1.0)]
     measured = {
         "closed_set": {"people": 9, "train": 60, "test": 20, "prior": 0.56}, "plan": {"epochs": 1, "attackers": ["a", "b"]},
-        "bound": {"entropy_nats": 0.68, "points": [[0.0, 0.68], [0.68, 0.0]]}, "columns": dict.fromkeys([*figures.COLUMNS, "device"], column),
-        "rival": column, "raw": point, "unfiltered": {"one": histogram, "other": histogram},
+        "bound": {"entropy_nats": 0.68, "points": [[0.0, 0.68], [0.68, 0.0]]}, "columns": dict.fromkeys([*figures.COLUMNS, "device", figures.RIVAL], column)
+        | {figures.DIAL: column | {"points": curve}, figures.APART: column | {"points": [{"alpha": 1.0} | point]}},
+        "raw": point, "unfiltered": {"one": histogram, "other": histogram},
     }  # fmt: skip
     (tmp_path / "measured.json").write_text(json.dumps(measured))
     assert figures.main(["--draw", "--out", str(tmp_path)]) == 0
+    told = (
+        "trained for alpha 1 alone: top-5 80.0, best fresh attacker 70.0; the dial's curve at this attacker: top-5 70.0"
+    )
+    assert capsys.readouterr().out.splitlines() == [told]
     names = {"trade-off", "distributions", "top5", "unfiltered", "device"}
     drawn = {p.stem: cv2.imread(str(p)) for p in tmp_path.glob("*.png")}
     assert drawn.keys() == names

@@ -483,6 +483,24 @@ def test_a_frozen_classifier_teaches_the_hider_and_an_attacker_does_not_touch_th
         assert all(torch.equal(hidden[k], painted[k]) for k in hidden if k.startswith("reader"))
 
 
+def test_plug_and_play_keeps_to_the_raw_face_and_not_to_what_its_readout_made_of_it(
+    people: data.Faces, tiny_networks: Path, tmp_path: Path
+) -> None:
+    """Who judges utility by a readout of what the hider left lets a hider that still learns leave nothing."""
+    (tmp_path / "r.toml").write_text(RECIPE.format(steps=5, every=5) + 'frozen = ["classifier"]\n')
+    r, device = recipe.read(tmp_path / "r.toml"), torch.device("cpu")
+    utility, frozen = (Provider(name, tiny_networks).eval() for name in ("embedder", "classifier"))
+    finder = Finder(runtime_faces.DETECTOR).eval()
+    m = train.gather(people, r, utility, finder, tmp_path, device)
+    s = Sanitizer(m.features, r.code, r.noise, r.stochastic)
+    hide = train.Hide(r, m, s)
+    for p in hide.readout.parameters():
+        torch.nn.init.constant_(p, float("nan"))  # whatever asks it is lost
+    judged = {len(nets): train.Paint(r, m, s, hide, utility, finder, nets).step(5) for nets in ([frozen], [])}
+    assert all(value.isfinite().all() for value in judged[1].values())
+    assert judged[0]["cosine"].isnan().all(), "where the hider is done, its readout is the goal"
+
+
 def test_a_training_begins_from_a_model_file(people: data.Faces, tiny_networks: Path, tmp_path: Path) -> None:
     """Float weights from int8 ones: they agree within the parity of the file, and a stage of 0 steps is taken over."""
     model = runtime.load(DEMO_MODEL)
