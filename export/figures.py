@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from edgesan import model as runtime
 from edgesan.config import DEMO_MODEL
 from export import attackers, measure, mechanisms
-from export.audit import FROZEN, RIVAL, UTILITY, Audit, Cell, Plan, bound, quartiles, share
+from export.audit import FROZEN, RIVAL, UTILITY, Audit, Cell, Plan, bound, graph_digest, quartiles, share
 from export.errors import ExportError
 from export.report import draw_bound, two_people
 
@@ -48,13 +48,14 @@ def measured(a: Audit, models: dict[str, dict[float, Path]], rival: Path | None,
         opened = {path: runtime.prepare(path, path.read_bytes(), threads=1) for path in files.values()}
         fresh = (LINEAR, PROBE) if name == "device" else few
         points = {
-            x: point(mechanisms.sanitizer(opened[path], x, f"{name} at {x:g}"), fresh) for x, path in files.items()
+            x: point(mechanisms.sanitizer(opened[path], x, f"{name} at {x:g}", graph_digest(path)), fresh)
+            for x, path in files.items()
         }
         first, *_ = opened.values()
         about = {
             "version": first.metadata.version,
             "steps": first.metadata.provenance.get("steps"),
-            "sha256": " ".join(model.sha256 for model in opened.values()),
+            "graph_sha256": " ".join(graph_digest(path) for path in opened),
         }
         columns[name] = about, points
     if rival is not None:
@@ -113,7 +114,6 @@ def trade_off(m: dict[str, Any], left: Axes, right: Axes) -> None:
     right.plot(raw["leak_nats"], raw["nats"], "k*", ms=10)
     draw_bound(m["bound"], right)
     right.set(title="In nats: none is below the line")
-    left.legend(fontsize=6)
 
 
 def distribution(column: dict[str, Any], axes: Axes, title: str) -> None:
@@ -153,8 +153,10 @@ def draw(m: dict[str, Any], folder: Path) -> None:
     def page(width: float, height: float) -> Figure:
         return Figure(figsize=(width, height), dpi=120, layout="constrained")
 
-    picture = page(11, 4.8)
-    trade_off(m, *picture.subplots(1, 2))
+    picture = page(11, 5.4)
+    left, right = picture.subplots(1, 2)
+    trade_off(m, left, right)
+    picture.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=6)
     save("trade-off", picture)
     for name, panel in (("distributions", distribution), ("top5", top5)):
         if not m["columns"].keys() & set(COLUMNS):

@@ -60,6 +60,22 @@ def test_every_figure_of_the_readmes_table_is_a_claim_of_the_model() -> None:
             assert min(abs(figure - value) for value in values) <= 0.06, row
 
 
+def test_every_claim_about_an_attacker_names_its_seeds_its_interval_and_what_ten_pictures_tell() -> None:
+    claims = [
+        c for c in load(Config().model).metadata.claims if c["figure"].startswith("gender accuracy, ") and "seeds" in c
+    ]
+    assert {c["figure"] for c in claims} == {"gender accuracy, raw", "gender accuracy, sanitized"}
+    for claim in claims:
+        low, high = claim["accuracy_95"]
+        assert low - 0.01 <= claim["value"] <= high + 0.01, (
+            "the interval is the first seed's, the value the mean of all"
+        )
+        assert low < high
+        assert 0 <= claim["pooling_10"] <= 1
+    best = max((c for c in claims if c["figure"].endswith("sanitized")), key=lambda c: c["value"])
+    assert best["seeds"] >= 3
+
+
 def test_the_bundled_model_is_small_enough_for_the_board() -> None:
     assert DEMO_MODEL.stat().st_size <= 1_000_000
 
