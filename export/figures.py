@@ -283,7 +283,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise ExportError(f"nothing was measured yet: there is no {store}")
         found = json.loads(store.read_text())
         draw(found, a.out)
-        print(*dial(found), sep="\n")
+        for line in dial(found):
+            print(line)
     except ExportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

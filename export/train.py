@@ -486,7 +486,7 @@ class Paint(Stage):
         rows = m.train[torch.randint(len(m.train), (self.batch,))]
         x, alpha = m.album.pictures(views, rows), dial(r, self.batch, m.device)
         noisy = self.noisy(views, rows, alpha)
-        # a hider that still learns could let its readout forget who it is: then the raw face is the goal
+        # what the readout finds moves with a hider that still learns: then the raw face is the goal
         goal = (
             m.taught[views, rows, :d] if self.frozen else F.normalize(self.readout(torch.cat([noisy, alpha], 1))[:, :d])
         )
