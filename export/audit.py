@@ -745,7 +745,8 @@ def bound(c: ClosedSet) -> dict[str, Any]:
 
 
 def describe(best: tuple[str, dict[str, Any]]) -> str:
-    return f"{100 * best[1]['accuracy']:.1f} ({best[0]}, leak {best[1]['leak_nats']:.3f} nats)"
+    low, high = best[1]["accuracy_95"]
+    return f"{100 * best[1]['accuracy']:.1f} [{100 * low:.1f}..{100 * high:.1f}] ({best[0]}, leak {best[1]['leak_nats']:.3f} nats)"
 
 
 def graph_digest(path: Path) -> str:
@@ -842,7 +843,7 @@ def table(report: dict[str, Any]) -> str:
     lines.append(f"| structural similarity to the raw face | 1 | {ours['looks']['ssim']:.3f} |")
     lines += [
         "",
-        "| | top-1 | top-5 | best fresh attacker (leak) | pooling 5 pictures | gender_faceapi | gender_dlib | gender_gear (AUC) |",
+        "| | top-1 | top-5 | best fresh attacker [95 % over people] (leak) | pooling 5 pictures | gender_faceapi | gender_dlib | gender_gear (AUC) |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for name, row in report["table"].items():
