@@ -640,7 +640,7 @@ def audit(path: Path, folder: Path, networks: Path, work: Path, plan: Plan, alph
     `so_far`: measure nothing, and report what is there: whole rows, and all attackers of the model's own.
 
     Raises:
-        ExportError: it hides something else, or nothing is there to report.
+        ExportError: it hides something else, two rows have one name, or nothing is there to report.
     """
     model = runtime.prepare(path, path.read_bytes(), threads=2)  # not signed yet: it is signed when its claims are in
     if model.metadata.private != "gender":
@@ -650,16 +650,21 @@ def audit(path: Path, folder: Path, networks: Path, work: Path, plan: Plan, alph
         )
     alpha = model.metadata.alpha_default if alpha is None else alpha
     started, graph = time.monotonic(), graph_digest(path)
-    a = Audit(folder, networks, work, plan, kept)
-    ours, later, c = mechanisms.sanitizer(model, alpha, graph=graph), a.work.later, a.closed
+    ours = mechanisms.sanitizer(model, alpha, graph=graph)
     compared = mechanisms.baselines(networks) if others is None else list(others)
-    few = a.smaller(plan.baseline_train)
     whole = [mechanisms.raw(), ours, *([mechanisms.trained(saved, alpha)] if saved is not None else [])]
     compared += [mechanisms.trained(rival, alpha, RIVAL)] if rival is not None else []
     for file in beside:
         other = runtime.prepare(file, file.read_bytes(), threads=2)
         about = other.metadata
         compared.append(mechanisms.sanitizer(other, about.alpha_default, about.name, graph_digest(file)))
+    names = [m.name for m in (*whole, *compared)]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ExportError(
+            f"two rows would be called {twice[0]!r}: give --beside models of different names, or one of them at a time"
+        )
+    a = Audit(folder, networks, work, plan, kept)
+    later, c, few = a.work.later, a.closed, a.smaller(plan.baseline_train)
     table: dict[str, Any] = {}
     for m in [*whole, *compared]:
         name, part = m.name, a if m in whole else few

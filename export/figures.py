@@ -45,17 +45,19 @@ def measured(a: Audit, models: dict[str, dict[float, Path]], rival: Path | None,
     raw, unfiltered_ = point(mechanisms.raw(), (LINEAR, PROBE)), a.work.later("unfiltered", lambda: unfiltered(a))
     columns: dict[str, tuple[dict[str, Any], dict[float, Cell]]] = {}
     for name, files in models.items():
-        opened = {path: runtime.prepare(path, path.read_bytes(), threads=1) for path in files.values()}
+        paths = dict.fromkeys(files.values())  # each once, in their order
+        opened = {path: runtime.prepare(path, path.read_bytes(), threads=1) for path in paths}
+        graphs = {path: graph_digest(path) for path in paths}
         fresh = (LINEAR, PROBE) if name == "device" else few
         points = {
-            x: point(mechanisms.sanitizer(opened[path], x, f"{name} at {x:g}", graph_digest(path)), fresh)
+            x: point(mechanisms.sanitizer(opened[path], x, f"{name} at {x:g}", graphs[path]), fresh)
             for x, path in files.items()
         }
         first, *_ = opened.values()
         about = {
             "version": first.metadata.version,
             "steps": first.metadata.provenance.get("steps"),
-            "graph_sha256": " ".join(graph_digest(path) for path in opened),
+            "graph_sha256": " ".join(graphs.values()),
         }
         columns[name] = about, points
     if rival is not None:
@@ -194,9 +196,11 @@ def dial(m: dict[str, Any]) -> list[str]:
         curve = sorted((p["attacker"], p["top5"]) for p in columns[DIAL]["points"])
         for p in columns[APART]["points"]:
             there = float(np.interp(p["attacker"], *zip(*curve, strict=True)))
+            reached = curve[0][0] <= p["attacker"] <= curve[-1][0]
             lines.append(
                 f"trained for alpha {p['alpha']:g} alone: top-5 {100 * p['top5']:.1f}, best fresh attacker "
-                f"{100 * p['attacker']:.1f}; the dial's curve at this attacker: top-5 {100 * there:.1f}"
+                f"{100 * p['attacker']:.1f}; the dial's curve "
+                + (f"at this attacker: top-5 {100 * there:.1f}" if reached else "does not reach this attacker")
             )
     return lines
 

@@ -320,19 +320,26 @@ def test_the_figures_are_drawn_from_what_was_measured(tmp_path: Path, capsys: py
     measured = {
         "closed_set": {"people": 9, "train": 60, "test": 20, "prior": 0.56}, "plan": {"epochs": 1, "attackers": ["a", "b"]},
         "bound": {"entropy_nats": 0.68, "points": [[0.0, 0.68], [0.68, 0.0]]}, "columns": dict.fromkeys([*figures.COLUMNS, "device", figures.RIVAL], column)
-        | {figures.DIAL: column | {"points": curve}, figures.APART: column | {"points": [{"alpha": 1.0} | point]}},
+        | {figures.DIAL: column | {"points": curve}, figures.APART: column | {"points": [{"alpha": 1.0} | point, {"alpha": 0.5} | point | {"attacker": 0.5}]}},
         "raw": point, "unfiltered": {"one": histogram, "other": histogram},
     }  # fmt: skip
     (tmp_path / "measured.json").write_text(json.dumps(measured))
     assert figures.main(["--draw", "--out", str(tmp_path)]) == 0
-    told = (
-        "trained for alpha 1 alone: top-5 80.0, best fresh attacker 70.0; the dial's curve at this attacker: top-5 70.0"
-    )
-    assert capsys.readouterr().out.splitlines() == [told]
+    assert capsys.readouterr().out.splitlines() == [
+        "trained for alpha 1 alone: top-5 80.0, best fresh attacker 70.0; the dial's curve at this attacker: top-5 70.0",
+        "trained for alpha 0.5 alone: top-5 80.0, best fresh attacker 50.0; the dial's curve does not reach this attacker",
+    ]
     names = {"trade-off", "distributions", "top5", "unfiltered", "device"}
     drawn = {p.stem: cv2.imread(str(p)) for p in tmp_path.glob("*.png")}
     assert drawn.keys() == names
     assert all(picture is not None and picture.std() > 10 for picture in drawn.values())
+
+
+def test_two_models_of_one_name_are_refused_before_anything_is_measured(tmp_path: Path) -> None:
+    """The second would take the first one's place in the table."""
+    with pytest.raises(ExportError, match="two rows would be called 'default'"):
+        audit.audit(DEMO_MODEL, tmp_path, tmp_path, tmp_path / "work", audit.Plan(), others=[], beside=[DEMO_MODEL] * 2)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_figures_say_what_they_lack(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
