@@ -33,9 +33,9 @@ browser: $(VENV)/dev  ## only the tests that need Chromium (apt install chromium
 data: $(VENV)/dev  ## only the tests that need real faces and networks
 	$(BIN)/python -m pytest -m data
 
-wall: $(VENV)/dev  ## nothing raw leaves: isolation, egress, every fault in every stage, 100 kills of each process, as a table
+wall: $(VENV)/dev  ## nothing raw leaves: every way out tried, egress, every fault in every stage, 100 kills of each process, as a table
 	rm -f .faults; EDGESAN_KILLS=$(KILLS) EDGESAN_FAULT_TABLE=$(CURDIR)/.faults $(BIN)/python -m pytest -q \
-	    tests/test_isolation.py tests/test_faults.py tests/test_recovery.py; \
+	    tests/test_isolation.py tests/test_disk.py tests/test_faults.py tests/test_recovery.py; \
 	    code=$$?; $(BIN)/python -m tests.wall_table .faults && exit $$code
 
 soak: $(VENV)/dev  ## a million frames (FRAMES=..., or MINUTES=...), root only: memory, open files and latency must not grow
@@ -70,7 +70,8 @@ instructions: $(VENV)/runtime  ## instructions of the network for a face, counte
 arm: $(VENV)/dev  ## the int8 network on an emulated Pi 4 and Pi 5: does it paint the same?
 	$(BIN)/python -m tests.arm && EDGESAN_ARM=1 $(BIN)/python -m pytest -q tests/test_arm.py
 
-fuzz: $(VENV)/dev  ## a million hostile model files (CASES=..., SEED=...)
+fuzz: $(VENV)/dev  ## a million hostile messages, and as many hostile model files (CASES=..., SEED=...)
+	$(BIN)/python -m tests.fuzz_message --cases $(or $(CASES),1000000) --seed $(or $(SEED),0)
 	$(BIN)/python -m tests.fuzz_model --cases $(or $(CASES),1000000) --seed $(or $(SEED),0)
 
 screenshot: $(VENV)/dev  ## docs/page.png and docs/before-after.jpg, from the bundled clip

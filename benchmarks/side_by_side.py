@@ -1,6 +1,7 @@
 """edgesan beside what else could stand in its place, in one run on one clip: `python -m benchmarks.side_by_side`.
 
-Whole pipelines, frame in, frame out, in turn, frame by frame, so that a busy moment of the machine hits all of them:
+Whole pipelines, frame in, frame out, in turn, a few frames each, so that a busy moment of the machine hits all of them,
+and as many as there are from one code of a face to its next, as edgesan does not encode each face in each frame:
 deface (`pip install --no-deps deface==1.5.0 scikit-image lazy-loader imageio imageio-ffmpeg`, left out where it is not
 installed), and the same detector with pixelation or a Gaussian blur, as one would write it with OpenCV. Then networks
 alone, per face: ours, its float twin, a U-Net of the shape of Bertran et al. in float, and SAN (`--san`).
@@ -10,7 +11,6 @@ import argparse
 import importlib.util
 import os
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tqdm import tqdm
 
-from edgesan import bench, faces, model, sanitize
-from edgesan.capture.source import lend
-from edgesan.config import DEMO_MODEL
+from edgesan import bench, faces, model
+from edgesan.config import DEMO_MODEL, Config
 from edgesan.frames import Pixels
 
 SIZES = ((480, 270), (1280, 720))
@@ -33,22 +32,11 @@ FACES = 3
 WIDTHS = (16, 32, 64, 128, 256)
 
 
-def edgesan_pipeline() -> Callable[[Pixels], object]:
-    settings = sanitize.Settings("pixelate", (), 1)
-    sanitizer = sanitize.FrameSanitizer(model.load(DEMO_MODEL), faces.Detector(320), settings, 0.25, 500_000_000)
-
-    def call(pixels: Pixels) -> object:
-        with lend(pixels, 1, time.monotonic_ns(), time.monotonic_ns()) as raw:
-            return sanitizer(raw)
-
-    return call
-
-
-def by_hand(how: Callable[[Pixels], Pixels]) -> Callable[[Pixels], object]:
+def by_hand(how: Callable[[Pixels], Pixels]) -> Callable[[Pixels], Pixels]:
     """The same detector, and `how` for each box."""
     detector = faces.Detector(320)
 
-    def call(pixels: Pixels) -> object:
+    def call(pixels: Pixels) -> Pixels:
         canvas = pixels.copy()
         for face in detector(pixels):
             x, y, w, h = face.box.astype(int)
@@ -129,21 +117,28 @@ def network(content: bytes) -> Callable[[], object]:
     return lambda: session.run(None, inputs)
 
 
+def repeated(call: Callable[[Pixels], object], pixels: Pixels, times: int) -> Callable[[], object]:
+    """A call of so many calls."""
+    return lambda: [call(pixels) for _ in range(times)]
+
+
 def measure(seconds: float, san: Path | None = None) -> dict[str, dict[str, float]]:
     """Median ms by place (a picture's size, or the network alone) and contestant."""
     cv2.setNumThreads(1)
-    pipelines = {
-        "edgesan": edgesan_pipeline(),
+    pipelines: dict[str, Callable[[Pixels], object]] = {
+        "edgesan": bench.pipeline(model.load(DEMO_MODEL), Config()),
         "same detector, pixelated": by_hand(pixelate),
         "same detector, blurred": by_hand(blur),
     }
     if importlib.util.find_spec("deface"):
         pipelines["deface 1.5.0"] = deface_pipeline()
     figures: dict[str, dict[str, float]] = {}
+    frames = bench.period(Config())
     for size in tqdm(SIZES, desc="side by side", leave=False):
         pixels = bench.scene(size, FACES)[0]
-        calls = {name: lambda call=call, pixels=pixels: call(pixels) for name, call in pipelines.items()}
-        figures[f"{size[0]}x{size[1]}"] = bench.in_turn(calls, seconds * len(calls))
+        calls = {name: repeated(call, pixels, frames) for name, call in pipelines.items()}
+        taken = bench.in_turn(calls, seconds * len(calls))
+        figures[f"{size[0]}x{size[1]}"] = {name: ms / frames for name, ms in taken.items()}
     content = DEMO_MODEL.read_bytes()
     twin = bench.unquantized(onnx.load_model_from_string(content)).SerializeToString()
     alone: dict[str, Callable[[], object]] = {

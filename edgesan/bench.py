@@ -2,8 +2,8 @@
 
     core    the network alone: batches, threads, int8 and its float twin, beside a plain matrix product of the same library
     stages  each stage alone, and in the loop
-    wire    the two real processes on a clip of 30 frames a second: how old a frame is when it leaves, at four sizes and
-            with up to 16 faces
+    wire    the real processes on a clip of 30 frames a second: how old a frame is when it leaves, at four sizes and with
+            up to 16 faces; and how many bytes cross from the camera's process to the network's
     idle    as wire, one face at 15 frames a second, with a viewer and without: what it costs just to be there
     long    as wire, for minutes, with temperature and clock: boards throttle
 
@@ -24,7 +24,7 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
@@ -38,14 +38,15 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tqdm import tqdm
 
-from edgesan import faces, gate, model, noise, sanitize
+from edgesan import faces, message, model, noise, render, sanitize
 from edgesan.capture import DEMO_CLIP
 from edgesan.capture.opencv import FileSource
 from edgesan.config import Config
 from edgesan.errors import ConfigError, EdgesanError
-from edgesan.frames import Pixels, lend
-from edgesan.ring import RingWriter
+from edgesan.frames import Pixels, SanitizedFrame, lend
+from edgesan.message import Latents
 from edgesan.transmit.http import JPEG_QUALITY
+from edgesan.transmit.link import Pipes, Receiver, Sender
 
 PARTS: Final = ("core", "stages", "wire", "idle", "long")
 BATCHES: Final = (1, 2, 4, 8)
@@ -55,8 +56,8 @@ PEAK: Final = 1024  # rows and columns of the matrices
 RATE: Final = 30  # frames a second of the clip
 IDLE_RATE: Final = 15
 BLOCK_S: Final = 0.03
-LOOP: Final = ("detect", "align", "infer", "compose", "gate", "ring")
-DOOR: Final = ("detect", "align", "infer", "compose", "gate")  # from a raw frame to a sanitized one
+LOOP: Final = ("detect", "align", "encode", "pipe", "decode", "paint")  # from a raw frame to a sanitized one
+FRAME_NS: Final = 10**9 // RATE
 Rows = list[dict[str, Any]]
 
 
@@ -291,7 +292,8 @@ def unquantized(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 def stages(sanitizer: model.Model, config: Config, seconds: float) -> Rows:
     """A row for each stage: alone, again and again on the frames of a scene, and in the loop on a clip; two faces.
-    "frame" is the whole way from a raw frame to a sanitized one without a pause: beside the sum of its stages alone.
+    "frame" is the whole way from a raw frame to a sanitized one, both faces encoded: beside the sum of its stages alone.
+    In the loop a face is encoded a few times a second, so a median frame encodes none.
     """
     rows: Rows = []
     for size in tqdm(((480, 270), (1280, 720)), desc="stages", leave=False):
@@ -304,7 +306,7 @@ def stages(sanitizer: model.Model, config: Config, seconds: float) -> Rows:
                     "size": f"{size[0]}x{size[1]}", "stage": stage, "alone": percentiles(taken[stage]),
                     "loop": looped.get(stage), "allocated_kb": allocated(call),
                 }
-                | ({"kernels": of_blocks(taken, "frame", *DOOR)} if stage == "frame" else {})
+                | ({"kernels": of_blocks(taken, "frame", *LOOP)} if stage == "frame" else {})
                 for stage, call in calls.items()
             ]  # fmt: skip
     return rows
@@ -315,42 +317,49 @@ def kernels(
 ) -> dict[str, Callable[[], object]]:
     """A call of each stage, each time on the next frame of a scene. `stack` gives back what they hold."""
     scenes = scene(size, count)
-    pixels = scenes[0]
     detector = faces.Detector(config.detect_size)
-    found = detector(pixels)
-    matrices = [faces.alignment(face.landmarks) for face in found]
-    chips = np.stack([faces.cut(pixels, matrix) for matrix in matrices])
-    z = np.stack([noise.draw(max(1, sanitizer.noise_dimensions), os.urandom) for _ in found])
-    sanitized = gate.check_chips(chips, sanitizer.run(chips, z, 0.5))
-    boxes = [face.box for face in found]
+    found = detector(scenes[0])
     frames = itertools.cycle(scenes)
+    z = np.stack([noise.draw(sanitizer.noise_dimensions, os.urandom) for _ in found])
+    few = sanitize.MOST_ENCODED
 
-    def compose() -> Pixels:
-        canvas = sanitize.obfuscate(next(frames), config.background, boxes)
-        for chip, matrix in zip(sanitized, matrices, strict=True):
-            sanitize.put_back(canvas, chip, matrix)
+    def align() -> NDArray[np.uint8]:
+        pixels = next(frames)
+        return np.stack([faces.cut(pixels, faces.alignment(face.landmarks)) for face in found[:few]])
+
+    chips = align()
+    codes = sanitizer.encoder.encode(chips, z[:few], 0.5)
+    faded = [render.fade(chip) for chip in sanitizer.decoder.decode(codes, 0.5)]
+    places = [faces.place(face.landmarks) for face in found]
+    told = tuple(message.FaceCode(i, place, codes[i % len(codes)]) for i, place in enumerate(places))
+    latents = Latents(1, time.monotonic_ns(), 0, *size, 0.5, sanitizer.id, told)
+
+    def paint() -> Pixels:
+        canvas = render.flat(*size)
+        for i, place in enumerate(places):
+            render.paint(canvas, faded[i % len(faded)], place)
         return canvas
 
-    canvas = compose()
-    shown = sanitize.slate("bench", (canvas.shape[1], canvas.shape[0]), 1, 0)
-    ring = stack.enter_context(closing(RingWriter(canvas.nbytes)))
+    pipes = Pipes.make()
+    stack.callback(pipes.close)
+    sender, receiver = Sender(pipes), Receiver(pipes.frames_in, pipes.wishes_out)
+
+    def pipe() -> object:
+        sender.send(latents)
+        return receiver.read(lambda status: None)
+
     camera = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "clip.mkv"
     clip(camera, size, count, 2)
     source = FileSource(camera, None, None, loop=True, paced=False)
     stack.callback(source.close)
     near, far = (stack.enter_context(end) for end in socket.socketpair())
-    picture = cv2.imencode(".jpg", canvas, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
-    settings = sanitize.Settings(config.background, config.zones, config.detect_every)
-    door = sanitize.FrameSanitizer(sanitizer, detector, settings, 0.5, round(config.hold * 1e9))
+    painted = paint()
+    picture = jpeg(painted).tobytes()
+    whole = pipeline(sanitizer, config, refresh_ns=0)
 
     def capture() -> None:
         with source.frame(1):
             pass
-
-    def frame() -> object:
-        now_ns = time.monotonic_ns()
-        with lend(next(frames), 1, now_ns, now_ns) as raw:
-            return door(raw)
 
     def send() -> None:
         near.sendall(picture)
@@ -361,16 +370,51 @@ def kernels(
     return {
         "capture": capture,
         "detect": lambda: detector(next(frames)),
-        "align": lambda: [faces.cut(next(frames), faces.alignment(face.landmarks)) for face in found],
+        "align": align,
         "noise": lambda: noise.draw(max(1, sanitizer.noise_dimensions), os.urandom),
-        "infer": lambda: gate.check_chips(chips, sanitizer.run(chips, z, 0.5)),
-        "compose": compose,
-        "gate": lambda: gate.check_frame(next(frames), canvas, 0),
-        "frame": frame,
-        "ring": lambda: ring.put(shown),
-        "encode": lambda: cv2.imencode(".jpg", canvas, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]),
+        "encode": lambda: sanitizer.encoder.encode(chips, z[:few], 0.5),
+        "pipe": pipe,
+        "decode": lambda: [render.fade(chip) for chip in sanitizer.decoder.decode(codes, 0.5)],
+        "paint": paint,
+        "frame": lambda: whole(next(frames)),
+        "jpeg": lambda: jpeg(painted),
         "send": send,
     }
+
+
+def pipeline(
+    sanitizer: model.Model, config: Config, refresh_ns: int | None = None
+) -> Callable[[Pixels], SanitizedFrame]:
+    """The way of a frame, from raw to sanitized, in one process; for it, RATE frames come in a second.
+
+    Args:
+        refresh_ns: instead of the configuration's; 0: each frame encodes as many faces as a frame may.
+    """
+    wait_ns = round(config.refresh * 1e9) if refresh_ns is None else refresh_ns
+    settings = sanitize.Settings(config.zones, config.detect_every, wait_ns)
+    detector, hold_ns = faces.Detector(config.detect_size), round(config.hold * 1e9)
+    door = sanitize.FrameSanitizer(sanitizer.encoder, detector, settings, 0.5, hold_ns)
+    renderer = render.Renderer(sanitizer.decoder, config.zones)
+    times = itertools.count(time.monotonic_ns(), FRAME_NS)
+
+    def call(pixels: Pixels) -> SanitizedFrame:
+        now_ns = next(times)
+        with lend(pixels, 1, now_ns, now_ns) as raw:
+            latents = message.parse(message.pack(door(raw)))
+        assert isinstance(latents, Latents)
+        return renderer(latents)
+
+    return call
+
+
+def period(config: Config) -> int:
+    """Frames from one code of a track to its next: so many show what a frame takes on average, as most encode nobody."""
+    return max(1, round(config.refresh * RATE))
+
+
+def jpeg(pixels: Pixels) -> NDArray[np.uint8]:
+    """A picture as the stream carries it."""
+    return np.asarray(cv2.imencode(".jpg", pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1], np.uint8)
 
 
 # --- from glass to wire -----------------------------------------------------------------------------------------------
@@ -499,11 +543,12 @@ def wire(
             status = ask(process, port)
             busy = (used(process.pid) - before) / (time.monotonic() - start)
             memory = sum(resident(pid) for pid in family(process.pid))
-    ms = status["ms"] | status["transmit"]["ms"]
+    served = dict(status["transmit"]["ms"])
+    ms = status["ms"] | {"jpeg": served.pop("encode")} | served
     return {
         "size": f"{size[0]}x{size[1]}", "faces": count, "found": status["faces"], "viewers": viewers,
         "fps": status["fps"], "glass_to_wire": ms["glass_to_wire"],
-        "loop": round(sum(ms[stage]["p50"] for stage in LOOP), 2),
+        "loop": round(sum(ms[stage]["p50"] for stage in LOOP if stage in ms), 2), "wall_bytes_per_s": status["wall"]["bytes_per_s"],
         "cpu_percent": round(100 * busy, 1), "memory_mb": round(memory / 1e6), "first_frame_s": round(first, 2),
         "isolation": status["isolation"]["summary"], "ms": ms,
     }  # fmt: skip
@@ -547,8 +592,8 @@ def long(config: Config, minutes: float) -> Rows:
                 time.sleep(5)
                 status = ask(process, port)
                 wired = status["transmit"]["ms"]["glass_to_wire"]
-                infer = status["ms"]["infer"]["p50"]
-                rows.append({"seconds": round(now), "fps": status["fps"], **wired, "infer": infer, **temperature()})
+                detect = status["ms"]["detect"]["p50"]  # of each frame; encoding is not
+                rows.append({"seconds": round(now), "fps": status["fps"], **wired, "detect": detect, **temperature()})
                 bar.update(5)
     return rows
 
@@ -594,7 +639,7 @@ def text(results: dict[str, Any]) -> str:
         rows = [row | row["glass_to_wire"] for row in results["wire"]]
         lines += ["", f"glass to wire, {RATE} frames a second, one viewer"]
         lines += table(rows, ("size", "faces", "found", "fps", "p50", "p95", "p99", "loop", "cpu_percent", "memory_mb",
-                              "first_frame_s"))  # fmt: skip
+                              "first_frame_s", "wall_bytes_per_s"))  # fmt: skip
     if "idle" in results:
         lines += ["", f"idle: {IDLE_RATE} frames a second, one face"]
         lines += table(results["idle"], ("size", "viewers", "fps", "cpu_percent", "memory_mb"))

@@ -13,7 +13,7 @@
     [edgesan]                          # options of `edgesan run`; model is a file here, beside its .sig
     camera = "picamera"
     out = "http://0.0.0.0:8080"
-    token = "secret"
+    token = "..."                      # of at least 16 characters: openssl rand -hex 16
 
 Raspberry Pi OS reads cloud-init's files there since trixie: user-data, meta-data, network-config (cloud-init: the NoCloud
 source; netplan's version 2). They are written as JSON, which YAML contains: no sign in a name can become syntax.

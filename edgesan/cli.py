@@ -16,7 +16,7 @@ from edgesan.config import Config, board_token, load
 from edgesan.errors import ConfigError, EdgesanError
 
 # Options that mean something when a file is sanitized; all of them mean something to `run`.
-FILE_OPTIONS = ("model", "alpha", "background", "zone", "detect_size", "detect_every", "hold", "threads",
+FILE_OPTIONS = ("model", "alpha", "background", "zone", "rotate", "detect_size", "detect_every", "hold", "refresh", "threads",
                 "trusted_keys", "allow_unsigned", "state_dir", "allow_rollback", "require_isolation")  # fmt: skip
 
 EPILOG = """\
@@ -68,13 +68,17 @@ def parser() -> argparse.ArgumentParser:
     main_parser.add_argument("--version", action="version", version=f"edgesan {__version__}")
     verbs = main_parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    run = verbs.add_parser("run", help="capture, sanitize, transmit", description="Capture, sanitize, transmit.")
+    run = verbs.add_parser(
+        "run",
+        help="capture, sanitize, transmit",
+        description="Capture, sanitize, transmit, in three processes: only numbers cross from the camera's to the network's.",
+    )
     add_options(run, [f.name for f in dataclasses.fields(Config)])
 
     sanitize = verbs.add_parser(
         "sanitize",
         help="sanitize a picture or a clip",
-        description="Sanitize a picture or a clip, by the same pipeline.",
+        description="Sanitize a picture or a clip, by the same pipeline: faces painted from codes, on a flat colour.",
     )
     sanitize.add_argument("input", type=Path, metavar="IN", help="a picture or a clip")
     sanitize.add_argument(
@@ -185,7 +189,11 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     flash.add_argument(
-        "image", type=Path, nargs="?", metavar="IMAGE", help=".img, .img.xz, .img.zst; the .bmap beside it is used"
+        "image",
+        type=Path,
+        nargs="?",
+        metavar="IMAGE",
+        help=".img, .img.xz, .img.zst; the .bmap beside it is used; a partition table must be in it",
     )
     flash.add_argument("device", type=Path, nargs="?", metavar="DEVICE", help="a card; system disks are refused")
     flash.add_argument(
@@ -193,7 +201,9 @@ def parser() -> argparse.ArgumentParser:
     )
     flash.add_argument("--dry-run", action="store_true", help="say what would be written, and write nothing")
     flash.add_argument("--yes", action="store_true", help="do not ask")
-    flash.add_argument("--to-file", action="store_true", help="DEVICE is an ordinary file, to be made or overwritten")
+    flash.add_argument(
+        "--to-file", action="store_true", help="DEVICE is an ordinary file, to be made, or overwritten after a yes"
+    )
     return main_parser
 
 
@@ -201,7 +211,7 @@ def add_options(verb: argparse.ArgumentParser, names: list[str] | tuple[str, ...
     """`--name` for the fields of Config; None means "not given", so that the TOML file's value stands."""
     verb.add_argument("--config", type=Path, metavar="FILE", help="a TOML file with the same names")
     kinds: dict[str, Any] = {"model": Path, "tls_cert": Path, "tls_key": Path, "state_dir": Path, "socket": Path, "alpha": float, "fps": float, "duration": float,
-                             "hold": float, "frames": int, "detect_size": int, "detect_every": int, "threads": int}  # fmt: skip
+                             "hold": float, "refresh": float, "frames": int, "rotate": int, "detect_size": int, "detect_every": int, "threads": int}  # fmt: skip
     for f in dataclasses.fields(Config):
         if f.name not in names:
             continue
@@ -258,30 +268,29 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from edgesan import isolation
-    from edgesan.transmit import unit
-    from edgesan.transmit.process import Transmitter
+    from edgesan.supervisor import Supervisor
     from edgesan.watchdog import Watchdog
 
     config = configuration(arguments)
+    if config.background == "keep":
+        raise ConfigError(
+            'background is "keep": a camera never sends raw surroundings; write "plain"'
+            " (`edgesan sanitize --background keep IN OUT` is for a file of your own)"
+        )
     with closing(Watchdog(os.environ)) as watchdog:
-        if config.role == "transmit":
-            unit.transmit(config, watchdog)
-            return 0
-        # Made here, as they need what this process is about to give up: the network, or a socket to listen at.
-        transmitter = unit.Doorway(config.socket) if config.role == "sanitize" else Transmitter(config)
-        claims = isolation.sanitize(network=config.camera_is_url)
-        from edgesan import pipeline
-
-        pipeline.run(config, transmitter, watchdog, claims)
-    return 0
+        return Supervisor(config, watchdog).run()
 
 
 def _sanitize(arguments: argparse.Namespace) -> int:
-    from edgesan import isolation
+    from edgesan import isolation, rollback
+    from edgesan.transmit.process import model_folders
 
     config = configuration(arguments)
-    claims = isolation.sanitize()
+    state = rollback.state_folder(config.state_dir, os.environ)
+    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    folder = arguments.output.absolute().parent
+    reads = [*model_folders(config.model), arguments.input.absolute()]
+    claims = isolation.sanitize(reads, [folder, state])
     from edgesan import files
 
     if config.require_isolation:

@@ -12,16 +12,28 @@ import types
 import typing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from edgesan.errors import ConfigError
 
-BACKGROUNDS = ("pixelate", "blur", "black", "keep")
+BACKGROUNDS = ("plain", "keep")
+GONE_BACKGROUNDS = ("pixelate", "blur", "black")
 DEMO_MODEL = Path(__file__).parent / "models" / "default.onnx"
 FILE_SUFFIXES = (".mkv", ".mp4")
 SERVERS = ("http://", "https://")
+TURNS = (0, 90, 180, 270)
 ROLES = ("both", "sanitize", "transmit")
+LEAST_TOKEN = 16  # characters, beyond loopback
+
+
+class Zone(NamedTuple):
+    """A rectangle in fractions of the picture."""
+
+    x: float
+    y: float
+    width: float
+    height: float
 
 
 def option(default: Any, help: str, metavar: str | None = None) -> Any:  # noqa: A002 - argparse's own word
@@ -42,7 +54,7 @@ class Config:
     )
     role: str = option(
         "both",
-        "both processes; or one of them, as a unit of its own: sanitize (camera, no network) or transmit (the reverse)",
+        "both; or one of them, as a unit of its own: sanitize (camera, no network) or transmit (the reverse)",
         "ROLE",
     )
     socket: Path = option(
@@ -50,20 +62,31 @@ class Config:
     )
     alpha: float | None = option(None, "the dial, 0 = useful .. 1 = private (default: the model's own)", "A")
     background: str = option(
-        "pixelate",
-        f"what becomes of all that is not a sanitized face: {', '.join(BACKGROUNDS)} (keep leaves it RAW)",
+        "plain",
+        "what becomes of all that is not a sanitized face: plain (a flat colour), or keep (RAW; for `edgesan sanitize` only)",
         "HOW",
     )
     zone: tuple[str, ...] = option(
         (), "a rectangle that is always black: x,y,width,height as fractions of the frame; repeatable", "X,Y,W,H"
     )
-    size: str | None = option(None, "picture size to ask of the camera, such as 640x480 (default: the camera's)", "WxH")
+    size: str | None = option(
+        None, "picture size to ask of the camera, such as 640x480, after `rotate` (default: the camera's)", "WxH"
+    )
+    rotate: int = option(
+        0,
+        "degrees clockwise that the picture is turned by (0, 90, 180, 270), for a camera that hangs otherwise; the detector"
+        " misses most faces that are turned by 45 degrees or more",
+        "DEGREES",
+    )
     fps: float | None = option(None, "frames per second, at most (default: the camera's)", "N")
     frames: int | None = option(None, "end after so many frames", "N")
     duration: float | None = option(None, "end after so many seconds", "SECONDS")
     detect_size: int = option(320, "longest side in pixels of the copy that faces are found on", "PIXELS")
     detect_every: int = option(1, "find faces on every Nth frame; tracks hold them in between", "N")
     hold: float = option(0.7, "seconds that a track holds a face that is not found any more", "SECONDS")
+    refresh: float = option(
+        0.2, "seconds from one code of a face to its next, while its pose stays the same", "SECONDS"
+    )
     threads: int = option(1, "threads of the sanitizer network", "N")
     trusted_keys: tuple[str, ...] = option(
         (), "public key whose models may run, besides the bundled one: a line ssh-ed25519 AAAA...; repeatable", "KEY"
@@ -94,6 +117,26 @@ class Config:
         return "://" in self.camera
 
     @property
+    def camera_name(self) -> str:
+        """`camera` for people: of a URL, only its protocol and its host, as the rest may hold a password."""
+        if not self.camera_is_url:
+            return self.camera
+        parts = urlsplit(self.camera)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+    @property
+    def camera_files(self) -> list[Path]:
+        """The file that `camera` is, if it is one."""
+        path = Path(self.camera)
+        return [path.resolve()] if not self.camera_is_url and path.is_file() else []
+
+    @property
+    def camera_nodes(self) -> list[Path]:
+        """The device that `camera` is, if it is one."""
+        path = Path(f"/dev/video{int(self.camera)}" if self.camera.isdecimal() else self.camera)
+        return [path.resolve()] if not self.camera_is_url and path.is_char_device() else []
+
+    @property
     def width_height(self) -> tuple[int, int] | None:
         """`size` as numbers."""
         if self.size is None:
@@ -102,8 +145,8 @@ class Config:
         return int(width), int(height)
 
     @property
-    def zones(self) -> tuple[tuple[float, float, float, float], ...]:
-        """`zone` as numbers: x, y, width, height, as fractions."""
+    def zones(self) -> tuple[Zone, ...]:
+        """`zone` as numbers."""
         return tuple(_zone(text) for text in self.zone)
 
 
@@ -115,6 +158,11 @@ def check(c: Config) -> None:
     """
     if c.alpha is not None and not 0 <= c.alpha <= 1:
         raise ConfigError(f"alpha is {c.alpha:g}: it must lie between 0 (useful) and 1 (private)")
+    if c.background in GONE_BACKGROUNDS:
+        raise ConfigError(
+            f"background is {c.background!r}: it is gone, as its colours came from the live picture and told who was there;"
+            ' write "plain"'
+        )
     if c.background not in BACKGROUNDS:
         raise ConfigError(f"background is {c.background!r}: choose one of {', '.join(BACKGROUNDS)}")
     if c.size is not None:
@@ -128,12 +176,15 @@ def check(c: Config) -> None:
             and 16 <= int(height) <= 7680
         ):
             raise ConfigError(f"size is {c.size!r}: write it as WIDTHxHEIGHT, such as 640x480, each within 16..7680")
+    if c.rotate not in TURNS:
+        raise ConfigError(f"rotate is {c.rotate}: choose one of {', '.join(map(str, TURNS))}, degrees clockwise")
     for name, least, most in (
         ("fps", 0.1, 1000),
         ("frames", 1, 2**53),
         ("duration", 0.1, 1e9),
         ("detect_every", 1, 1_000_000),
         ("hold", 0, 1_000_000),
+        ("refresh", 0, 1_000_000),
         ("threads", 1, 64),
     ):
         value = getattr(c, name)
@@ -167,6 +218,11 @@ def check_sinks(c: Config) -> None:
             raise ConfigError(
                 f"out is {sink}: beyond this machine (127.0.0.1) viewers must present a secret;"
                 " set EDGESAN_TOKEN or `token`, or use http://127.0.0.1:8080"
+            )
+        if len(c.token) < LEAST_TOKEN and not is_loopback(host):
+            raise ConfigError(
+                f"token has {len(c.token)} characters: whoever can reach {sink} may guess, so it needs at least"
+                f" {LEAST_TOKEN}; make one with: openssl rand -hex 16"
             )
     for sink in c.out:
         if sink not in servers and Path(sink).suffix not in FILE_SUFFIXES:
@@ -209,7 +265,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _zone(text: str) -> tuple[float, float, float, float]:
+def _zone(text: str) -> Zone:
     try:
         x, y, width, height = (float(part) for part in text.split(","))
     except ValueError as error:
@@ -218,7 +274,7 @@ def _zone(text: str) -> tuple[float, float, float, float]:
         ) from error
     if not (0 <= x < 1 and 0 <= y < 1 and 0 < width <= 1 and 0 < height <= 1):
         raise ConfigError(f"zone is {text!r}: each number is a fraction of the frame, within 0..1")
-    return x, y, width, height
+    return Zone(x, y, width, height)
 
 
 def load(path: Path | None, overrides: dict[str, Any]) -> Config:

@@ -4,6 +4,7 @@ The detector runs on a small copy of the frame. A track holds its face between d
 also holds the noise of its face, so that nobody can average the noise away over frames.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
@@ -16,6 +17,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from edgesan.frames import Pixels
+from edgesan.message import Place
 
 CHIP: Final = 112
 # ArcFace's five landmarks on a 112x112 chip, left to right in the picture: eyes, nose, corners of the mouth
@@ -105,14 +107,18 @@ def anchors(height: int, width: int) -> NDArray[np.float32]:
     return np.concatenate([grid.reshape(-1, 3) for grid in grids]).astype(np.float32)
 
 
-@dataclass
+@dataclass(eq=False)
 class Track:
     """One face over time. `noise` is drawn once, when the track begins, and lives as long as it does."""
 
+    number: int  # 0..65535, of no other track that lives
     landmarks: NDArray[np.float32]  # [5, 2], pixels of the frame
     box: NDArray[np.float32]  # [4]
     seen_ns: int
     noise: NDArray[np.float32] = field(repr=False)
+    code: bytes = b""  # of its face, noise in it; empty until it is encoded
+    encoded_ns: int = 0
+    pose: tuple[complex, ...] = (0j,) * 5  # when it was encoded
 
 
 class Tracker:
@@ -121,64 +127,104 @@ class Tracker:
     def __init__(self, hold_ns: int, new_noise: Callable[[], NDArray[np.float32]]) -> None:
         self.hold_ns, self._new_noise = hold_ns, new_noise
         self.tracks: list[Track] = []
+        self._next = 0
 
     def update(self, faces: list[Face], now_ns: int) -> None:
         """Take the detections of a frame seen at `now_ns`. Greedy, best match first: faces seldom cross."""
-        pairs = sorted(
-            (
-                (likeness(track.box, face.box), t, f)
-                for t, track in enumerate(self.tracks)
-                for f, face in enumerate(faces)
-            ),
-            reverse=True,
-        )
         taken_tracks: set[int] = set()
         taken_faces: set[int] = set()
-        for value, t, f in pairs:
-            if value > 0 and t not in taken_tracks and f not in taken_faces:
-                taken_tracks.add(t)
-                taken_faces.add(f)
-                track, face = self.tracks[t], faces[f]
-                track.landmarks, track.box, track.seen_ns = face.landmarks, face.box, now_ns
+        if self.tracks and faces:
+            alike = likeness(np.stack([t.box for t in self.tracks])[:, None], np.stack([f.box for f in faces]))
+            for pair in np.argsort(-alike, axis=None, kind="stable"):
+                t, f = divmod(int(pair), len(faces))
+                if alike[t, f] <= 0:
+                    break
+                if t not in taken_tracks and f not in taken_faces:
+                    taken_tracks.add(t)
+                    taken_faces.add(f)
+                    track, face = self.tracks[t], faces[f]
+                    track.landmarks, track.box, track.seen_ns = face.landmarks, face.box, now_ns
         self.expire(now_ns)
         for f, face in enumerate(faces):
             if f not in taken_faces:
-                self.tracks.append(Track(face.landmarks, face.box, now_ns, self._new_noise()))
+                self.tracks.append(Track(self._number(), face.landmarks, face.box, now_ns, self._new_noise()))
+
+    def _number(self) -> int:
+        """The next number that no living track has; after 65,535 it begins anew."""
+        taken = {track.number for track in self.tracks}
+        while self._next in taken:
+            self._next = (self._next + 1) % 65536
+        number, self._next = self._next, (self._next + 1) % 65536
+        return number
 
     def expire(self, now_ns: int) -> None:
         """Forget the faces that were not found for longer than the hold."""
         self.tracks = [track for track in self.tracks if now_ns - track.seen_ns <= self.hold_ns]
 
 
-def likeness(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """How surely two boxes hold one face: 1 + their overlap (IoU), else nearness in face widths, else 0."""
+@np.errstate(all="ignore")  # a box that is not finite, or empty, is like none
+def likeness(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """How surely two boxes [..., 4] hold one face: 1 + their overlap (IoU), else nearness in face widths, else 0."""
     iou = overlap(a, b)
-    if iou >= OVERLAP:
-        return 1 + iou
-    width = float(max(a[2], b[2]))
-    distance = float(np.hypot(*(a[:2] + a[2:] / 2 - b[:2] - b[2:] / 2))) / width
-    alike = 0.5 < float(a[2] / b[2]) < 2
-    return 1 - distance if alike and distance < 0.75 else 0.0
+    widths = a[..., 2], b[..., 2]
+    away = a[..., :2] + a[..., 2:] / 2 - b[..., :2] - b[..., 2:] / 2
+    distance = np.hypot(away[..., 0], away[..., 1]) / np.maximum(*widths)
+    ratio = widths[0] / widths[1]
+    near = (ratio > 0.5) & (ratio < 2) & (distance < 0.75)
+    return np.where(iou >= OVERLAP, 1 + iou, np.where(near, 1 - distance, 0))
 
 
-def overlap(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
-    """Intersection over union of two boxes [4]."""
-    corner = np.minimum(a[:2] + a[2:], b[:2] + b[2:]) - np.maximum(a[:2], b[:2])
-    shared = float(corner[0] * corner[1]) if (corner > 0).all() else 0.0
-    return shared / (float(a[2] * a[3] + b[2] * b[3]) - shared)
+@np.errstate(all="ignore")
+def overlap(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Intersection over union of two boxes [..., 4]."""
+    sides = np.minimum(a[..., :2] + a[..., 2:], b[..., :2] + b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    sides = np.maximum(sides, 0)
+    shared = sides[..., 0] * sides[..., 1]
+    both: NDArray[np.float32] = shared / (a[..., 2] * a[..., 3] + b[..., 2] * b[..., 3] - shared)
+    return both
+
+
+def similarity(landmarks: NDArray[np.float32]) -> tuple[complex, complex]:
+    """The least-squares similarity z -> a z + b that takes landmarks [5, 2] to the template (Umeyama 1991).
+
+    In the plane, over the complex numbers, its fit is one division. Plain numbers: of five points, arrays take ten times
+    as long.
+    """
+    source = [complex(x, y) for x, y in landmarks.tolist()]
+    middle = sum(source) / len(source)
+    centred = [z - middle for z in source]
+    a = sum(z.conjugate() * t for z, t in zip(centred, _TARGET, strict=True)) / sum(abs(z) ** 2 for z in centred)
+    return a, _MIDDLE - a * middle
+
+
+_MIDDLE: Final = complex(*TEMPLATE.astype(np.float64).mean(0))
+_TARGET: Final = [complex(x, y) - _MIDDLE for x, y in TEMPLATE.tolist()]
 
 
 def alignment(landmarks: NDArray[np.float32]) -> NDArray[np.float64]:
-    """The least-squares similarity [2, 3] that takes landmarks [5, 2] to the template (Umeyama 1991).
-
-    In the plane a similarity is z -> a z + b over the complex numbers, and its least-squares fit one division.
-    """
-    source = landmarks[:, 0].astype(np.float64) + 1j * landmarks[:, 1]
-    target = TEMPLATE[:, 0].astype(np.float64) + 1j * TEMPLATE[:, 1]
-    centred = source - source.mean()
-    a = np.vdot(centred, target - target.mean()) / np.vdot(centred, centred)
-    b = target.mean() - a * source.mean()
+    """`similarity` as a matrix [2, 3]."""
+    a, b = similarity(landmarks)
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
+
+
+def spread(landmarks: NDArray[np.float32]) -> bool:
+    """Whether five landmarks span a face at all (and not one point), so that they can be aligned."""
+    xs, ys = landmarks.T.tolist()
+    return all(map(math.isfinite, xs + ys)) and max(max(xs) - min(xs), max(ys) - min(ys)) > 1
+
+
+def pose(landmarks: NDArray[np.float32]) -> tuple[complex, ...]:
+    """Five landmarks in pixels of the aligned chip, x + iy: what is left of them without place, size and roll."""
+    a, b = similarity(landmarks)
+    return tuple(a * complex(x, y) + b for x, y in landmarks.tolist())
+
+
+def place(landmarks: NDArray[np.float32]) -> Place:
+    """Where the chip of five landmarks lies in the picture."""
+    a, b = similarity(landmarks)
+    back = 1 / a
+    centre = (complex(CHIP / 2, CHIP / 2) - b) * back
+    return Place(centre.real, centre.imag, CHIP * abs(back), math.atan2(back.imag, back.real) % math.tau)
 
 
 def cut(pixels: Pixels, matrix: NDArray[np.float64]) -> NDArray[np.uint8]:

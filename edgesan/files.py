@@ -8,15 +8,20 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from edgesan import faces
+from edgesan import disk, faces
 from edgesan.capture.opencv import FileSource, read_picture
 from edgesan.config import FILE_SUFFIXES, Config
 from edgesan.errors import ConfigError, EndOfStream, SinkError
-from edgesan.frames import RawFrame, lend
-from edgesan.pipeline import build, warnings
+from edgesan.frames import RawFrame, SanitizedFrame, lend
+from edgesan.model import load
+from edgesan.pipeline import build, hold_version
+from edgesan.render import PLAIN, Renderer
 from edgesan.sanitize import FrameSanitizer
+from edgesan.status import warnings
 from edgesan.transmit.file import ClipWriter
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
@@ -42,6 +47,39 @@ class Report:
             return line
         share = f" ({100 * self.covered / self.found:.1f} %)" if self.found else ""
         return f"{line}\nfound at full resolution: {self.found}; came out sanitized: {self.covered}{share}"
+
+
+class Door:
+    """Both halves in one process, which has no network: for one's own pictures and clips."""
+
+    def __init__(self, config: Config) -> None:
+        """Raises ModelError, ConfigError."""
+        model = load(config.model, config.threads, config.trusted_keys, allow_unsigned=config.allow_unsigned)
+        self.model, self.sanitizer, self.rotate = model, build(config, model.encoder), config.rotate
+        hold_version(config, model, None)
+        self._renderer, self._keeps = Renderer(model.decoder, config.zones), config.background == "keep"
+
+    def __call__(self, raw: RawFrame) -> SanitizedFrame:
+        """A frame, sanitized. With "keep", on the raw surroundings, in which each known head is hidden."""
+        latents = self.sanitizer(raw)
+        if not self._keeps:
+            return self._renderer(latents)
+        canvas = raw.pixels.copy()
+        for track in self.sanitizer.tracker.tracks:
+            canvas[head(track.box)] = PLAIN
+        return self._renderer(latents, canvas)
+
+
+def head(box: NDArray[np.float32]) -> tuple[slice, slice]:
+    """Rows and columns of a face and half of its size on every side, rounded outwards.
+
+    Of a box that is not finite, all: what cannot be placed may be anywhere.
+    """
+    if not np.isfinite(box).all():
+        return slice(None), slice(None)
+    x, y, w, h = box
+    rows = slice(max(0, int(y - h / 2)), max(0, int(np.ceil(y + 1.5 * h))))
+    return rows, slice(max(0, int(x - w / 2)), max(0, int(np.ceil(x + 1.5 * w))))
 
 
 class Counter:
@@ -76,24 +114,24 @@ def sanitize_file(source: Path, target: Path, config: Config, *, force: bool, st
         )
     report = Report()
     started = time.monotonic()
-    sanitizer = build(config)
-    for text in warnings(config, sanitizer.model):
+    door = Door(config)
+    for text in warnings(config, door.model):
         print(f"edgesan: WARNING: {text}", file=sys.stderr)
     if picture:
-        _sanitize_picture(source, target, sanitizer, report, stats)
+        _sanitize_picture(source, target, door, report, stats)
     else:
-        _sanitize_clip(source, target, sanitizer, report, stats)
+        _sanitize_clip(source, target, door, report, stats)
     report.seconds = time.monotonic() - started
     return report
 
 
-def _sanitize_picture(source: Path, target: Path, sanitizer: FrameSanitizer, report: Report, stats: bool) -> None:
-    pixels = read_picture(source)
+def _sanitize_picture(source: Path, target: Path, door: Door, report: Report, stats: bool) -> None:
+    pixels = read_picture(source, door.rotate)
     now_ns = time.monotonic_ns()
     with lend(pixels, 1, now_ns, now_ns) as raw:
-        frame = sanitizer(raw)
+        frame = door(raw)
         if stats:
-            Counter(max(pixels.shape[:2])).count(raw, sanitizer, report)
+            Counter(max(pixels.shape[:2])).count(raw, door.sanitizer, report)
     report.frames, report.faces = 1, frame.stamps.faces
     done, encoded = cv2.imencode(target.suffix, frame.pixels)
     if not done:
@@ -109,15 +147,12 @@ def write_whole(target: Path, content: bytes) -> None:
     Raises:
         SinkError: the place cannot be written, or the disk is full.
     """
-    part = target.with_name(f".{target.name}.part")
     try:
-        part.write_bytes(content)
+        disk.write_whole(target, content)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise SinkError(
             f"cannot write {target}: {error.strerror}; name a place with room that you may write to"
         ) from error
-    move_whole(part, target)
 
 
 def move_whole(part: Path, target: Path) -> None:
@@ -133,28 +168,32 @@ def move_whole(part: Path, target: Path) -> None:
         raise SinkError(f"cannot write {target}: {error.strerror}; name a place that you may write to") from error
 
 
-def _sanitize_clip(source: Path, target: Path, sanitizer: FrameSanitizer, report: Report, stats: bool) -> None:
+def _sanitize_clip(source: Path, target: Path, door: Door, report: Report, stats: bool) -> None:
     part = target.with_name(f".{target.stem}.part{target.suffix}")  # so that OUT is whole, or as it was
     part.unlink(missing_ok=True)
     try:
-        _write_clip(source, part, sanitizer, report, stats)
+        _write_clip(source, part, door, report, stats)
         move_whole(part, target)
     finally:
         part.unlink(missing_ok=True)
 
 
-def _write_clip(source: Path, target: Path, sanitizer: FrameSanitizer, report: Report, stats: bool) -> None:
+def _write_clip(source: Path, target: Path, door: Door, report: Report, stats: bool) -> None:
     with ExitStack() as stack:
-        clip = stack.enter_context(closing(FileSource(source, None, None, loop=False, paced=False)))
-        writer = stack.enter_context(closing(ClipWriter(target)))
+        clip = stack.enter_context(closing(FileSource(source, None, None, door.rotate, loop=False, paced=False)))
+        try:
+            file = stack.enter_context(target.open("xb"))
+        except OSError as error:
+            raise SinkError(f"cannot write {target}: {error.strerror}; name a place that you may write to") from error
+        writer = stack.enter_context(closing(ClipWriter(file, target)))
         counter = Counter(max(clip.size)) if stats else None
         bar = stack.enter_context(tqdm(total=clip.frame_count, unit="frame", desc=source.name, leave=False))
         while True:
             try:
                 with clip.frame(10.0) as raw:
-                    frame = sanitizer(raw)
+                    frame = door(raw)
                     if counter is not None:
-                        counter.count(raw, sanitizer, report)
+                        counter.count(raw, door.sanitizer, report)
             except EndOfStream:
                 break
             writer.write(frame, clip.position_s)

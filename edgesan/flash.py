@@ -4,6 +4,9 @@ What must not happen is that the wrong disk is written. A device is refused unle
 be taken out, that nothing of the running system lies on, and that is not in use; the refusal says its name and its size.
 The kernel is asked, too: it gives a disk that is mounted to nobody (O_EXCL, open(2)).
 
+What is no image of a card (no partition table, when it is unpacked) is not written at all. With --to-file, a file that is
+there is overwritten only after a yes, and no link is followed.
+
 A block map (IMAGE.bmap, bmaptool(1)) beside the image names the blocks that hold something: only they are written, and each
 range's checksum is compared before its last block is.
 """
@@ -16,6 +19,7 @@ import lzma
 import os
 import shutil
 import stat
+import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -26,9 +30,10 @@ from xml.etree import ElementTree
 
 from tqdm import tqdm
 
-from edgesan import board
+from edgesan import board, disk
 from edgesan.errors import ConfigError, SinkError
 
+SECTOR: Final = 512
 CHUNK: Final = 4 * 2**20
 BLKFLSBUF: Final = 0x1261  # linux/fs.h: forget what was read of the device
 COLUMNS: Final = "NAME,PATH,SIZE,VENDOR,MODEL,TRAN,RM,HOTPLUG,RO,TYPE,MOUNTPOINTS"
@@ -136,8 +141,11 @@ def choose(path: Path, found: Iterable[Device], *, to_file: bool) -> Device:
     Raises:
         ConfigError: it is not here, is no whole disk, or is refused: with its name and size.
     """
+    if to_file and path.is_symlink():
+        raise ConfigError(f"{path} is a link, which is not followed: name the file itself, {path.resolve()}")
     real = path.resolve()
     if to_file:
+        disk.own(real.parent)
         if real.exists() and not real.is_file():
             raise ConfigError(f"{path} is no file: leave --to-file out, which is for files")
         return Device(str(real), real.stat().st_size if real.exists() else 0, "a file")
@@ -260,6 +268,29 @@ def length(image: Path) -> int:
     return total
 
 
+def check_table(image: Path) -> None:
+    """Refuse what no board could boot: an archive, a lone partition, a page that a server sent instead.
+
+    Raises:
+        ConfigError: it begins with no partition table, or cannot be read.
+    """
+    with opened(image) as stream:
+        try:
+            head = stream.read(2 * SECTOR)
+        except (OSError, EOFError, lzma.LZMAError) as error:
+            raise ConfigError(f"cannot unpack {image} ({error}): fetch it again") from error
+    # Of 4 entries of a master boot record: whether it boots, CHS, its type, CHS, first sector, sectors. What begins a lone
+    # FAT or NTFS partition has the same signature, and program text where these are.
+    entries = [struct.unpack_from("<B3xB3xII", head, 446 + 16 * n) for n in range(4)] if len(head) >= SECTOR else []
+    sound = all(active in (0, 0x80) for active, *_ in entries)
+    filled = any(kind and first and count for _, kind, first, count in entries)
+    if not (head[510:512] == b"\x55\xaa" and sound and filled) and not head[SECTOR:].startswith(b"EFI PART"):
+        raise ConfigError(
+            f"{image} is no image of a card: expected a partition table in its first sectors (a master boot record that"
+            " ends in 55 AA and names a partition, or a GPT, EFI PART), once .xz, .gz or .zst is unpacked; give the .img"
+        )
+
+
 def write(image: Path, ranges: list[Range], target: BinaryIO) -> list[Range]:
     """Write these ranges; each comes back with the checksum of what was written.
 
@@ -345,6 +376,7 @@ def flash(
     ranges = ranges or [Range(0, whole)]
     if not whole:
         raise ConfigError(f"{image} is empty: expected an image of a card")
+    check_table(image)
     if not to_file and whole > device.size:
         raise ConfigError(f"{device} is too small for {image.name}, which needs {size(whole)}")
     plan = f"{image.name}: {size(sum(r.length for r in ranges))} of {size(whole)} to {device}"
@@ -352,12 +384,17 @@ def flash(
     plan += f"; then the settings of {settings}" if settings else ""
     if dry_run:
         return f"would write {plan}; nothing was written"
-    if not (yes or to_file):
+    new = to_file and not Path(device.path).exists()
+    if not (yes or new):
         _ask(device)
     try:
-        mode = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if to_file else os.O_EXCL)
+        # Of a device, O_EXCL is the kernel's word that nobody has it mounted; of a new file, that there was none.
+        exclusive = (os.O_CREAT | os.O_EXCL if new else 0) if to_file else os.O_EXCL
+        mode = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | exclusive
         with os.fdopen(os.open(device.path, mode, 0o600), "wb", buffering=0) as target:
             if to_file:
+                if not stat.S_ISREG(os.fstat(target.fileno()).st_mode):
+                    raise SinkError(f"{device.path} is no file any more: leave --to-file out, which is for files")
                 target.truncate(whole)
             written = write(image, ranges, _Whole(target))  # type: ignore[arg-type]
             os.fsync(target.fileno())

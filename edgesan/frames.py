@@ -1,8 +1,9 @@
 """The two kinds of frame, and the wall between them.
 
-A `RawFrame` is lent by a source for one `with` block. A `SanitizedFrame` is owned and read-only, and is made in two
-places only: `edgesan.sanitize` constructs it, `edgesan.ring` carries it to the other process. They share no base
-class, so a function that takes the one does not type-check with the other.
+A `RawFrame` is lent by a source for one `with` block, in the process that sees the camera. A `SanitizedFrame` is owned and
+read-only, and is made in one place only, by `edgesan.render` in the process that serves the network. Between them
+crosses a message of numbers (`edgesan.message`). They share no base class, so a function that takes the one does not
+type-check with the other.
 """
 
 from collections.abc import Iterator
@@ -16,8 +17,8 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 """uint8 [height, width, 3], BGR: the order of OpenCV, of its detectors and encoders."""
 
-STAGES: Final = ("capture", "detect", "align", "infer", "compose", "gate")
-"""The stages that a frame passes in the sanitize process, in order."""
+SWIFT_NS: Final = 100_000_000
+"""Frames that follow each other so fast need not wait for a network: the next one shows its work soon enough."""
 
 
 class RawFrame:
@@ -57,12 +58,10 @@ def lend(pixels: Pixels, number: int, captured_ns: int, received_ns: int) -> Ite
 
 @dataclass(frozen=True, slots=True)
 class Stamps:
-    """When a frame passed each stage (CLOCK_MONOTONIC, ns) and what was found: latency is a property of the frame."""
+    """What is known of a sanitized frame. Times are CLOCK_MONOTONIC, in nanoseconds."""
 
     number: int
     captured_ns: int
-    stage_ns: tuple[int, ...] = (0,) * len(STAGES)  # duration of each of STAGES
-    sanitized_ns: int = 0  # when it passed the gate
     faces: int = 0
     slate: bool = False  # made by edgesan itself: no camera picture
 
@@ -73,17 +72,17 @@ class SanitizedFrame:
 
     pixels: Pixels
     stamps: Stamps
-    _passed: object = field(repr=False, compare=False)
+    _painted: object = field(repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self._passed is not _GATE:
-            raise TypeError("a SanitizedFrame is made by edgesan.sanitize only: pass the raw frame through it")
+        if self._painted is not _RENDER:
+            raise TypeError("a SanitizedFrame is made by edgesan.render only, from latents")
         self.pixels.flags.writeable = False
 
     @classmethod
     def _create(cls, pixels: Pixels, stamps: Stamps) -> "SanitizedFrame":
-        """For `edgesan.sanitize` and `edgesan.ring` alone (a test over the sources holds this)."""
-        return cls(pixels, stamps, _GATE)
+        """For `edgesan.render` alone (a test over the sources holds this)."""
+        return cls(pixels, stamps, _RENDER)
 
 
-_GATE: Any = object()
+_RENDER: Any = object()

@@ -7,18 +7,22 @@ it comes. So this is a list of what is known to be plain arithmetic, not one of 
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+import numpy as np
 import onnx
-from onnx import AttributeProto, TensorProto
+from numpy.typing import NDArray
+from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from edgesan.errors import ModelError
 
 MOST_PARTS: Final = 2000  # nodes, or tensors: onnxruntime takes 4 s to prepare so many
+MOST_NAMES: Final = 10 * MOST_PARTS  # of tensors, at all nodes together
 MOST_DIMENSIONS: Final = 8
+MOST_LENGTHS: Final = 64  # numbers of a constant that says a shape
 MOST_NUMBER: Final = 65536  # of an attribute that is an integer
 LEAST_OPSET: Final = 11
-DOMAINS: Final = frozenset({"", "ai.onnx", "com.microsoft"})
+DOMAINS: Final = frozenset({"", "ai.onnx"})
 RANDOM_OPERATORS: Final = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
@@ -34,10 +38,15 @@ OPERATORS: Final = frozenset({
     "Shape", "Sigmoid", "Sign", "Sin", "Slice", "Softmax", "Softplus", "Softsign", "SpaceToDepth", "Split", "Sqrt",
     "Squeeze", "Sub", "Sum", "Tanh", "Tile", "Transpose", "Unsqueeze", "Where"
 })  # fmt: skip
-MICROSOFT_OPERATORS: Final = frozenset({"DequantizeLinear", "Gelu", "QuantizeLinear", "QuickGelu"})
+# Operators that make a tensor of the shape that an input says: all inputs but the first are then constants.
+SHAPED: Final = frozenset({
+    "Expand", "Pad", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Reshape", "Resize", "Slice", "Split", "Squeeze",
+    "Tile", "Unsqueeze",
+})  # fmt: skip
 ATTRIBUTES: Final = frozenset(
     {AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.STRING, AttributeProto.TENSOR, AttributeProto.FLOATS, AttributeProto.INTS}
 )  # fmt: skip
+NUMBERS: Final = frozenset({AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.FLOATS, AttributeProto.INTS})
 FLOATS: Final = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE})
 # Operators whose output is no float where their input is one; Cast and constants tell for themselves.
 TO_INTEGERS: Final = frozenset({
@@ -49,6 +58,10 @@ BYTES: Final[dict[int, int]] = {  # of one element
     TensorProto.BOOL: 1, TensorProto.INT8: 1, TensorProto.UINT8: 1, TensorProto.INT16: 2, TensorProto.UINT16: 2,
     TensorProto.FLOAT16: 2, TensorProto.FLOAT: 4, TensorProto.INT32: 4, TensorProto.UINT32: 4, TensorProto.DOUBLE: 8,
     TensorProto.INT64: 8,
+}  # fmt: skip
+TYPED: Final[dict[int, str]] = {  # where the numbers of a tensor lie if they are not raw; int32_data for the others
+    TensorProto.FLOAT: "float_data", TensorProto.DOUBLE: "double_data", TensorProto.INT64: "int64_data",
+    TensorProto.UINT32: "uint64_data",
 }  # fmt: skip
 
 
@@ -65,6 +78,8 @@ def check_graph(path: Path, proto: onnx.ModelProto) -> None:
         raise ModelError(
             f"{path} has {len(graph.node)} nodes and {len(graph.initializer)} tensors; at most {MOST_PARTS:,}"
         )
+    if sum(len(node.input) + len(node.output) for node in graph.node) > MOST_NAMES:
+        raise ModelError(f"{path} has nodes with more than {MOST_NAMES:,} inputs and outputs; make it smaller")
     if len(proto.functions) or len(proto.training_info):
         raise ModelError(f"{path} holds functions or training information; a sanitizer is one plain graph")
     if not all(isinstance(text, str) for text in _names(proto)):  # protobuf gives bytes where it is no UTF-8
@@ -80,18 +95,65 @@ def check_graph(path: Path, proto: onnx.ModelProto) -> None:
         _check_tensor(path, tensor)
     for node in graph.node:
         _check_node(path, node)
+    _check_names(path, graph)
     _check_divisions(path, graph)
+
+
+def _check_names(path: Path, graph: onnx.GraphProto) -> None:
+    """Refuse a name for two tensors: readers differ about which of them is meant."""
+    seen: set[str] = set()
+    given = [value.name for value in (*graph.input, *graph.initializer)]
+    for name in (*given, *(name for node in graph.node for name in node.output if name)):
+        if name in seen:
+            raise ModelError(f"{path} makes the tensor {name!r} twice; export it again")
+        seen.add(name)
+
+
+def _constants(graph: onnx.GraphProto) -> dict[str, NDArray[Any]]:
+    """All numbers that stand in the file, by name."""
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Constant" and node.output and len(node.attribute) == 1:
+            value = helper.get_attribute_value(node.attribute[0])
+            if isinstance(value, TensorProto):
+                constants[node.output[0]] = numpy_helper.to_array(value)
+            elif node.attribute[0].type in NUMBERS:
+                constants[node.output[0]] = np.array(value)
+    return constants
+
+
+def check_shapes(path: Path, graph: onnx.GraphProto) -> None:
+    """Refuse shapes that are computed: they may wait for some face, or some number of faces, to become large.
+
+    Args:
+        graph: one that `check_graph` has passed.
+
+    Raises:
+        ModelError: says which.
+    """
+    constants = _constants(graph)
+    for node in graph.node:
+        at = 0 if node.op_type == "ConstantOfShape" else 1 if node.op_type in SHAPED else len(node.input)
+        for name in filter(None, node.input[at:]):
+            if name not in constants:
+                raise ModelError(
+                    f"{path}: {name} of a {node.op_type} is computed when the model runs, so that nobody knows what it"
+                    " costs; shapes must be constants, -1 for the number of faces"
+                )
+            numbers = constants[name].reshape(-1).astype(float)
+            if node.op_type == "Slice":  # what ends at "the last one" ends at 2^63 - 1, or begins there
+                numbers = numbers[np.abs(numbers) < 2**62]
+            if len(numbers) > MOST_LENGTHS or not (np.abs(numbers) <= MOST_NUMBER).all():
+                raise ModelError(
+                    f"{path}: {name} of a {node.op_type} holds numbers that are out of range; export it again"
+                )
 
 
 def _check_divisions(path: Path, graph: onnx.GraphProto) -> None:
     """Refuse divisions of integers, except by constants from 1 on: -2^63 / -1 kills the process (SIGFPE)."""
+    constants = _constants(graph)
     floats = {v.name for v in graph.input if v.type.tensor_type.elem_type in FLOATS}
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        values = [a.t for a in node.attribute if a.name == "value" and a.HasField("t")]
-        if node.op_type == "Constant" and values and node.output:
-            constants[node.output[0]] = values[0]
-    floats |= {name for name, tensor in constants.items() if tensor.data_type in FLOATS}
+    floats |= {name for name, array in constants.items() if array.dtype.kind == "f"}
     for node in graph.node:
         made = node.output[0] if node.output else ""
         first = node.input[1 if node.op_type == "Where" and len(node.input) > 1 else 0] if node.input else ""
@@ -100,14 +162,14 @@ def _check_divisions(path: Path, graph: onnx.GraphProto) -> None:
         elif node.op_type == "ConstantOfShape":
             is_float = all(a.t.data_type in FLOATS for a in node.attribute)
         elif node.op_type == "Constant":
-            is_float = made in floats or any(a.name in ("value_float", "value_floats") for a in node.attribute)
+            is_float = made in floats
         else:
             is_float = node.op_type == "DequantizeLinear" or (first in floats and node.op_type not in TO_INTEGERS)
         if is_float:
             floats.update(node.output if node.op_type == "Split" else [made])
         elif node.op_type == "Div":
             divisor = constants.get(node.input[1]) if len(node.input) > 1 else None
-            if divisor is None or not (onnx.numpy_helper.to_array(divisor) >= 1).all():
+            if divisor is None or not (divisor >= 1).all():
                 raise ModelError(f"{path} divides integers by what may be zero or less; divide floats, or by constants")
 
 
@@ -127,6 +189,8 @@ def _check_node(path: Path, node: onnx.NodeProto) -> None:
         raise ModelError(f"{path} needs the custom operator {node.domain}:{node.op_type}; only ONNX's own are allowed")
     if node.op_type in RANDOM_OPERATORS:
         raise ModelError(f"{path} draws its own randomness ({node.op_type}); noise must come from the noise input")
+    if not any(node.output) or len({a.name for a in node.attribute}) < len(node.attribute):
+        raise ModelError(f"{path}: a {node.op_type} makes nothing, or has an attribute twice; export it again")
     for a in node.attribute:
         if a.HasField("g") or a.graphs:
             raise ModelError(f"{path} holds a nested graph ({node.op_type}); a sanitizer is one plain graph")
@@ -142,7 +206,7 @@ def _check_node(path: Path, node: onnx.NodeProto) -> None:
             raise ModelError(
                 f"{path}: {a.name} of a {node.op_type} is out of range or of an unknown kind; export it again"
             )
-    if node.op_type not in (MICROSOFT_OPERATORS if node.domain == "com.microsoft" else OPERATORS):
+    if node.op_type not in OPERATORS:
         raise ModelError(
             f"{path} uses the operator {node.op_type}, which no sanitizer needs; export it with plain ones"
         )
@@ -157,21 +221,16 @@ def _check_tensor(path: Path, tensor: TensorProto) -> None:
             f"{path} holds a tensor of the kind {tensor.data_type}, which no sanitizer needs; export it again"
         )
     count = math.prod(tensor.dims)
-    typed = (
-        tensor.float_data,
-        tensor.int32_data,
-        tensor.int64_data,
-        tensor.double_data,
-        tensor.uint64_data,
-        tensor.string_data,
-    )
+    own = TYPED.get(tensor.data_type, "int32_data")
+    names = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+    typed = {name: len(getattr(tensor, name)) for name in names}
     held = len(tensor.raw_data) // size if len(tensor.raw_data) % size == 0 else -1
     if not tensor.HasField("raw_data"):
-        held = sum(map(len, typed))
-    elif any(map(len, typed)):
+        held = typed.pop(own)
+    if any(typed.values()):
         held = -1
     negative = any(d < 0 for d in tensor.dims)
-    if held != count or negative or len(tensor.dims) > MOST_DIMENSIONS or tensor.HasField("segment"):
+    if held != count or negative or len(tensor.dims) > (MOST_DIMENSIONS if count else 1) or tensor.HasField("segment"):
         raise ModelError(
             f"{path} holds a tensor {list(tensor.dims)[:MOST_DIMENSIONS]} without just as many numbers; it is damaged"
         )

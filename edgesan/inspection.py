@@ -32,6 +32,7 @@ def tensors(model: Model) -> dict[str, str]:
     """The contract, as this model has it."""
     noise = {"noise": f"float32 [N, {model.noise_dimensions}], standard normal"} if model.noise_dimensions else {}
     return {"face": "uint8 [N, 112, 112, 3], RGB", **noise, "alpha": "float32 [N, 1]",
+            "code": f"8 bits [N, {model.code_bytes}], with the noise in it: all that crosses of a face",
             "sanitized": "uint8 [N, 112, 112, 3], RGB"}  # fmt: skip
 
 

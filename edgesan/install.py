@@ -94,9 +94,10 @@ def settle(config: Config, models: Path) -> str:
     """Take back a model whose watch was cut short; what was done, in a line. For the boot, before the sanitize unit starts.
 
     Raises:
-        SinkError: the folder cannot be read or written.
+        ConfigError: the folder is not root's alone, and this is root. SinkError: it cannot be read or written.
     """
     try:
+        disk.own(models)
         if not (models / TRIAL).exists():
             return "no model is on trial"
         trial = json.loads((models / TRIAL).read_bytes())
@@ -122,13 +123,12 @@ def place(source: Path, config: Config, models: Path) -> tuple[Path, model.Model
     part = models / ".new"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
-    part.chmod(0o755)
     try:
-        disk.write_whole(part / "model.onnx", content)
+        with disk.opened(part) as opened:
+            os.fchmod(opened, 0o755)  # the sanitize unit's user reads it, whatever the umask says
+        disk.write_whole(part / "model.onnx", content, 0o644)
         if signature.exists():
-            disk.write_whole(part / "model.onnx.sig", signature.read_bytes())
-        for file in part.iterdir():
-            file.chmod(0o644)
+            disk.write_whole(part / "model.onnx.sig", signing.read(signature), 0o644)
         loaded = model.load(
             part / "model.onnx", config.threads, config.trusted_keys, allow_unsigned=config.allow_unsigned
         )

@@ -32,6 +32,14 @@ class Metrics:
         recent = sum(1 for t in self._ticks_ns if now_ns - t < 2_000_000_000)
         return recent / 2 if self._ticks_ns and now_ns - self._ticks_ns[0] >= 2_000_000_000 else float(recent)
 
+    def percentiles_ms(self, name: str) -> tuple[float, float, float]:
+        """p50, p95 and p99 of a span, in ms; zeros where there was none."""
+        durations = self._spans_ns.get(name)
+        if not durations:
+            return 0.0, 0.0, 0.0
+        p50, p95, p99 = percentiles_ms(durations).values()
+        return p50, p95, p99
+
     def summary(self, now_ns: int) -> dict[str, Any]:
         """Totals, fps, and p50/p95/p99 in ms of each span, ready for JSON."""
         return {

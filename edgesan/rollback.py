@@ -2,18 +2,21 @@
 
 An older model is rightly signed, and may be known to leak: bringing it back is an attack that a signature does not
 stop. The record is `versions.json` in the state folder, `{"model name": version}`. Whoever may write there may lower it:
-that is how an owner goes back on purpose.
+that is how an owner goes back on purpose. Root takes a trial back there as the folder's owner, the sanitize unit's user,
+whose links it must not follow.
 """
 
 import fcntl
 import json
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Final
 
 from edgesan import disk
 from edgesan.errors import RollbackError
+
+MOST_BYTES: Final = 1_000_000  # of the record
 
 
 def state_folder(chosen: Path | None, environment: Mapping[str, str]) -> Path:
@@ -67,16 +70,19 @@ def remember(folder: Path, name: str, version: int) -> None:
     if not check(folder, name, version):
         return
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with _locked(folder):
-            if check(folder, name, version):  # again: another run may have been faster
-                table = _read(record(folder)) | {name: version}
-                disk.write_whole(record(folder), (json.dumps(table, indent=2, sort_keys=True) + "\n").encode())
+        disk.as_owner(folder, lambda: _remember(folder, name, version))
     except OSError as error:
         raise RollbackError(
             f"cannot remember in {record(folder)} that {name} version {version} runs: {error.strerror}; name a folder"
             " that may be written to (--state-dir), or give up the protection against older models (--allow-rollback)"
         ) from error
+
+
+def _remember(folder: Path, name: str, version: int) -> None:
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _locked(folder):
+        if check(folder, name, version):  # again: another run may have been faster
+            _write(folder, _read(record(folder)) | {name: version})
 
 
 def remembered(folder: Path, name: str) -> int | None:
@@ -91,15 +97,21 @@ def forget(folder: Path, name: str, before: int | None) -> None:
         RollbackError: it cannot be read or written.
     """
     try:
-        if not record(folder).exists():
-            return
-        with _locked(folder):
-            table = {key: value for key, value in _read(record(folder)).items() if key != name}
-            table |= {} if before is None else {name: before}
-            disk.write_whole(record(folder), (json.dumps(table, indent=2, sort_keys=True) + "\n").encode())
-            record(folder).chmod(0o644)  # the sanitize unit's user reads it, whoever wrote it
+        disk.as_owner(folder, lambda: _forget(folder, name, before))
     except OSError as error:
         raise RollbackError(f"cannot write {record(folder)}: {error.strerror}; run it with sudo") from error
+
+
+def _forget(folder: Path, name: str, before: int | None) -> None:
+    if not record(folder).exists():
+        return
+    with _locked(folder):
+        table = {key: value for key, value in _read(record(folder)).items() if key != name}
+        _write(folder, table | ({} if before is None else {name: before}))
+
+
+def _write(folder: Path, table: dict[str, int]) -> None:
+    disk.write_whole(record(folder), (json.dumps(table, indent=2, sort_keys=True) + "\n").encode(), 0o644)
 
 
 def _read(path: Path) -> dict[str, int]:
@@ -109,7 +121,7 @@ def _read(path: Path) -> dict[str, int]:
         RollbackError: it cannot be read, or is not what was written.
     """
     try:
-        table = json.loads(path.read_bytes())
+        table = json.loads(disk.read_whole(path, MOST_BYTES))
     except FileNotFoundError:
         return {}
     except OSError as error:
@@ -134,9 +146,6 @@ def _corrupt(path: Path) -> RollbackError:
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """One writer at a time: the record only ever rises (flock(2); the kernel frees it with the process)."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
+    with disk.opened(folder) as descriptor:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)

@@ -1,7 +1,8 @@
-"""The only door from a RawFrame to a SanitizedFrame.
+"""The only door from a RawFrame to Latents: detect, track, align, encode.
 
-The canvas is never the raw frame: it starts obfuscated, and sanitized chips are put on it. A face that was missed is
-thereby obfuscated too; it costs utility, not privacy.
+No pixel of the frame goes further than this: what comes out are places, and codes with noise in them. A face that was
+missed leaves nothing. Who somebody is does not change thirty times a second, so a track is encoded when it is new, when
+its pose has changed, and a few times a second; at most so many faces a frame, those first that have waited longest.
 """
 
 import os
@@ -11,50 +12,33 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Final
 
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from edgesan import faces, gate, noise
-from edgesan.frames import Pixels, RawFrame, SanitizedFrame, Stamps
-from edgesan.model import Model
+from edgesan import faces, message, noise
+from edgesan.config import Zone
+from edgesan.frames import SWIFT_NS, RawFrame
+from edgesan.message import FaceCode, Latents, Place
+from edgesan.model import Encoder
 
-BLOCKS: Final = 6
-"""Blocks along the frame's shorter side when it is pixelated: one covers most of a face. Coarse blocks hide who it is;
-fine ones still tell the gender (a face of 8x8 blocks gives it to a fresh attacker at 82-92 %)."""
-LEAST_SIDE: Final = 64  # a smaller picture has no room for coarse blocks, and none for a face: it comes out black
-SAMPLES: Final = (
-    16  # a block's colour is the mean of so many of its pixels each way: as steady as of all, in a tenth of the time
-)
-FREE: Final = 0.25  # share of a block that must lie beside all heads, to give it its colour
-FEATHER: Final = 8  # pixels of the chip over which it fades into the canvas
-
-
-def _feather() -> Pixels:
-    """Opacity uint8 [112, 112, 4] of a chip, once for each of its channels: 255 inside, falling to 0 at its edge."""
-    ramp = np.clip((np.arange(faces.CHIP) + 0.5) / FEATHER, 0, 1)
-    edge = np.minimum(ramp, ramp[::-1])
-    return np.repeat(np.minimum.outer(edge, edge)[..., None] * 255, 4, 2).round().astype(np.uint8)
-
-
-OPACITY: Final = _feather()
+MOST_ENCODED: Final = 2  # faces a frame
+POSE: Final = 5.0  # pixels that a landmark may move on the aligned chip before the face is encoded anew
 
 
 @dataclass(frozen=True)
 class Settings:
     """How a frame is rewritten; `alpha` may be turned while running."""
 
-    background: str  # one of config.BACKGROUNDS
-    zones: tuple[tuple[float, float, float, float], ...]  # always black: x, y, width, height, as fractions
-    detect_every: int
+    zones: tuple[Zone, ...] = ()  # nothing in there is encoded: x, y, width, height, as fractions
+    detect_every: int = 1
+    refresh_ns: int = 200_000_000  # from one code of a track to its next
 
 
 class FrameSanitizer:
-    """Detect, track, align, infer, compose, gate: one frame at a time, with the tracks as its only memory."""
+    """One frame at a time, with the tracks as its only memory."""
 
     def __init__(
         self,
-        model: Model,
+        encoder: Encoder,
         detector: faces.Detector,
         settings: Settings,
         alpha: float,
@@ -62,150 +46,120 @@ class FrameSanitizer:
         entropy: noise.EntropySource = os.urandom,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        self.model, self.settings, self.alpha = model, settings, alpha
+        self.encoder, self.settings = encoder, settings
+        self._alpha = message.grid_alpha(alpha)
         self._detector, self._clock = detector, clock
-        self.tracker = faces.Tracker(hold_ns, lambda: noise.draw(model.noise_dimensions, entropy))
+        self.tracker = faces.Tracker(hold_ns, lambda: noise.draw(encoder.noise_dimensions, entropy))
         self._frames = 0
+        self.encoded = 0  # faces in the newest frame
+        self._late: list[faces.Track] = []  # that `catch_up` has still to encode
+        self._turned = False  # the dial, since the newest frame
+        self._before_ns = -SWIFT_NS  # when the newest frame was captured
+        self.spans_ns: tuple[int, ...] = (0,) * len(message.SPANS)
+        """How long the newest frame took in each of `message.SPANS`."""
 
-    def __call__(self, raw: RawFrame) -> SanitizedFrame:
+    @property
+    def alpha(self) -> float:
+        """The dial, on the grid of the message."""
+        return self._alpha
+
+    @alpha.setter
+    def alpha(self, alpha: float) -> None:
+        """Turn it: codes that were made before are of another alpha, and leave no more."""
+        if message.grid_alpha(alpha) != self._alpha:
+            self._alpha, self._turned = message.grid_alpha(alpha), True
+            for track in self.tracker.tracks:
+                track.code = b""
+
+    def __call__(self, raw: RawFrame, *, late: bool = False) -> Latents:
         """Sanitize one frame.
 
+        Args:
+            raw: on loan.
+            late: where frames come swiftly, what is due is encoded by `catch_up`, after this frame has left, and the
+                next one brings the codes. So nobody waits for the network, however many faces there are.
+
         Raises:
-            Reject: the gate did not let it pass.
-            ModelError: the network could not be run.
+            ModelError: the encoder could not be run.
         """
         stamps = [raw.received_ns]
-        pixels = raw.pixels
+        height, width = raw.pixels.shape[:2]
         if self._frames % self.settings.detect_every == 0:
-            self.tracker.update(self._detector(pixels), raw.captured_ns)
+            self.tracker.update(self._detector(raw.pixels), raw.captured_ns)
         else:
             self.tracker.expire(raw.captured_ns)
         self._frames += 1
-        tracks = [track for track in self.tracker.tracks if _spread(track.landmarks)]
         stamps.append(self._clock())
 
-        matrices = [faces.alignment(track.landmarks) for track in tracks]
-        chips = np.empty((len(tracks), faces.CHIP, faces.CHIP, 3), np.uint8)
-        for i, matrix in enumerate(matrices):
-            chips[i] = faces.cut(pixels, matrix)
+        placed = self._placed(width, height)
+        due = self._due(list(placed), raw.captured_ns)
+        late = late and not self._turned and raw.captured_ns - self._before_ns <= SWIFT_NS
+        self._late = due if late else []
+        self._turned, self._before_ns = False, raw.captured_ns
         stamps.append(self._clock())
 
-        sanitized = chips  # of no faces
+        self.encoded = 0 if late else self._encode(raw, due)
+        stamps.append(self._clock())
+
+        self.spans_ns = (
+            max(0, raw.received_ns - raw.captured_ns),
+            *(b - a for a, b in pairwise(stamps)),
+            stamps[-1] - stamps[0],
+        )
+        age_us = min(max(0, stamps[-1] - raw.captured_ns) // 1000, 2**32 - 1)
+        ready = sorted((track for track in placed if track.code), key=lambda track: track.number)
+        return Latents(
+            raw.number, raw.captured_ns, age_us, width, height, self._alpha, self.encoder.id,
+            tuple(FaceCode(track.number, placed[track], track.code) for track in ready),
+        )  # fmt: skip
+
+    def catch_up(self, raw: RawFrame) -> None:
+        """Encode what `late` has left: the next frame brings these codes.
+
+        Raises:
+            ModelError: the encoder could not be run.
+        """
+        began_ns = self._clock()
+        self.encoded += self._encode(raw, self._late)
+        self._late = []
+        capture, detect, align, encode, whole = self.spans_ns
+        self.spans_ns = (capture, detect, align, encode + self._clock() - began_ns, whole)
+
+    def _encode(self, raw: RawFrame, tracks: list[faces.Track]) -> int:
+        """Give tracks the codes of their faces in this frame; how many."""
         if tracks:
-            z = np.stack([track.noise for track in tracks])
-            sanitized = gate.check_chips(chips, self.model.run(chips, z, self.alpha))
-        stamps.append(self._clock())
+            chips = np.stack([faces.cut(raw.pixels, faces.alignment(track.landmarks)) for track in tracks])
+            codes = self.encoder.encode(chips, np.stack([track.noise for track in tracks]), self._alpha)
+            for track, code in zip(tracks, codes, strict=True):
+                track.code, track.encoded_ns, track.pose = code, raw.captured_ns, faces.pose(track.landmarks)
+        return len(tracks)
 
-        canvas = obfuscate(pixels, self.settings.background, [track.box for track in self.tracker.tracks])
-        for chip, matrix in zip(sanitized, matrices, strict=True):
-            put_back(canvas, chip, matrix)
-        blacken(canvas, self.settings.zones)
-        stamps.append(self._clock())
+    def _placed(self, width: int, height: int) -> dict[faces.Track, Place]:
+        """The tracks that may leave, with their places: the largest ones whose centre lies in the picture, in no zone."""
+        places = {track: faces.place(track.landmarks) for track in self.tracker.tracks if faces.spread(track.landmarks)}
+        inside = {
+            track: place
+            for track, place in places.items()
+            if message.fits(place, width, height)
+            and not any(
+                zone.x <= place.x / width <= zone.x + zone.width and zone.y <= place.y / height <= zone.y + zone.height
+                for zone in self.settings.zones
+            )
+        }
+        largest = sorted(inside, key=lambda track: inside[track].side, reverse=True)
+        return {track: inside[track] for track in largest[: message.most_faces(self.encoder.code_bytes)]}
 
-        age_ns = self._clock() - raw.captured_ns
-        gate.check_frame(pixels, canvas, age_ns, keeps=self.settings.background == "keep")
-        stamps.append(self._clock())
-        capture_ns = raw.received_ns - raw.captured_ns
-        durations = (capture_ns, *(b - a for a, b in pairwise(stamps)))
-        return SanitizedFrame._create(canvas, Stamps(raw.number, raw.captured_ns, durations, stamps[-1], len(tracks)))
-
-
-def _spread(landmarks: NDArray[np.float32]) -> bool:
-    """Whether five landmarks span a face at all (and not one point), so that they can be aligned."""
-    return bool(np.isfinite(landmarks).all() and np.ptp(landmarks, axis=0).max() > 1)
-
-
-def obfuscate(pixels: Pixels, background: str, boxes: list[NDArray[np.float32]]) -> Pixels:
-    """A new canvas uint8 [height, width, 3] in which nobody can be recognised (but see "keep").
-
-    boxes: of the known faces, float32 [4] each: left, top, width, height. No colour of a block comes from there.
-
-    "keep" copies the raw frame and pixelates the surroundings of each known face: everything else is RAW, also a face
-    that the detector missed. It is never the default.
-    """
-    height, width = pixels.shape[:2]
-    if background == "black" or (background != "keep" and min(height, width) < LEAST_SIDE):
-        return np.zeros_like(pixels)
-    coarse = max(1, -(-min(height, width) // BLOCKS))
-    grid = (max(1, round(width / coarse)), max(1, round(height / coarse)))
-    step = max(1, coarse // SAMPLES)
-    small = _colours(np.ascontiguousarray(pixels[::step, ::step]), grid, [_head(box, step) for box in boxes])
-    if background == "blur":
-        canvas = np.asarray(cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
-    else:  # a line of each row of blocks, then whole lines: a sixth of the time of one resize
-        lines = np.asarray(cv2.resize(small, (width, grid[1]), interpolation=cv2.INTER_NEAREST), np.uint8)
-        canvas = lines[np.arange(height) * grid[1] // height]
-    if background == "keep":
-        kept = pixels.copy()
-        for head in map(_head, boxes):
-            kept[head] = canvas[head]
-        return kept
-    return canvas
+    def _due(self, tracks: list[faces.Track], now_ns: int) -> list[faces.Track]:
+        """Those to encode in this frame, the longest waiting first; those without a code before all others."""
+        waiting = [
+            track
+            for track in tracks
+            if not track.code or now_ns - track.encoded_ns >= self.settings.refresh_ns or _turned(track)
+        ]
+        waiting.sort(key=lambda track: (bool(track.code), track.encoded_ns))
+        return waiting[:MOST_ENCODED]
 
 
-def _head(box: NDArray[np.float32], step: int = 1) -> tuple[slice, slice]:
-    """Rows and columns, each `step` pixels wide, of a face and half of its size on every side, rounded outwards.
-
-    Of a box that is not finite, all: what cannot be placed may be anywhere.
-    """
-    if not np.isfinite(box).all():
-        return slice(None), slice(None)
-    x, y, w, h = box / step
-    rows = slice(max(0, int(y - h / 2)), max(0, int(np.ceil(y + 1.5 * h))))
-    return rows, slice(max(0, int(x - w / 2)), max(0, int(np.ceil(x + 1.5 * w))))
-
-
-def _colours(pixels: Pixels, grid: tuple[int, int], heads: list[tuple[slice, slice]]) -> Pixels:
-    """Mean colours uint8 [rows, columns, 3] of a grid (columns, rows) of blocks. Heads that are known have no part in them:
-
-    skin and hair tell the gender even as one colour. A block that shows little else takes the mean of all the rest.
-    """
-    if not heads:
-        return np.asarray(cv2.resize(pixels, grid, interpolation=cv2.INTER_AREA), np.uint8)
-    free = np.ones(pixels.shape[:2], np.float32)
-    for head in heads:
-        free[head] = 0
-    share = cv2.resize(free, grid, interpolation=cv2.INTER_AREA)[..., None]
-    shown = cv2.resize(pixels * free[..., None], grid, interpolation=cv2.INTER_AREA)
-    rest = shown.sum((0, 1)) / share.sum() if share.sum() >= FREE else 128  # the mean of a few pixels would be these
-    return np.where(share < FREE, rest, shown / np.maximum(share, FREE)).round().astype(np.uint8)
-
-
-def put_back(canvas: Pixels, chip: NDArray[np.uint8], matrix: NDArray[np.float64]) -> None:
-    """Paint a sanitized chip uint8 [112, 112, 3] (RGB) on the canvas (BGR), by the inverse of the warp that cut it."""
-    height, width = canvas.shape[:2]
-    inverse = cv2.invertAffineTransform(matrix)
-    corners = np.array([(0, 0, 1), (faces.CHIP, 0, 1), (0, faces.CHIP, 1), (faces.CHIP, faces.CHIP, 1)]) @ inverse.T
-    left, top = np.maximum(np.floor(corners.min(0)).astype(int), 0)
-    right, bottom = np.minimum(np.ceil(corners.max(0)).astype(int) + 1, (width, height))
-    if left >= right or top >= bottom:
-        return  # the face lies outside the frame
-    inverse[:, 2] -= (left, top)
-    size = (int(right - left), int(bottom - top))
-    # Colours times opacity, and opacity: warped together, and laid over what is there (Porter and Duff 1984).
-    faded = cv2.multiply(cv2.cvtColor(chip, cv2.COLOR_RGB2BGRA), OPACITY, scale=1 / 255)
-    face = cv2.warpAffine(faded, inverse, size, flags=cv2.INTER_LINEAR)
-    through = cv2.cvtColor(255 - face[..., 3], cv2.COLOR_GRAY2BGR)
-    under = canvas[top:bottom, left:right]
-    np.copyto(under, cv2.add(cv2.multiply(under, through, scale=1 / 255), cv2.cvtColor(face, cv2.COLOR_BGRA2BGR)))
-
-
-def blacken(canvas: Pixels, zones: tuple[tuple[float, float, float, float], ...]) -> None:
-    """Paint the zones (fractions of the frame: x, y, width, height) black, rounded outwards."""
-    height, width = canvas.shape[:2]
-    for x, y, w, h in zones:
-        rows = slice(int(y * height), int(np.ceil((y + h) * height)))
-        canvas[rows, int(x * width) : int(np.ceil((x + w) * width))] = 0
-
-
-def slate(text: str, size: tuple[int, int], number: int, now_ns: int) -> SanitizedFrame:
-    """A card that says why there is no picture; no camera pixel is in it. `size` is (width, height)."""
-    width, height = size
-    canvas = np.full((height, width, 3), 40, np.uint8)
-    scale = max(0.4, width / 640)
-    (text_width, text_height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 2)
-    at = (max(0, (width - text_width) // 2), (height + text_height) // 2)
-    cv2.putText(
-        canvas, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, (220, 220, 220), max(1, round(scale * 2)), cv2.LINE_AA
-    )
-    return SanitizedFrame._create(canvas, Stamps(number, now_ns, sanitized_ns=now_ns, slate=True))
+def _turned(track: faces.Track) -> bool:
+    """Whether the pose is another one than when the track was encoded."""
+    return max(abs(now - then) for now, then in zip(faces.pose(track.landmarks), track.pose, strict=True)) > POSE

@@ -128,6 +128,12 @@ def signature_path(model: Path) -> Path:
     return model.with_name(f"{model.name}.sig")
 
 
+def read(signature: Path) -> bytes:
+    """What is in a signature file, or too much to be one. Raises OSError."""
+    with signature.open("rb") as file:
+        return file.read(MOST_FILE_BYTES + 1)
+
+
 def verify(model: Path, content: bytes, trusted: list[Key], *, allow_unsigned: bool) -> Signer | None:
     """Who signed these bytes of a model file; None if nobody did, which is refused unless that is allowed.
 
@@ -139,8 +145,7 @@ def verify(model: Path, content: bytes, trusted: list[Key], *, allow_unsigned: b
     """
     path = signature_path(model)
     try:
-        with path.open("rb") as file:
-            text = file.read(MOST_FILE_BYTES + 1)
+        text = read(path)
     except FileNotFoundError as error:
         if allow_unsigned:
             return None
@@ -226,38 +231,21 @@ def new_key(path: Path) -> Key:
     private = Ed25519PrivateKey.generate()
     key = public_half(private, path.name)
     secret = private.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
-    _create(path, secret, 0o600)
+    line = f"{key.line}\n".encode()
     try:
-        _create(public_path(path), f"{key.line}\n".encode(), 0o644)
-    except (ConfigError, SinkError):
-        path.unlink()
-        raise
+        disk.create(path.parent, {path.name: (secret, 0o600), public_path(path).name: (line, 0o644)})
+    except FileExistsError as error:
+        raise ConfigError(f"{error.filename} exists, and a key is never overwritten: name another") from error
+    except OSError as error:
+        raise SinkError(
+            f"cannot write {path}: {error.strerror}; name a folder with room that you may write to"
+        ) from error
     return key
 
 
 def public_path(private: Path) -> Path:
     """Where `new_key` puts the public half: beside the private one."""
     return private.with_name(f"{private.name}.pub")
-
-
-def _create(path: Path, content: bytes, mode: int) -> None:
-    """Write a file that was not there: O_EXCL follows no link and overwrites nothing (open(2)).
-
-    Raises:
-        ConfigError: it is there. SinkError: it cannot be written.
-    """
-    try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    except FileExistsError as error:
-        raise ConfigError(f"{path} exists, and a key is never overwritten: name another") from error
-    except OSError as error:
-        raise SinkError(f"cannot write {path}: {error.strerror}; name a folder that you may write to") from error
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(content)
-    except OSError as error:
-        path.unlink()
-        raise SinkError(f"cannot write {path}: {error.strerror}; make room, or name another folder") from error
 
 
 def private_key(path: Path) -> Ed25519PrivateKey:

@@ -1,7 +1,7 @@
 """What systemd is told: that edgesan runs, and that frames still flow. See sd_notify(3).
 
 With `WatchdogSec=` in its unit, systemd ends and restarts a run that says nothing for so long: a hang anywhere between
-camera and ring. The socket is made before the sanitize process gives up making any; it leads to systemd alone.
+camera and message. The parent alone has the socket; the process that sees the camera has none.
 """
 
 import socket

@@ -229,6 +229,29 @@ class Probe(nn.Module):
         return np.asarray(self(embedding).double().numpy())
 
 
+def logistic(x: NDArray[np.float32], truth: Truth, decay: float = 0.1) -> Callable[[NDArray[np.float32]], Odds]:
+    """Logistic regression with an L2 penalty: features [N, D] to log-odds [N]."""
+    features = torch.from_numpy(np.concatenate([x, np.ones((len(x), 1), np.float32)], 1)).double()
+    weights = torch.zeros(features.shape[1], dtype=torch.double, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.binary_cross_entropy_with_logits(features @ weights, torch.from_numpy(truth).double())
+        loss = loss + decay * weights[:-1].square().sum() / 2
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    learned = weights.detach().numpy()
+
+    def odds(z: NDArray[np.float32]) -> Odds:
+        # rounded: the same features are the same odds, also where the sums were made in another order
+        return np.asarray(np.round(z.astype(np.float64) @ learned[:-1] + learned[-1], 6))
+
+    return odds
+
+
 class Restorer(nn.Module):
     """The recovery attack's U-Net: sanitized [N, 3, 112, 112] to its guess of the raw picture."""
 

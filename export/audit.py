@@ -34,9 +34,9 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from edgesan import faces as runtime_faces
+from edgesan import message, render, sanitize
 from edgesan import model as runtime
-from edgesan import sanitize
-from edgesan.frames import lend
+from edgesan.frames import Pixels, lend
 from export import attackers, data, measure, mechanisms
 from export import report as pages
 from export.attackers import Chips, Convolutional, FineTuned, Judge, Lesson, Linear
@@ -57,7 +57,7 @@ RAW_ONLY = (
     f"probe of raw faces on {MATCHERS[1]}",
 )  # ours, frozen before they see a sanitized one
 SLOW = ("CNN 1", "gender_faceapi, trained on")  # one seed will do: they are far from the best
-BACKGROUNDS = ("pixelate", "blur", "black")  # for the attacker who looks at what is around the face
+CANVAS = "plain"  # what is around the faces in an output frame
 BUDGETS = (0.05, 0.1, 0.2, 0.4)  # nats: where the bound is drawn
 SHARES = {"train": 0.67, "val": 0.13, "test": 0.2}  # of a limited closed set
 FALSE_ACCEPTS = (1e-2, 1e-3)
@@ -480,14 +480,14 @@ class Audit:
             by_frames[str(n)] = float((right[c.truth[rows]].mean() + right[~c.truth[rows]].mean()) / 2)
         return {"balanced_by_frames": by_frames, "faces": len(rows)}
 
-    def context(self, model: runtime.Model, alpha: float, background: str) -> dict[str, Any]:
-        """The best pixel attacker on output frames: what hair, clothes and all that is around the face give away.
+    def context(self, model: runtime.Model, alpha: float) -> dict[str, Any]:
+        """The best pixel attacker on output frames: what place, size, turn and edge of a painted face give away besides it.
 
         Each chip goes through the whole runtime in a frame of its own, as in `found_again`; the attacker sees twice the
         face's surroundings. What lies beyond a chip's edge is not in the data: there it is repeated.
         """
         c = self.closed
-        frames = [sent for sent, _, _ in composed(model, c.faces.chips, alpha, background)]
+        frames = [sent for sent, _, _ in composed(model, c.faces.chips, alpha)]
         views = [f[48:-48, 48:-48] for f in frames]  # 224 of 320 pixels: the chip, and half of it on every side
         sent = np.stack([cv2.resize(v[..., ::-1], (112, 112), interpolation=cv2.INTER_AREA) for v in views])
         judge = self.fit(FRESH[0], [sent], 0)
@@ -588,22 +588,27 @@ def shaken(chip: Chips, generator: np.random.Generator) -> Chips:
     return np.clip(moved + generator.normal(0, 2, chip.shape), 0, 255).astype(np.uint8)
 
 
+def leave(door: sanitize.FrameSanitizer, renderer: render.Renderer, pixels: Pixels, number: int, at_ns: int) -> Pixels:
+    """What a frame that was captured at a time leaves, through the message and past the wall, before it is encoded."""
+    with lend(pixels, number, at_ns, at_ns) as raw:
+        crossed = message.parse(message.pack(door(raw)))
+    assert isinstance(crossed, message.Latents)
+    return renderer(crossed).pixels
+
+
 def composed(
-    model: runtime.Model, chips: Chips, alpha: float, background: str
-) -> Iterator[tuple[NDArray[np.uint8], list[runtime_faces.Track], runtime_faces.Detector]]:
+    model: runtime.Model, chips: Chips, alpha: float
+) -> Iterator[tuple[Pixels, list[runtime_faces.Track], runtime_faces.Detector]]:
     """Each chip in a frame [320, 320, 3] BGR of its own, at its own size, with its edge pixels around it, through the whole
-    runtime: detect, align, sanitize, compose, JPEG. What comes out, the faces that were found raw, and the detector.
+    runtime: detect, align, encode, cross, decode, paint, JPEG. What comes out, the faces that were found raw, and the detector.
     """
     detector = runtime_faces.Detector(320)
-    settings = sanitize.Settings(background, (), 1)
     entropy = np.random.default_rng(5).bytes
-    for chip in tqdm(chips, desc=f"frames, {background}", leave=False):
+    for chip in tqdm(chips, desc="frames", leave=False):
         picture = cv2.copyMakeBorder(np.ascontiguousarray(chip[..., ::-1]), 104, 104, 104, 104, cv2.BORDER_REPLICATE)
-        door = sanitize.FrameSanitizer(model, detector, settings, alpha, 0, entropy)
-        now = time.monotonic_ns()
-        with lend(picture, 1, now, now) as raw:
-            frame = door(raw)
-        _, packet = cv2.imencode(".jpg", frame.pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        door = sanitize.FrameSanitizer(model.encoder, detector, sanitize.Settings(), alpha, 0, entropy)
+        frame = leave(door, render.Renderer(model.decoder), np.asarray(picture, np.uint8), 1, time.monotonic_ns())
+        _, packet = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
         yield np.asarray(cv2.imdecode(packet, cv2.IMREAD_COLOR), np.uint8), door.tracker.tracks, detector
 
 
@@ -613,7 +618,7 @@ def found_again(model: runtime.Model, chips: NDArray[np.uint8], alpha: float) ->
     Landmark errors are in pixels of the chip.
     """
     found, again, errors = 0, 0, []
-    for sent, tracks, detector in composed(model, chips, alpha, "pixelate"):
+    for sent, tracks, detector in composed(model, chips, alpha):
         if not tracks:
             continue
         found += 1
@@ -690,13 +695,13 @@ def audit(path: Path, folder: Path, networks: Path, work: Path, plan: Plan, alph
         row["track"] = later("track", lambda: a.track(ours, model, alpha, 0), ours.identity)
     if not plan.brief:
         row["fresh"]["recovery, then CNN 4"] = [later("recovery", lambda: a.recovery(ours, 0), ours.identity)]
-        row["context"] = {
-            b: later(f"context, {b}", lambda b=b: a.context(model, alpha, b), ours.identity)
-            for b in (BACKGROUNDS if plan.limit is None else BACKGROUNDS[:1])
-        }
+        row["context"] = {CANVAS: later(f"context, {CANVAS}", lambda: a.context(model, alpha), ours.identity)}
     row["open"] = later("open set", lambda: a.strangers(ours), ours.identity, plan.open_limit)
     row["found_again"] = later(
-        "found again", lambda: found_again(model, c.faces.chips[c.test][: plan.again], alpha), ours.identity, plan.again
+        f"found again, {CANVAS}",
+        lambda: found_again(model, c.faces.chips[c.test][: plan.again], alpha),
+        ours.identity,
+        plan.again,
     )
     points = []
     for at in curve:

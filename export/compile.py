@@ -2,6 +2,8 @@
 
 fp32 ONNX (the uint8 contract inside) -> calibration on real chips -> static QDQ int8 (uint8 activations, symmetric
 int8 weights per channel) -> metadata with the known answer -> a parity report, fp32 against int8, on validation people.
+
+A model file of an older format is laid out anew, with the same outputs to the level: `python -m export.compile MODEL --out NEW`.
 """
 
 import argparse
@@ -30,6 +32,10 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from tqdm import tqdm
 
+from edgesan.cut import cut
+from edgesan.errors import ModelError
+from edgesan.message import MOST_CODE
+from edgesan.model import FORMAT, known_inputs
 from export import data
 from export.errors import ExportError
 from export.networks import LANDMARKS, LIGHT, Device, Sanitizer, Unet
@@ -173,8 +179,8 @@ class Chips(CalibrationDataReader):
         return next(self._feeds, None)
 
 
-def quantize(fp32: Path, int8: Path, chips: NDArray[np.uint8], noise_dim: int) -> None:
-    """Static QDQ: uint8 activations and per-channel int8 weights fuse on x86 and Arm alike."""
+def quantize(fp32: Path, int8: Path, chips: NDArray[np.uint8], noise_dim: int) -> int:
+    """Static QDQ: uint8 activations and per-channel int8 weights fuse on x86 and Arm alike. The width of the code."""
     with tempfile.TemporaryDirectory() as folder:
         prepared = Path(folder) / "prepared.onnx"
         quant_pre_process(str(fp32), str(prepared), skip_symbolic_shape=True)
@@ -190,13 +196,13 @@ def quantize(fp32: Path, int8: Path, chips: NDArray[np.uint8], noise_dim: int) -
             op_types_to_quantize=["Conv", "Add", "Mul", "Resize", "Relu", "Clip", "Concat"],
             extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
         )
-    model = relay(onnx.load(str(int8)))
-    shorten(model.graph)
+    model, width = lay_out(relay(onnx.load(str(int8))))
     onnx.save(model, str(int8))
+    return width
 
 
-def runner(content: bytes) -> Run:
-    """The model as a function of chips, noise and alpha; sessions set as on the device."""
+def runner(content: bytes, output: str = "sanitized") -> Run:
+    """The model (or its encoder) as a function of chips, noise and alpha; sessions set as on the device."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = 2
     options.log_severity_level = 3
@@ -205,38 +211,31 @@ def runner(content: bytes) -> Run:
 
     def run(chips: NDArray[np.uint8], noise: NDArray[np.float32], alpha: float) -> NDArray[np.uint8]:
         dial = np.full((len(chips), 1), alpha, np.float32)
-        result: NDArray[np.uint8] = session.run(["sanitized"], feed(chips, noise, dial))[0]
+        result: NDArray[np.uint8] = session.run([output], feed(chips, noise, dial))[0]
         return result
 
     return run
 
 
-def known_inputs(count: int, noise_dim: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """The rule "waves-1" of the model format.
-
-    face[n, y, x, c] = (3 y + 5 x + 40 c + 60 n + y x div 32) mod 256; noise[n, i] = 1.5 sin(i + 1 + n).
-    """
-    n, y, x, c = np.ogrid[:count, :112, :112, :3]
-    rows, columns = np.ogrid[:count, :noise_dim]
-    chips = ((3 * y + 5 * x + 40 * c + 60 * n + y * x // 32) % 256).astype(np.uint8)
-    return chips, (1.5 * np.sin(columns + 1.0 + rows)).astype(np.float32)
-
-
-def known_answer(run: Run, noise_dim: int, alpha: float, count: int = 2) -> dict[str, Any]:
-    """What the model gives for inputs that everybody can make."""
-    output = run(*known_inputs(count, noise_dim), alpha)
+def known_answer(path: Path, model: onnx.ModelProto, metadata: dict[str, Any], count: int = 2) -> dict[str, Any]:
+    """What the model gives for inputs that everybody can make: the codes in whole, the picture in samples."""
+    noise_dim = sum(v.type.tensor_type.shape.dim[1].dim_value for v in model.graph.input if v.name == "noise")
+    alpha, code = metadata["alpha_default"], metadata["code"]
+    chips, noise = known_inputs(count, noise_dim)
+    output = runner(model.SerializeToString())(chips, noise, alpha)
+    encoder = cut(path, model, code["tensor"], code["bytes"]).encoder.SerializeToString()
+    codes = runner(encoder, code["tensor"])(chips, noise, alpha)
     at = np.random.default_rng(7).integers(0, (count, 112, 112, 3), (SAMPLES, 4))
     samples = [[*map(int, row), int(output[tuple(row)])] for row in at]
-    return {"rule": "waves-1", "count": count, "alpha": alpha, "tolerance": TOLERANCE, "samples": samples}
+    return {"rule": "waves-1", "count": count, "alpha": alpha, "tolerance": TOLERANCE, "samples": samples,
+            "codes": [row.tobytes().hex() for row in codes]}  # fmt: skip
 
 
 def seal(path: Path, metadata: dict[str, Any]) -> None:
     """Write the `edgesan` metadata into the file, with the known answer of the very bytes that will be read."""
     model = onnx.load(str(path))
     del model.metadata_props[:]
-    run = runner(model.SerializeToString())
-    noise_dim = sum(v.type.tensor_type.shape.dim[1].dim_value for v in model.graph.input if v.name == "noise")
-    metadata["known_answer"] = known_answer(run, noise_dim, metadata["alpha_default"])
+    metadata["known_answer"] = known_answer(path, model, metadata)
     onnx.helper.set_model_props(model, {"edgesan": json.dumps(metadata)})
     model.doc_string = ""
     model.producer_name, model.producer_version = "edgesan", "1"
@@ -247,7 +246,7 @@ def seal(path: Path, metadata: dict[str, Any]) -> None:
 
 def shorten(graph: onnx.GraphProto) -> None:
     """Give all inner tensors short names: the exporter's take a twentieth of the file."""
-    names = {value.name: value.name for value in (*graph.input, *graph.output)} | {"": ""}
+    names = {value.name: value.name for value in (*graph.input, *graph.output)} | {"": "", "code": "code"}
 
     def short(name: str) -> str:
         return names.setdefault(name, f"t{len(names)}")
@@ -258,6 +257,93 @@ def shorten(graph: onnx.GraphProto) -> None:
     for tensor in graph.initializer:
         tensor.name = short(tensor.name)
     del graph.value_info[:]
+
+
+def fix_batch(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same function whose reshapes take -1 for the number of faces, instead of asking the face for its shape.
+
+    A path from the face to the output around the code is one too many, also if only a number goes by it.
+    """
+    fixed = onnx.ModelProto()
+    fixed.CopyFrom(proto)
+    graph = fixed.graph
+    made = {name: node for node in graph.node for name in node.output}
+    stored = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
+    stored |= {n.output[0]: numpy_helper.to_array(n.attribute[0].t) for n in graph.node if n.op_type == "Constant"}
+    for node in graph.node:
+        shape = made.get(node.input[1]) if node.op_type == "Reshape" else None
+        if shape is None or shape.op_type != "Concat" or shape.input[0] in stored:
+            continue
+        lengths = [-1, *(int(stored[name].item()) for name in shape.input[1:])]
+        node.input[1] = f"{node.output[0]}_to"
+        graph.initializer.append(numpy_helper.from_array(np.array(lengths, np.int64), node.input[1]))
+    return without_dead_nodes(fixed)
+
+
+def without_dead_nodes(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The same model without nodes and weights that no output needs."""
+    graph, needed = proto.graph, {value.name for value in proto.graph.output}
+    kept: list[onnx.NodeProto] = []
+    for node in reversed(graph.node):
+        if needed & set(node.output):
+            needed |= set(node.input)
+            kept.insert(0, node)
+    weights = [tensor for tensor in graph.initializer if tensor.name in needed]
+    del graph.node[:], graph.initializer[:]
+    graph.node.extend(kept)
+    graph.initializer.extend(weights)
+    return proto
+
+
+def name_code(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
+    """The model with its code as a tensor `code` [N, K] of 8 bits, and K: the narrowest place that all of a face passes.
+
+    Raises:
+        ExportError: there is none of at most 128 numbers.
+    """
+    graph = proto.graph
+    inferred = onnx.shape_inference.infer_shapes(proto).graph
+    sizes = {v.name: math.prod(d.dim_value for d in v.type.tensor_type.shape.dim[1:]) for v in inferred.value_info}
+    made = {name: node for node in graph.node for name in node.output}
+
+    def all_pass(place: str) -> bool:
+        waiting, seen = ["sanitized"], {place}
+        while waiting:
+            name = waiting.pop()
+            if name in ("face", "noise"):
+                return False
+            if name not in seen:
+                seen.add(name)
+                waiting += made[name].input if name in made else []
+        return True
+
+    quantized = [node.output[0] for node in graph.node if node.op_type == "QuantizeLinear"]
+    places = [(sizes[name], name) for name in quantized if 1 <= sizes.get(name, 0) <= MOST_CODE and all_pass(name)]
+    if not places:
+        raise ExportError(
+            f"no 8-bit tensor of at most {MOST_CODE} numbers lies on every path from the face to the output"
+        )
+    width, place = min(places)
+    at = next(i for i, node in enumerate(graph.node) if place in node.output)
+    for node in graph.node:
+        node.input[:] = [f"{place}_wide" if name == place else name for name in node.input]
+    shape = [d.dim_value for d in next(v for v in inferred.value_info if v.name == place).type.tensor_type.shape.dim]
+    for name, lengths in (("code_to", [-1, width]), (f"{place}_to", [-1, *shape[1:]])):
+        graph.initializer.append(numpy_helper.from_array(np.array(lengths, np.int64), name))
+    graph.node.insert(at + 1, helper.make_node("Reshape", [place, "code_to"], ["code"]))
+    graph.node.insert(at + 2, helper.make_node("Reshape", ["code", f"{place}_to"], [f"{place}_wide"]))
+    return proto, width
+
+
+def lay_out(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, int]:
+    """A quantized model as the model file holds it: nothing but the code leads from the face to the output; and K.
+
+    Raises:
+        ExportError: as `name_code`.
+    """
+    proto, width = name_code(fix_batch(proto))
+    shorten(proto.graph)
+    return proto, width
 
 
 def parity(fp32: Run, int8: Run, chips: NDArray[np.uint8], noise_dim: int, alphas: tuple[float, ...]) -> dict[str, Any]:
@@ -342,8 +428,11 @@ def _swaps(order: Sequence[int]) -> list[tuple[int, int, int]]:
     return found
 
 
-def turn(path: Path, out: Path, alpha: float) -> None:
-    """A model file with another default of its dial: the same graph, without the claims, which were made at another alpha.
+def lay_anew(path: Path, out: Path, alpha: float | None) -> None:
+    """A model file in today's layout, trained as it was; its outputs are the same, to the level.
+
+    Args:
+        alpha: another default of its dial; the claims, which were made at another alpha, are then left out.
 
     Raises:
         ExportError: it is no model file.
@@ -351,10 +440,16 @@ def turn(path: Path, out: Path, alpha: float) -> None:
     try:
         model = onnx.load(str(path))
         metadata = json.loads(next(p.value for p in model.metadata_props if p.key == "edgesan"))
-    except (OSError, DecodeError, StopIteration) as error:
+        before = int(metadata["format"])
+    except (OSError, DecodeError, StopIteration, ValueError, KeyError, TypeError) as error:
         raise ExportError(f"{path} is no model file: {error}") from error
+    if before < FORMAT:
+        model, width = lay_out(model)
+        metadata |= {"format": FORMAT, "code": {"tensor": "code", "bytes": width}}
+    if alpha is not None and alpha != metadata["alpha_default"]:
+        metadata |= {"alpha_default": alpha, "claims": []}
     onnx.save(model, str(out))
-    seal(out, metadata | {"alpha_default": alpha, "claims": []})
+    seal(out, metadata)
 
 
 def git_commit() -> str:
@@ -380,9 +475,10 @@ def compile_model(
     with tempfile.TemporaryDirectory() as folder:
         fp32 = Path(folder) / "fp32.onnx"
         export_fp32(sanitizer, fp32)
-        quantize(fp32, out, calibration, sanitizer.noise_dim)
+        width = quantize(fp32, out, calibration, sanitizer.noise_dim)
         metadata = {
-            "format": 1,
+            "format": FORMAT,
+            "code": {"tensor": "code", "bytes": width},
             "name": r.name,
             "version": r.version,
             "alpha_range": [0.0, 1.0],
@@ -409,7 +505,9 @@ def compile_model(
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m export.compile", description=__doc__)
     parser.add_argument(
-        "run", type=Path, help="the folder that export.train wrote; or a model file, to give it another --alpha-default"
+        "run",
+        type=Path,
+        help="the folder that export.train wrote; or a model file, to lay it out in today's format (and give it another --alpha-default)",
     )
     parser.add_argument("--data", type=Path, help="folder of sets: calibration and parity chips")
     parser.add_argument("--out", type=Path, required=True, help="the model file to write")
@@ -418,10 +516,8 @@ def main(arguments: list[str] | None = None) -> int:
     a = parser.parse_args(arguments)
     try:
         if a.run.is_file():
-            if a.alpha_default is None:
-                raise ExportError(f"{a.run} is compiled already: say another --alpha-default, or a training's folder")
-            turn(a.run, a.out, a.alpha_default)
-            print(f"{a.out}: the dial's default is {a.alpha_default:g}")
+            lay_anew(a.run, a.out, a.alpha_default)
+            print(f"{a.out}: {a.run} in format {FORMAT}; sign it anew")
             return 0
         if a.data is None:
             raise ExportError("--data is needed: calibration looks at real chips")
@@ -429,7 +525,7 @@ def main(arguments: list[str] | None = None) -> int:
         faces = data.join(data.load_set(a.data, name) for name in r.sets)
         claims = json.loads(a.claims.read_text())["claims"] if a.claims else []
         report = compile_model(a.run, faces, a.out, claims, a.alpha_default)
-    except ExportError as error:
+    except (ExportError, ModelError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{a.out}: {a.out.stat().st_size / 2**20:.2f} MiB")

@@ -98,6 +98,20 @@ def bootstrap(
     return result
 
 
+def separation(odds: Odds, truth: Truth, rounds: int = 2000) -> dict[str, Any]:
+    """AUC and balanced accuracy of one log-odds per person, with 95 % intervals over people, drawn again with replacement."""
+    n, generator = len(truth), np.random.default_rng(0)
+    drawn = (generator.integers(0, n, n) for _ in range(rounds))
+    aucs = [auc(odds[rows], truth[rows]) for rows in drawn if 0 < truth[rows].sum() < n]
+    right = ((odds > 0) == truth).astype(float)
+    return {
+        "auc": round(auc(odds, truth), 4),
+        "auc_95": [round(float(q), 4) for q in np.quantile(aucs, (0.025, 0.975))],
+        "balanced": round(float((right[truth].mean() + right[~truth].mean()) / 2), 4),
+        "balanced_95": bootstrap(np.arange(n), truth, right)["balanced"][0],
+    }
+
+
 def pooled(
     odds: Odds, truth: Truth, people: NDArray[np.int64], sizes: Sequence[int] = (1, 3, 5, 10)
 ) -> dict[str, dict[str, float]]:

@@ -245,11 +245,10 @@ class Device(nn.Module):
         """face uint8 [N, 112, 112, 3], noise [N, noise_dim] (absent if that is 0), alpha [N, 1] -> as face."""
         noise, alpha = rest if self.sanitizer.noise_dim else (None, *rest)
         assert alpha is not None
-        n = face.shape[0]
-        x = face.reshape(n, 28, 4, 28, 4, 3).permute(0, 5, 2, 4, 1, 3).reshape(n, 48, 28, 28)
+        x = face.reshape(-1, 28, 4, 28, 4, 3).permute(0, 5, 2, 4, 1, 3).reshape(-1, 48, 28, 28)
         y = self.sanitizer.body(x.float() / 255, noise, alpha)
         y = (y * 255).round().to(torch.uint8)
-        return y.reshape(n, 3, 4, 4, 28, 28).permute(0, 4, 2, 5, 3, 1).reshape(n, 112, 112, 3)
+        return y.reshape(-1, 3, 4, 4, 28, 28).permute(0, 4, 2, 5, 3, 1).reshape(-1, 112, 112, 3)
 
 
 class Clip(torch.autograd.Function):

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from edgesan.faces import DETECTOR
-from edgesan.sanitize import OPACITY
+from edgesan.render import OPACITY, PLAIN
 from export import compile as compiler
 from export import data, door, losses
 from export import recipe as recipes
@@ -38,7 +38,6 @@ from export.networks import LANDMARKS, LIGHT, Attacker, Finder, Provider, Saniti
 from export.recipe import Recipe
 
 MOST_CLASSES = 16  # of an attribute
-CELLS = 4  # the pixelated surroundings of a chip, in cells a side: about what the device's background leaves there
 
 
 class Album:
@@ -457,13 +456,12 @@ class Paint(Stage):
         self.order = [[net.classes.index(c) for c in m.classes] for net in frozen]
         self.opacity = torch.from_numpy(OPACITY[..., 0] / 255).float().to(m.device)
 
-    def seen(self, y: Tensor, x: Tensor) -> Tensor:
-        """A painted chip as a provider cuts it out of the composed frame: faded into blocks, moved a little, resampled.
+    def seen(self, y: Tensor) -> Tensor:
+        """A painted chip as a provider cuts it out of the composed frame: faded into the canvas, moved a little, resampled.
 
         A pattern of single pixels does not survive it; the features of a face do.
         """
-        blocks = F.interpolate(F.adaptive_avg_pool2d(x, CELLS), 112, mode="nearest")
-        y = blocks + self.opacity * (y - blocks)
+        y = PLAIN / 255 + self.opacity * (y - PLAIN / 255)
         turn, zoom = 0.02 * torch.randn(len(y)), torch.exp(0.02 * torch.randn(len(y)))
         shift = 0.012 * torch.randn(len(y), 2)
         rows = [torch.stack([zoom * turn.cos(), -zoom * turn.sin(), shift[:, 0]], 1),
@@ -495,7 +493,7 @@ class Paint(Stage):
         zero = torch.zeros(self.batch, device=m.device)
         with half(m.device):
             y = self.s.paint(noisy, alpha).float()
-            seen = self.seen(y, x)
+            seen = self.seen(y)
             embedding = self.utility(seen).float() if ramp else goal
             lost = losses.finding_loss(self.finder(x), self.finder(y)) if ramp else zero
             verdicts = (

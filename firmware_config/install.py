@@ -15,6 +15,7 @@ import hashlib
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import tarfile
@@ -88,14 +89,34 @@ def unpack(wheels: Path, lib: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def check_owner(folder: os.stat_result, target: Path) -> None:
+    """Raises InstallError if this is root, and somebody else may decide where the names in the folder lead."""
+    loose = folder.st_mode & 0o022 and not folder.st_mode & stat.S_ISVTX
+    if os.geteuid() == 0 and (folder.st_uid or loose):
+        raise InstallError(f"others than root may change the folder of {target}: chown root and chmod go-w it")
+
+
 def put(content: bytes, target: Path, mode: int = 0o644) -> None:
-    """Put a file in its place, whole."""
+    """Put a file in its place, whole; a link there is replaced, not followed.
+
+    Raises:
+        InstallError: this is root, and somebody else may decide what the folder's names mean. OSError: no room, no rights.
+    """
+    check_owner(next(place for place in target.parents if place.exists()).stat(), target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.part")
-    part.touch(mode=0o600)
-    part.write_bytes(content)
-    part.chmod(mode)
-    part.replace(target)
+    folder = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        check_owner(os.fstat(folder), target)
+        part = f".{target.name}.part"
+        with suppress(FileNotFoundError):
+            os.unlink(part, dir_fd=folder)
+        file = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=folder)
+        with open(file, "wb") as written:
+            os.fchmod(file, mode)
+            written.write(content)
+        os.replace(part, target.name, src_dir_fd=folder, dst_dir_fd=folder)
+    finally:
+        os.close(folder)
 
 
 def install(source: Path, root: Path) -> None:
@@ -183,8 +204,8 @@ def main() -> int:
         install(arguments.source, arguments.root)
     except (InstallError, OSError, subprocess.SubprocessError, zipfile.BadZipFile) as error:
         print(f"edgesan: not installed: {error}", file=sys.stderr)
-        with suppress(OSError):  # nowhere to say it but here
-            failed.write_text(f"{error}\n\n{traceback.format_exc()}")
+        with suppress(OSError, InstallError):  # nowhere to say it but here
+            put(f"{error}\n\n{traceback.format_exc()}".encode(), failed)
         return 1
     if here:
         for name in SECRETS:  # on the board they are root's alone; on the card, everybody's

@@ -2,11 +2,13 @@
 
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 
 from edgesan import faces, model
@@ -49,9 +51,20 @@ def sanitized_frame() -> Callable[..., SanitizedFrame]:
         number: int = 1, size: tuple[int, int] = (64, 48), captured_ns: int = 0, level: int = 99
     ) -> SanitizedFrame:
         pixels = np.full((size[1], size[0], 3), level, np.uint8)
-        return SanitizedFrame._create(pixels, Stamps(number, captured_ns, sanitized_ns=captured_ns))
+        return SanitizedFrame._create(pixels, Stamps(number, captured_ns))
 
     return make
+
+
+def child(parent: int, name: str) -> psutil.Process:
+    """One of the two processes of a run: "sanitize" or "transmit"."""
+    deadline = time.monotonic() + 20
+    while True:
+        for each in psutil.Process(parent).children():
+            if each.name() == f"edgesan-{name}"[:15]:
+                return each
+        assert time.monotonic() < deadline, f"there is no {name} process"
+        time.sleep(0.02)
 
 
 def report(*row: object) -> None:

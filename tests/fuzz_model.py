@@ -18,14 +18,16 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import onnx
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import DecodeError, EncodeError, Message
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from edgesan import model
@@ -51,32 +53,61 @@ RAW_JSONS = (
     "NaN",
     "null",
     '{"format": 1}',
+    '{"format": 2, "format": 2}',
     "\ufeff{}",
 )
 
 
-def tiny() -> bytes:
-    """The smallest sanitizer: it inverts the picture."""
+def small(
+    nodes: Sequence[onnx.NodeProto],
+    weights: Mapping[str, NDArray[Any]],
+    code: str = "code",
+    width: int = 3,
+    answer: Mapping[str, Any] | None = None,
+    noise: int = 0,
+    opset: int = 17,
+) -> bytes:
+    """A model file of these nodes, with the contract's tensors and metadata."""
     face = helper.make_tensor_value_info("face", TensorProto.UINT8, ["N", 112, 112, 3])
     alpha = helper.make_tensor_value_info("alpha", TensorProto.FLOAT, ["N", 1])
     sanitized = helper.make_tensor_value_info("sanitized", TensorProto.UINT8, ["N", 112, 112, 3])
-    white = numpy_helper.from_array(np.array([255], np.int32), "white")
-    nodes = [
-        helper.make_node("Cast", ["face"], ["wide"], to=TensorProto.INT32),
-        helper.make_node("Sub", ["white", "wide"], ["inverse"]),
-        helper.make_node("Cast", ["inverse"], ["sanitized"], to=TensorProto.UINT8),
-    ]
-    graph = helper.make_graph(nodes, "tiny", [face, alpha], [sanitized], [white])
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
-    chips, _ = model.known_inputs(1, 0)
-    samples = [[0, y, x, 0, 255 - int(chips[0, y, x, 0])] for y in range(4) for x in range(4)]
+    inputs = [face, alpha]
+    if noise:
+        inputs.append(helper.make_tensor_value_info("noise", TensorProto.FLOAT, ["N", noise]))
+    stored = [numpy_helper.from_array(numbers, name) for name, numbers in weights.items()]
+    graph = helper.make_graph(nodes, "small", inputs, [sanitized], stored)
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
     facts = {
-        "format": 1, "name": "tiny", "version": 1, "alpha_range": [0.0, 1.0], "alpha_default": 0.5, "private": "gender",
-        "utility": "identity", "provenance": {}, "claims": [{"figure": "gender accuracy, sanitized", "value": 0.5,
-        "attack": "x"}], "known_answer": {"rule": "waves-1", "count": 1, "alpha": 0.5, "tolerance": 0, "samples": samples},
+        "format": 2, "code": {"tensor": code, "bytes": width}, "name": "small", "version": 1, "alpha_range": [0.0, 1.0],
+        "alpha_default": 0.5, "private": "gender", "utility": "identity", "provenance": {},
+        "claims": [{"figure": "gender accuracy, sanitized", "value": 0.5, "attack": "x"}], "known_answer": answer or {},
     }  # fmt: skip
     helper.set_model_props(proto, {"edgesan": json.dumps(facts)})
     return bytes(proto.SerializeToString())
+
+
+READ: Final = (
+    helper.make_node("Slice", ["face", "corner_from", "corner_to", "corner_of"], ["corner"]),
+    helper.make_node("ReduceMax", ["corner"], ["code"], axes=[1, 2], keepdims=0),
+)
+PAINT: Final = (
+    helper.make_node("Reshape", ["code", "pixel"], ["colour"]),
+    helper.make_node("Expand", ["colour", "picture"], ["sanitized"]),
+)
+SHAPES: Final = {
+    "corner_from": np.array([0, 0]), "corner_to": np.array([4, 4]), "corner_of": np.array([1, 2]),
+    "pixel": np.array([-1, 1, 1, 3]), "picture": np.array([1, 112, 112, 3]),
+}  # fmt: skip
+
+
+def tiny() -> bytes:
+    """The smallest sanitizer: its code is the brightest red, green and blue in a corner, and it paints all with that."""
+    count = 2
+    brightest = model.known_inputs(count, 0)[0][:, :4, :4].max(axis=(1, 2))
+    samples = [[n, y, 5, 1, int(brightest[n, 1])] for n in range(count) for y in range(8)]
+    codes = [code.tobytes().hex() for code in brightest]
+    answer = {"rule": "waves-1", "count": count, "alpha": 0.5, "tolerance": 0, "samples": samples, "codes": codes}
+    return small([*READ, *PAINT], SHAPES, answer=answer)
 
 
 def change_bytes(rng: random.Random, content: bytes) -> bytes:
@@ -242,7 +273,7 @@ def case(seed: int, number: int) -> bytes:
 
 
 def verdict(content: bytes) -> str:
-    """What the reader says of it; any other error than its own goes on."""
+    """What the reader says of it, before onnxruntime sees it; any other error than its own goes on."""
     try:
         model.verify(Path("fuzz.onnx"), content)
     except ModelError:
@@ -270,9 +301,7 @@ def load_all(seed: int, numbers: range, report: int, folder: Path) -> None:
     for number in numbers:
         content = case(seed, number)
         os.write(report, (2 * number).to_bytes(8))
-        try:
-            model.verify(path, content)
-        except ModelError:
+        if verdict(content) == "refused":
             continue
         os.write(report, (2 * number + 1).to_bytes(8))
         path.write_bytes(content)

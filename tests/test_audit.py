@@ -13,7 +13,8 @@ import torch
 
 from edgesan.config import DEMO_MODEL
 from edgesan.model import prepare
-from export import attackers, audit, columns, data, figures, measure, mechanisms, report
+from edgesan.render import PLAIN
+from export import attackers, audit, columns, data, figures, measure, mechanisms, missed, report, tracks
 from export.attackers import Chips, Convolutional, Lesson, Linear
 from export.errors import ExportError
 
@@ -299,15 +300,42 @@ def test_what_is_measured_so_far_is_told_without_what_is_not(tmp_path: Path) -> 
 
 def test_the_context_attacker_sees_output_frames() -> None:
     model, (chips, _) = prepare(DEMO_MODEL, DEMO_MODEL.read_bytes(), threads=1), report.two_people()
-    for background in audit.BACKGROUNDS:
-        (sent, tracks, _), *_ = audit.composed(model, chips[:1], 0.25, background)
-        assert sent.shape == (320, 320, 3)
-        assert len(tracks) == 1
-        around = sent[:60].astype(int)
-        assert (around.max() <= 2) == (background == "black")
-        inside = sent[104:216, 104:216, ::-1]
-        assert not np.array_equal(inside, chips[0])
-        assert np.abs(inside[30:90, 30:90].astype(int) - chips[0, 30:90, 30:90]).mean() > 5, "the face is another"
+    (sent, tracks, _), *_ = audit.composed(model, chips[:1], 0.25)
+    assert sent.shape == (320, 320, 3)
+    assert len(tracks) == 1
+    assert np.abs(sent[:60].astype(int) - PLAIN).max() <= 2, "nothing of the surroundings"
+    inside = sent[104:216, 104:216, ::-1]
+    assert np.abs(inside[30:90, 30:90].astype(int) - chips[0, 30:90, 30:90]).mean() > 5, "the face is another"
+    assert inside[30:90, 30:90].std() > 10, "and it is there"
+
+
+def test_logistic_regression_learns_what_is_there_and_nothing_where_nothing_is() -> None:
+    random = np.random.default_rng(0)
+    truth = random.random(600) < 0.5
+    told = (random.standard_normal((600, 20)) + 2 * truth[:, None] * (np.arange(20) == 3)).astype(np.float32)
+    found = measure.separation(attackers.logistic(told[:300], truth[:300])(told[300:]), truth[300:])
+    assert found["auc_95"][0] > 0.85
+    assert found["balanced_95"][0] < found["balanced"] < found["balanced_95"][1]
+    same = np.repeat(told[:1], 600, 0)
+    nothing = measure.separation(attackers.logistic(same[:300], truth[:300])(same[300:]), truth[300:])
+    assert (nothing["auc"], nothing["auc_95"]) == (0.5, [0.5, 0.5])
+
+
+def test_a_missed_face_is_solved_from_the_blocks_that_it_touches() -> None:
+    """The equations are the canvas: what they say of a face is what the blocks show, to a level."""
+    plan = missed.Plan(size=(320, 240), frames=20)
+    way, chip = missed.walk(plan), np.random.default_rng(0).integers(0, 256, (112, 112, 3)).astype(np.uint8)
+    seen, _ = missed.watch(missed.blocks, missed.clip(way, chip))
+    prior = missed.Eigenfaces(
+        np.zeros(chip.size, np.float32), np.ones(1, np.float32), chip.reshape(-1, 1) / np.float32(1)
+    )
+    assert missed.Inverse(way, prior)(seen)[0] == pytest.approx(1, abs=0.02)
+
+
+def test_a_track_shows_all_its_photos_also_in_few_codes() -> None:
+    shown = np.arange(150) * 10 // 150
+    assert {len(shown[part]) for part in tracks.LEFT.values()} == {1, 25, 150}
+    assert set(shown[tracks.LEFT["25 codes, one every 0.2 s"]]) == set(range(10))
 
 
 def test_the_figures_are_drawn_from_what_was_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

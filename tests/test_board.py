@@ -35,10 +35,10 @@ country = "AT"
 [edgesan]
 camera = "picamera"
 alpha = 0.5
-background = "black"
+background = "plain"
 out = ["http://0.0.0.0:8080"]
 zone = ["0,0,0.5,0.5"]
-token = "s3cret"
+token = "correct-horse-battery"
 """
 CMDLINE = "console=serial0,115200 console=tty1 root=PARTUUID=1-02 rootwait ds=nocloud;i=rpi-imager-1"
 MIB = 2**20
@@ -76,7 +76,7 @@ def test_the_settings_become_cloud_inits_files(tmp_path: Path) -> None:
     radio = json.loads(files["network-config"])["network"]["wifis"]["wlan0"]
     assert radio["access-points"] == {'Haus "am" See: ß': {"password": "correct horse: battery # staple"}}
     assert radio["regulatory-domain"] == "AT"
-    assert files["edgesan/settings/token.env"] == b"EDGESAN_TOKEN=s3cret\n"
+    assert files["edgesan/settings/token.env"] == b"EDGESAN_TOKEN=correct-horse-battery\n"
 
 
 def test_what_is_written_as_json_is_the_same_as_yaml(tmp_path: Path) -> None:
@@ -89,10 +89,10 @@ def test_what_is_written_as_json_is_the_same_as_yaml(tmp_path: Path) -> None:
 def test_the_boards_configuration_is_read_by_both_units_and_holds_no_secret(tmp_path: Path) -> None:
     path = tmp_path / "edgesan.toml"
     path.write_bytes(board.seed(settings(tmp_path))["edgesan/settings/edgesan.toml"])
-    assert b"s3cret" not in path.read_bytes()
-    there = load(path, {"role": "transmit", "token": "s3cret"})
+    assert b"correct-horse-battery" not in path.read_bytes()
+    there = load(path, {"role": "transmit", "token": "correct-horse-battery"})
     assert (there.camera, there.alpha, there.background, there.out) == (
-        "picamera", 0.5, "black", ("http://0.0.0.0:8080",),
+        "picamera", 0.5, "plain", ("http://0.0.0.0:8080",),
     )  # fmt: skip
     assert there.zone == ("0,0,0.5,0.5",)
     assert there.require_isolation
@@ -369,6 +369,25 @@ def test_another_python_is_refused(payload: Path, root: Path) -> None:
     done = install(payload, root)
     assert done.returncode == 1
     assert "has no python3.13, which the wheels are for" in done.stderr
+
+
+def test_the_installer_replaces_a_link_and_follows_none(tmp_path: Path) -> None:
+    (tmp_path / "victim").write_text("precious")
+    for planted in ("target", ".target.part"):
+        (tmp_path / planted).symlink_to("victim")
+        installer.put(b"new", tmp_path / "target", 0o600)
+        assert (tmp_path / "victim").read_text() == "precious"
+        assert (tmp_path / "target").read_bytes() == b"new"
+        assert stat.S_IMODE((tmp_path / "target").lstat().st_mode) == 0o600
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_the_installer_writes_as_root_in_no_folder_of_another_users(tmp_path: Path) -> None:
+    os.chown(tmp_path, 65533, 65533)
+    for target in (tmp_path / "file", tmp_path / "deeper" / "file"):
+        with pytest.raises(installer.InstallError, match="others than root may change the folder of"):
+            installer.put(b"new", target)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_the_installer_compiles_is_there_to_be_imported() -> None:

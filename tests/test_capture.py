@@ -5,8 +5,11 @@ import importlib.util
 import itertools
 import json
 import os
+import re
 import socket
+import ssl
 import struct
+import subprocess
 import sys
 import tempfile
 import threading
@@ -14,7 +17,7 @@ import time
 import traceback
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -24,11 +27,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgesan.capture import DEMO_CLIP, Source, devices, open_source, opencv, picamera
+from edgesan.capture import DEMO_CLIP, Source, devices, open_source, opencv, picamera, source
 from edgesan.capture.opencv import FileSource, read_picture
 from edgesan.capture.source import THREAD, Beat, LiveSource, fit, to_bgr
+from edgesan.cli import configuration, parser
+from edgesan.config import load
 from edgesan.errors import CameraError, CameraLost, ConfigError, EndOfStream
+from edgesan.faces import Detector
 from edgesan.frames import Pixels
+from tests.conftest import report
+from tests.test_cli import COMMAND
 
 PATIENCE_S = 5.0
 
@@ -592,6 +600,277 @@ def test_a_closed_port_is_refused_quickly() -> None:
         with pytest.raises(CameraError, match="nobody answers"):
             open_source(f"rtsp://127.0.0.1:{reserved.getsockname()[1]}/stream", None, None)
         assert time.monotonic() - started_s < 5
+
+
+class Elsewhere:
+    """An address that a camera may send us to; what is asked of it is kept. It is of this machine, and so could be a router's."""
+
+    def __init__(self) -> None:
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self._socket.settimeout(0.05)
+        self.port, self.asked = self._socket.getsockname()[1], list[bytes]()
+
+    def close(self) -> list[bytes]:
+        """Whoever has connected meanwhile, with what he said."""
+        with suppress(TimeoutError):
+            while True:
+                with self._socket.accept()[0] as asking:
+                    asking.settimeout(0.05)
+                    with suppress(TimeoutError):
+                        self.asked.append(asking.recv(4096))
+        self._socket.close()
+        return self.asked
+
+
+class Redirecting:
+    """A camera, of HTTP or RTSP, that answers all questions after the first few in this way."""
+
+    def __init__(self, *answers: bytes, encryption: ssl.SSLContext | None = None) -> None:
+        self._answers, self._encryption, self.asked = list(answers), encryption, list[bytes]()
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self._socket.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        with suppress(OSError):  # the socket is closed
+            while True:
+                viewer = self._socket.accept()[0]
+                with (
+                    suppress(OSError),
+                    self._encryption.wrap_socket(viewer, server_side=True) if self._encryption else viewer as viewer,
+                ):
+                    while question := viewer.recv(4096):
+                        self.asked.append(question.partition(b"\r\n")[0])
+                        answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
+                        number = re.search(rb"CSeq: *\d+\r\n", question)
+                        viewer.sendall(answer.replace(b"CSEQ", number[0] if number else b""))
+                        if number is None:
+                            break
+
+    def close(self) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join()
+
+
+@pytest.mark.parametrize("scheme", ["http", "https", "rtsp"])
+@pytest.mark.parametrize("status", ["301 Moved Permanently", "302 Found", "307 Temporary Redirect"])
+def test_a_network_camera_that_redirects_is_not_followed(scheme: str, status: str) -> None:
+    elsewhere = Elsewhere()
+    encryption = None
+    if scheme == "https":
+        encryption = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        pytest.importorskip("trustme").CA().issue_cert("127.0.0.1").configure_cert(encryption)
+    protocol, to = ("RTSP/1.0", "rtsp") if scheme == "rtsp" else ("HTTP/1.1", "http")
+    answer = f"{protocol} {status}\r\nCSEQLocation: {to}://root:s3cret@127.0.0.1:{elsewhere.port}/s3cret\r\nContent-Length: 0\r\n\r\n"
+    with closing(Redirecting(answer.encode(), encryption=encryption)) as camera:
+        with pytest.raises(CameraError) as caught:
+            open_source(f"{scheme}://root:s3cret@127.0.0.1:{camera.port}/s3cret", None, None)
+        assert camera.asked, "nobody asked it"
+    told = str(caught.value)
+    assert told.startswith(
+        f"{scheme}://127.0.0.1:{camera.port} sends us to {to}://127.0.0.1:{elsewhere.port}, and is not followed"
+    )
+    assert told.endswith("If you trust that one, give it")
+    assert "s3cret" not in told
+    assert elsewhere.close() == []
+    report(f"a camera of {scheme} redirects ({status})", "refused, the other address is not asked", 0)
+
+
+def test_a_camera_that_redirects_only_the_second_question_is_not_followed_either() -> None:
+    """The first is ours, the second FFmpeg's."""
+    if int(re.search(r"avformat: *YES \((\d+)", cv2.getBuildInformation())[1]) < 62:  # type: ignore[index]
+        pytest.skip("this OpenCV has an FFmpeg that knows no max_redirects")
+    elsewhere = Elsewhere()
+    fine = b"HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=frame\r\n\r\n"
+    moved = f"HTTP/1.0 302 Found\r\nLocation: http://127.0.0.1:{elsewhere.port}/\r\n\r\n".encode()
+    with closing(Redirecting(fine, moved)) as camera:
+        with pytest.raises(CameraError, match="cannot open"):
+            open_source(f"http://127.0.0.1:{camera.port}/", None, None)
+        assert len(camera.asked) == 2
+    assert elsewhere.close() == []
+    report("a camera of http redirects the second question only", "not opened, the other address is not asked", 0)
+
+
+@pytest.mark.parametrize(
+    ("location", "words"),
+    [
+        (b"Location: /login?s3cret\r\n", "another path of its own"),
+        (b"", "another path of its own"),
+        (b"Location: http://[::1/\r\n", "an address that is none"),
+        (b"location:http://h\x1b[2J/\r\n", "an address that is none"),
+        (b"Location: \xff\xfe\r\n", "another path of its own"),
+    ],
+)
+def test_whatever_a_redirect_names_is_told_without_harm(location: bytes, words: str) -> None:
+    with (
+        closing(Redirecting(b"HTTP/1.1 302 Found\r\n" + location + b"\r\n")) as camera,
+        pytest.raises(CameraError, match=f"sends us to {words}, and is not followed") as caught,
+    ):
+        open_source(f"http://127.0.0.1:{camera.port}/", None, None)
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "answer", [b"", b"\r\n", b"\0" * 9, b"SSH-2.0-x\r\n", b"HTTP/1.1 200 OK\r\n\r\n" + bytes(99999), b"x" * 99999]
+)
+def test_what_is_no_camera_is_an_error(answer: bytes) -> None:
+    with closing(Redirecting(answer)) as camera, pytest.raises(CameraError, match="cannot open http://127"):
+        open_source(f"http://127.0.0.1:{camera.port}/", None, None)
+
+
+@pytest.mark.parametrize("place", ["http", "file"])
+def test_a_playlist_behind_a_url_opens_nothing_else(tmp_path: Path, place: str) -> None:
+    elsewhere = Elsewhere()
+    secret = write_clip(tmp_path / "secret.mkv", 20)
+    inner = f"http://127.0.0.1:{elsewhere.port}/a.ts" if place == "http" else f"file://{secret}"
+    lists = {
+        "application/vnd.apple.mpegurl": f"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\n{inner}\n",
+        "text/plain": f"ffconcat version 1.0\nfile {inner}\n",
+    }
+    for kind, text in lists.items():
+        answer = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(text)}\r\n\r\n{text}"
+        with closing(Redirecting(answer.encode())) as camera, pytest.raises(CameraError, match="cannot open"):
+            open_source(f"http://127.0.0.1:{camera.port}/live.m3u8", None, None)
+    assert elsewhere.close() == []
+    report(f"a camera of http sends a playlist of {place} addresses", "not opened, nothing else is asked", 0)
+
+
+def test_what_ffmpeg_was_told_is_told_of_one_camera_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(opencv.VARIABLE, "rtsp_transport;udp")
+    with opencv.ffmpeg_options("max_redirects;0"):
+        assert os.environ[opencv.VARIABLE] == "rtsp_transport;udp|max_redirects;0"
+    assert os.environ[opencv.VARIABLE] == "rtsp_transport;udp"
+    monkeypatch.delenv(opencv.VARIABLE)
+    with opencv.ffmpeg_options("max_redirects;0"):
+        assert os.environ[opencv.VARIABLE] == "rtsp_transport;tcp|max_redirects;0"
+    assert opencv.VARIABLE not in os.environ
+
+
+# --- turned -----------------------------------------------------------------------------------------------------------
+
+TURNED = {0: None, 90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
+
+
+def hung(pixels: Pixels, rotate: int) -> Pixels:
+    """As a camera sees it that hangs so that its picture must be turned by this."""
+    code = TURNED[(360 - rotate) % 360]
+    return pixels if code is None else np.asarray(cv2.rotate(pixels, code), np.uint8)
+
+
+def write_turned(path: Path, frames: list[Pixels], rotate: int) -> Path:
+    """Without loss: what comes out is what went in."""
+    seen = [hung(pixels, rotate) for pixels in frames]
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"FFV1"), 30, (seen[0].shape[1], seen[0].shape[0]))
+    assert writer.isOpened()
+    for pixels in seen:
+        writer.write(pixels)
+    writer.release()
+    return path
+
+
+@pytest.mark.parametrize("rotate", TURNED)
+def test_a_clip_of_a_camera_that_hangs_otherwise_gives_the_frames_of_one_that_hangs_upright(
+    tmp_path: Path, clip: list[Pixels], rotate: int
+) -> None:
+    upright = write_turned(tmp_path / "upright.avi", clip[:10], 0)
+    turned = write_turned(tmp_path / "turned.avi", clip[:10], rotate)
+    for size in (None, (240, 240), (100, 300)):
+        with (
+            closing(FileSource(upright, size, None, loop=False, paced=False)) as one,
+            closing(FileSource(turned, size, None, rotate, loop=False, paced=False)) as other,
+        ):
+            assert one.size == other.size
+            for _ in range(10):
+                pixels, number = take(one)
+                same, same_number = take(other)
+                assert (number, pixels.shape) == (same_number, same.shape)
+                # Scaling by area is not quite the same from the other side: by one level.
+                assert np.abs(pixels.astype(int) - same).max() <= (0 if size is None else 1)
+                assert (same.shape[1], same.shape[0]) == other.size
+
+
+@pytest.mark.parametrize("rotate", TURNED)
+def test_everything_that_can_be_a_camera_is_turned(
+    tmp_path: Path, clip: list[Pixels], pi: Any, http_camera: HttpCamera, rotate: int
+) -> None:
+    across = rotate in (90, 270)
+    picture = tmp_path / "picture.png"
+    cv2.imwrite(str(picture), hung(clip[0], rotate))
+    assert (read_picture(picture, rotate) == clip[0]).all()
+    with closing(open_source(str(picture), (240, 240), 50, rotate)) as source:
+        assert source.size == (240, 135)
+    with closing(open_source(str(write_turned(tmp_path / "clip.avi", clip[:3], rotate)), None, None, rotate)) as source:
+        assert (take(source)[0] == clip[0]).all()
+    with closing(open_source("demo", None, None, rotate)) as source:
+        assert source.size == ((270, 480) if across else (480, 270))
+    with closing(LiveSource("script", Script(*[hung(clip[5], rotate)] * 9), None, None, rotate)) as source:
+        assert (take(source)[0] == clip[5]).all()
+    with closing(open_source(http_camera.url, None, None, rotate)) as source:
+        assert source.size == ((240, 320) if across else (320, 240))
+    with closing(open_source("picamera", (240, 320), None, rotate)) as source:
+        assert source.size == (240, 320), "what is asked for is meant after the turn"
+        assert pi.opened[-1].camera_config["main"]["size"] == ((320, 240) if across else (240, 320))
+
+
+@pytest.mark.parametrize("wrong", [45, -90, 360, 1])
+def test_the_command_line_and_the_file_take_four_turns(tmp_path: Path, wrong: int) -> None:
+    toml = tmp_path / "edgesan.toml"
+    for right in TURNED:
+        toml.write_text(f"rotate = {right}\n")
+        assert load(toml, {}).rotate == right
+        arguments = parser().parse_args(["run", "--rotate", str(right)])
+        assert configuration(arguments).rotate == right
+    toml.write_text(f"rotate = {wrong}\n")
+    with pytest.raises(ConfigError, match=f"rotate is {wrong}: choose one of 0, 90, 180, 270, degrees clockwise"):
+        load(toml, {})
+    for text in ("true", '"90"', "90.0"):
+        toml.write_text(f"rotate = {text}\n")
+        with pytest.raises(ConfigError, match="wrong type; degrees clockwise"):
+            load(toml, {})
+
+
+def test_a_picture_and_a_clip_are_turned_when_they_are_sanitized(tmp_path: Path, clip: list[Pixels]) -> None:
+    cv2.imwrite(str(tmp_path / "in.png"), hung(clip[0], 90))
+    write_turned(tmp_path / "in.avi", clip[:5], 90)
+    for given, target, frames in (("in.png", "out.png", 1), ("in.avi", "out.mkv", 5)):
+        asked = [*COMMAND, "sanitize", str(tmp_path / given), str(tmp_path / target), "--force", "--json"]
+        faces = []
+        for more in ((), ("--rotate", "90")):
+            done = subprocess.run([*asked, *more], capture_output=True, text=True, check=True)
+            faces.append(json.loads(done.stdout)["faces"])
+        assert faces[0] < faces[1] == 2 * frames
+    assert read_picture(tmp_path / "out.png").shape == clip[0].shape
+    with closing(FileSource(tmp_path / "out.mkv", None, None, loop=False, paced=False)) as out:
+        assert out.size == (480, 270)
+
+
+def test_a_picture_that_is_not_turned_is_not_copied() -> None:
+    pixels = flat(3)
+    assert source.upright(pixels, None, 0) is pixels
+
+
+@pytest.mark.parametrize("rotate", [90, 180, 270])
+def test_the_faces_of_a_camera_that_hangs_otherwise_are_found_once_it_is_turned(
+    tmp_path: Path, clip: list[Pixels], detector: Detector, rotate: int
+) -> None:
+    path = write_turned(tmp_path / "clip.avi", clip[::10], rotate)
+
+    def found(by: int) -> int:
+        with closing(FileSource(path, None, None, by, loop=False, paced=False)) as source:
+            return sum(len(detector(take(source)[0])) for _ in clip[::10])
+
+    upright = sum(len(detector(pixels)) for pixels in clip[::10])
+    assert upright >= len(clip[::10])
+    assert found(rotate) == upright
+    missed = upright - found(0)
+    report(
+        f"a camera that hangs turned by {rotate} degrees",
+        f"of {upright} faces {missed} are missed, with rotate none",
+        0,
+    )
+    assert missed > upright / 2
 
 
 def test_a_real_v4l2_camera_gives_frames() -> None:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import pytest
 from edgesan.cli import parser
 from edgesan.config import DEMO_MODEL, Config, load
 from edgesan.errors import ConfigError
-from tests.conftest import CLIP, ROOT
+from tests.conftest import CLIP, ROOT, child
 from tests.test_transmit import free_port
 from tests.webcam import Webcam
 
@@ -89,10 +90,11 @@ def test_a_signal_ends_a_run_whose_camera_does_not_answer() -> None:
 def test_the_process_that_sees_raw_pixels_leaves_no_core_dump_and_takes_no_debugger() -> None:
     running = Running("--camera", "demo")
     running.until("ready", True)
-    limits = Path(f"/proc/{running.process.pid}/limits").read_text().splitlines()
+    pid = child(running.process.pid, "sanitize").pid
+    limits = Path(f"/proc/{pid}/limits").read_text().splitlines()
     assert next(line.split()[4:6] for line in limits if line.startswith("Max core file size")) == ["0", "0"]
     # what is not dumpable belongs to root in /proc, whoever runs it; and its own word for it (prctl(2))
-    assert Path(f"/proc/{running.process.pid}/mem").stat().st_uid == 0
+    assert Path(f"/proc/{pid}/mem").stat().st_uid == 0
     running.end(signal.SIGTERM)
     own = "import ctypes; from edgesan import isolation; isolation.forbid_dumps(); print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
     said = subprocess.run([sys.executable, "-c", own], capture_output=True, text=True, check=True).stdout
@@ -148,8 +150,13 @@ def test_a_camera_that_is_lost_shows_a_slate_and_comes_back() -> None:
     running.until("camera_up", True)
     camera.close()
     running.until("camera_up", False)
-    with urllib.request.urlopen(f"http://127.0.0.1:{running.port}/snapshot.jpg", timeout=5) as answer:
-        slate = cv2.imdecode(np.frombuffer(answer.read(), np.uint8), cv2.IMREAD_COLOR)
+    with pytest.raises(urllib.error.HTTPError, match="503"):
+        urllib.request.urlopen(f"http://127.0.0.1:{running.port}/snapshot.jpg", timeout=5)
+    with urllib.request.urlopen(f"http://127.0.0.1:{running.port}/stream.mjpg", timeout=5) as stream:
+        seen = b""
+        while seen.count(b"\xff\xd9") < 2:
+            seen += stream.read1(65536)
+    slate = cv2.imdecode(np.frombuffer(seen[seen.index(b"\xff\xd8") :], np.uint8), cv2.IMREAD_COLOR)
     assert slate.shape == (48, 64, 3)
     assert np.median(slate) in range(30, 50)  # the slate's own grey
     camera = Webcam(camera.port)
@@ -167,7 +174,7 @@ def test_a_camera_that_is_lost_shows_a_slate_and_comes_back() -> None:
         (("run", "--camera", "demo", "--allow-unsigned", "--model", "edgesan/models/yunet.onnx"), 4, "not a sanitizer"),
         (("run", "--camera", "demo", "--alpha", "1.5"), 2, "alpha is 1.5"),
         (("run", "--camera", "demo", "--alpha", "nan"), 2, "alpha is nan"),
-        (("run", "--camera", "demo", "--background", "raw"), 2, "choose one of pixelate"),
+        (("run", "--camera", "demo", "--background", "raw"), 2, "choose one of plain"),
         (("run", "--camera", "demo", "--out", "http://0.0.0.0:8080"), 2, "must present a secret"),
         (("run", "--camera", "demo", "--out", "walk.txt"), 2, "expected http://HOST:PORT, https://HOST:PORT or a file"),
         (("run", "--camera", "demo", "--size", "big"), 2, "write it as WIDTHxHEIGHT"),
@@ -242,8 +249,8 @@ def test_every_option_is_on_the_command_line_and_in_the_file_and_none_switches_t
     options = {action.dest for action in run_parser._actions} - {"help", "config"}
     assert options == {
         "model", "camera", "out", "alpha", "background", "zone", "size", "fps", "frames", "duration", "detect_size",
-        "detect_every", "hold", "threads", "token", "trusted_keys", "allow_unsigned", "state_dir", "allow_rollback",
-        "require_isolation", "role", "socket",
+        "detect_every", "hold", "refresh", "threads", "token", "trusted_keys", "allow_unsigned", "state_dir", "allow_rollback",
+        "require_isolation", "role", "socket", "rotate",
         "tls_cert", "tls_key",
     }  # fmt: skip
     assert options == set(Config.__dataclass_fields__)
@@ -277,6 +284,7 @@ def test_a_configuration_file_has_the_same_names(tmp_path: Path) -> None:
         ('out = ["http://127.0.0.1:1", "http://127.0.0.1:2"]', "more than one"),
         ("alpha = = 1", "is not TOML"),
         ("detect_size = 1", "within 64..4096"),
+        ("rotate = 45", "choose one of 0, 90, 180, 270"),
     ],
 )
 def test_a_wrong_configuration_is_refused(tmp_path: Path, text: str, words: str) -> None:
@@ -288,14 +296,14 @@ def test_a_wrong_configuration_is_refused(tmp_path: Path, text: str, words: str)
 
 
 def test_the_token_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("EDGESAN_TOKEN", "s3cret")
-    assert load(None, {"out": ("http://0.0.0.0:8080",)}).token == "s3cret"
+    monkeypatch.setenv("EDGESAN_TOKEN", "correct-horse-battery")
+    assert load(None, {"out": ("http://0.0.0.0:8080",)}).token == "correct-horse-battery"
 
 
 def test_the_token_that_stands_beside_a_boards_configuration_is_found(tmp_path: Path) -> None:
     (tmp_path / "edgesan.toml").write_text('out = "http://0.0.0.0:8080"\n')
     assert "viewers must present a secret" in run("inspect", "--config", str(tmp_path / "edgesan.toml")).stderr
-    (tmp_path / "token.env").write_text("EDGESAN_TOKEN=s3cret\n")
+    (tmp_path / "token.env").write_text("EDGESAN_TOKEN=correct-horse-battery\n")
     told = run("inspect", "--config", str(tmp_path / "edgesan.toml"))
     assert told.returncode == 0, told.stderr
-    assert "s3cret" not in told.stdout
+    assert "correct-horse-battery" not in told.stdout

@@ -1,13 +1,11 @@
 """The HTTP server among enemies: real sockets, real TLS, whoever reaches the port."""
 
-import asyncio
 import http.client
 import json
 import socket
 import ssl
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, suppress
@@ -22,71 +20,13 @@ from edgesan import doctor
 from edgesan.config import Config
 from edgesan.errors import ConfigError, SinkError
 from edgesan.frames import SanitizedFrame
-from edgesan.ring import RingWriter
+from edgesan.transmit import admission
 from edgesan.transmit import http as server_module
-from edgesan.transmit.http import HttpSink
-from edgesan.transmit.process import Transmitter
 from edgesan.transmit.tls import tls_context
-from tests.test_transmit import STATUS, free_port
+from tests.test_transmit import Served, free_port
 
 Make = Callable[..., SanitizedFrame]
 JSON = {"Content-Type": "application/json"}
-
-
-class Served:
-    """An HttpSink in a thread of this process, so that a test can shorten its limits."""
-
-    def __init__(self, token: str = "", certificate: Path | None = None, key: Path | None = None) -> None:
-        self.port, self.asked = free_port(), list[float]()
-        scheme = "https" if certificate else "http"
-        address = f"{scheme}://127.0.0.1:{self.port}"
-        self.loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self.loop.run_forever)
-        self._thread.start()
-        self.sink = HttpSink(address, token, lambda: dict(STATUS), self._ask, certificate, key)
-        try:
-            self.wait(self.sink.start())
-        except SinkError:
-            self._end()
-            raise
-
-    def _ask(self, alpha: float) -> bool:
-        self.asked.append(alpha)
-        return True
-
-    def wait(self, coroutine: Any) -> Any:
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(10)
-
-    def send(self, frame: SanitizedFrame) -> None:
-        self.wait(self.sink.send(frame))
-
-    def _end(self) -> None:
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join()
-        self.loop.close()
-
-    def close(self) -> None:
-        self.wait(self.sink.close())
-        self._end()
-
-    def get(
-        self, path: str, method: str = "GET", body: str | bytes | None = None, **headers: str
-    ) -> tuple[int, bytes, dict[str, str]]:
-        with closing(http.client.HTTPConnection("127.0.0.1", self.port, timeout=5)) as connection:
-            connection.request(method, path, body, {k.replace("_", "-"): v for k, v in headers.items()})
-            answer = connection.getresponse()
-            return answer.status, answer.read(), dict(answer.getheaders())
-
-    def connect(self, host: str = "127.0.0.1") -> socket.socket:
-        """From that address of this machine."""
-        return socket.create_connection(("127.0.0.1", self.port), timeout=5, source_address=(host, 0))
-
-    def viewers(self) -> int:
-        return int(self.sink.report()["transmit"]["viewers"])
-
-    def totals(self) -> dict[str, int]:
-        counted: dict[str, int] = self.sink.report()["transmit"]["totals"]
-        return counted
 
 
 @pytest.fixture
@@ -160,8 +100,11 @@ def test_another_sites_page_cannot_show_or_read_the_stream(serve: Callable[..., 
             assert live.get(path, **headers)[0] == 403
 
 
-def test_the_page_itself_a_link_to_it_and_no_browser_at_all_may(serve: Callable[..., Served]) -> None:
+def test_the_page_itself_a_link_to_it_and_no_browser_at_all_may(
+    serve: Callable[..., Served], sanitized_frame: Make
+) -> None:
     live = serve()
+    live.send(sanitized_frame(captured_ns=time.monotonic_ns()))
     own = {"Sec_Fetch_Site": "same-origin", "Sec_Fetch_Mode": "cors", "Origin": f"http://127.0.0.1:{live.port}"}
     old = {"Origin": f"http://127.0.0.1:{live.port}"}
     for headers in (own, old, {}):
@@ -173,7 +116,7 @@ def test_the_page_itself_a_link_to_it_and_no_browser_at_all_may(serve: Callable[
 
 def test_every_answer_forbids_other_sites_and_caches(serve: Callable[..., Served], sanitized_frame: Make) -> None:
     live = serve()
-    live.send(sanitized_frame())
+    live.send(sanitized_frame(captured_ns=time.monotonic_ns()))
     answers = [live.get(path) for path in ("/", "/page.js", "/snapshot.jpg", "/api/status", "/metrics", "/nothing")]
     answers += [live.get("/", Host="evil.example"), live.get("/", "DELETE"), live.get("/" + "x" * 5000)]
     with closing(http.client.HTTPConnection("127.0.0.1", live.port, timeout=5)) as viewer:
@@ -196,8 +139,9 @@ def test_every_answer_forbids_other_sites_and_caches(serve: Callable[..., Served
 # --- the token ---
 
 
-def test_a_token_in_the_address_shows_and_changes_nothing(serve: Callable[..., Served]) -> None:
+def test_a_token_in_the_address_shows_and_changes_nothing(serve: Callable[..., Served], sanitized_frame: Make) -> None:
     live = serve("s3cret")
+    live.send(sanitized_frame(captured_ns=time.monotonic_ns()))
     assert live.get("/?token=s3cret")[0] == 200
     assert live.get("/api/alpha?token=s3cret", "PUT", '{"alpha": 0.1}', **JSON)[0] == 401
     assert live.get("/?token=s3cret", Authorization="Bearer wrong")[0] == 401
@@ -312,15 +256,15 @@ def test_a_large_body_is_refused_and_a_packed_one_is_not_unpacked(serve: Callabl
 
 
 def test_one_address_cannot_take_all_connections(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_module, "MOST_OF_ONE", 4)
-    monkeypatch.setattr(server_module, "MOST_CONNECTIONS", 6)
+    monkeypatch.setattr(admission, "MOST_OF_ONE", 4)
+    monkeypatch.setattr(admission, "MOST_CONNECTIONS", 6)
     live = serve()
     with ExitStack() as stack:
         greedy = [stack.enter_context(live.connect("127.0.0.2")) for _ in range(6)]
         until(lambda: live.totals().get("refused_connections") == 2)
         assert [is_closed(each) for each in greedy[4:]] == [True, True]
         assert live.get("/healthz")[0] == 200  # from another address there is room
-        until(lambda: len([c for c, _ in live.sink._door._inside if c.fileno() >= 0]) == 4)
+        until(lambda: len([c for c, _ in live.sink._sockets[0].limiter._inside if c.fileno() >= 0]) == 4)
         others = [stack.enter_context(live.connect(f"127.0.0.{n}")) for n in (3, 4, 5)]
         until(lambda: live.totals().get("refused_connections") == 3)
         assert is_closed(others[2])
@@ -332,18 +276,18 @@ def test_one_address_cannot_take_all_connections(serve: Callable[..., Served], m
 
 
 def test_many_ipv6_addresses_of_one_owner_are_one() -> None:
-    door = server_module.Door(lambda: None)
+    limiter = admission.ConnectionLimiter()
     with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(server_module.MOST_OF_ONE + 2)]
-        admitted = [door.admit(each, f"2001:db8::{n + 1:x}") for n, each in enumerate(sockets[:-1])]
-        assert admitted == [True] * server_module.MOST_OF_ONE + [False]
-        assert door.admit(sockets[-1], "fe80::1%eth0")
+        sockets = [stack.enter_context(socket.socket()) for _ in range(admission.MOST_OF_ONE + 2)]
+        admitted = [limiter.admit(each, f"2001:db8::{n + 1:x}") for n, each in enumerate(sockets[:-1])]
+        assert admitted == [True] * admission.MOST_OF_ONE + [False]
+        assert limiter.admit(sockets[-1], "fe80::1%eth0")
 
 
 def test_a_viewer_that_takes_nothing_is_cut_off_and_let_go(
     serve: Callable[..., Served], sanitized_frame: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "DEAF_S", 1.0)
+    monkeypatch.setattr(admission, "DEAF_S", 1.0)
     live = serve()
     noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
     frame = SanitizedFrame._create(noise, sanitized_frame(captured_ns=time.monotonic_ns()).stamps)
@@ -409,32 +353,24 @@ def secure_get(port: int, context: ssl.SSLContext, path: str, **headers: str) ->
 
 
 def test_over_tls_everything_is_as_without(
-    authority: trustme.CA, files: tuple[Path, Path, Path], sanitized_frame: Make
+    serve: Callable[..., Served], authority: trustme.CA, files: tuple[Path, Path, Path], sanitized_frame: Make
 ) -> None:
-    port, ring = free_port(), RingWriter(64 * 48 * 3)
-    ring.put_status(STATUS)
-    config = Config(out=(f"https://127.0.0.1:{port}",), token="s3cret", tls_cert=files[0], tls_key=files[1])
-    transmitter = Transmitter(config).open(ring)
-    try:
-        ring.put(sanitized_frame(1, captured_ns=time.monotonic_ns()))
-        transmitter.notify()
-        context = trusting(authority)
-        assert secure_get(port, context, "/healthz")[0] == 401
-        status, body, version = secure_get(port, context, "/api/status", Authorization="Bearer s3cret")
-        assert (status, version) == (200, "TLSv1.3")
-        assert json.loads(body)["alpha"] == 0.5
-        until(lambda: secure_get(port, context, "/snapshot.jpg?token=s3cret")[0] == 200)
-        with closing(http.client.HTTPSConnection("127.0.0.1", port, timeout=5, context=context)) as viewer:
-            viewer.request("GET", "/stream.mjpg?token=s3cret")
-            assert viewer.getresponse().read(100).startswith(b"--edgesan-frame\r\nContent-Type: image/jpeg")
-        with pytest.raises(ssl.SSLCertVerificationError):
-            secure_get(port, ssl.create_default_context(), "/healthz")
-        with socket.create_connection(("127.0.0.1", port), timeout=5) as plain:
-            plain.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-            assert is_closed(plain)
-    finally:
-        transmitter.stop()
-        ring.close()
+    live = serve("s3cret", files[0], files[1])
+    live.send(sanitized_frame(captured_ns=time.monotonic_ns()))
+    port, context = live.port, trusting(authority)
+    assert secure_get(port, context, "/snapshot.jpg?token=s3cret")[0] == 200
+    with closing(http.client.HTTPSConnection("127.0.0.1", port, timeout=5, context=context)) as viewer:
+        viewer.request("GET", "/stream.mjpg?token=s3cret")
+        assert viewer.getresponse().read(100).startswith(b"--edgesan-frame\r\nContent-Type: image/jpeg")
+    assert secure_get(port, context, "/healthz")[0] == 401
+    status, body, version = secure_get(port, context, "/api/status", Authorization="Bearer s3cret")
+    assert (status, version) == (200, "TLSv1.3")
+    assert json.loads(body)["alpha"] == 0.5
+    with pytest.raises(ssl.SSLCertVerificationError):
+        secure_get(port, ssl.create_default_context(), "/healthz")
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as plain:
+        plain.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        assert is_closed(plain)
 
 
 def test_one_file_may_hold_certificate_and_key(

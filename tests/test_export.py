@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import tempfile
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from onnx import TensorProto, helper, numpy_helper
 from edgesan import faces as runtime_faces
 from edgesan import model as runtime
 from edgesan.config import DEMO_MODEL
+from edgesan.errors import ModelError
 from edgesan.frames import Pixels
 from export import audit, data, door, losses, mechanisms, networks, pack, recipe, sweep, train
 from export import compile as compiler
@@ -439,7 +441,11 @@ def test_a_small_training_becomes_a_model_that_the_runtime_runs(
     report = compiler.compile_model(tmp_path / "run", people, tmp_path / "small.onnx", [])
     assert report["0.5"]["mean_levels"] < 3
     loaded = runtime.load(tmp_path / "small.onnx", allow_unsigned=True)
-    assert loaded.noise_dimensions == 4
+    assert (loaded.noise_dimensions, loaded.metadata.format, loaded.metadata.code) == (
+        4,
+        2,
+        {"tensor": "code", "bytes": 4},
+    )
     assert loaded.metadata.provenance["recipe_sha256"] == r.digest
     out = loaded.run(people.chips[:5], np.zeros((5, 4), np.float32), 0.5)
     assert out.shape == (5, 112, 112, 3)
@@ -462,7 +468,7 @@ def test_a_deterministic_plug_and_play_sanitizer_is_a_recipe(
         )
     compiler.compile_model(tmp_path / "run", people, tmp_path / "plain.onnx", [])
     loaded = runtime.load(tmp_path / "plain.onnx", allow_unsigned=True)
-    assert loaded.noise_dimensions == 0
+    assert (loaded.noise_dimensions, loaded.code_bytes) == (0, 4)
     first, second = (loaded.run(people.chips[:2], np.zeros((2, 0), np.float32), 0.5) for _ in range(2))
     np.testing.assert_array_equal(first, second)
 
@@ -709,8 +715,86 @@ def test_a_model_file_gets_another_default_of_its_dial(tmp_path: Path, capsys: p
     assert audit.graph_digest(out) == audit.graph_digest(DEMO_MODEL)
     chips, z = np.full((1, 112, 112, 3), 120, np.uint8), np.zeros((1, 64), np.float32)
     np.testing.assert_array_equal(turned.run(chips, z, 0.5), before.run(chips, z, 0.5))
-    assert compiler.main([str(DEMO_MODEL), "--out", str(out)]) == 1
-    assert "say another --alpha-default" in capsys.readouterr().err
+    assert "in format 2; sign it anew" in capsys.readouterr().out
+
+
+def past(width: int = 8) -> onnx.ModelProto:
+    """An int8 network as format 1 had it: its reshapes ask the face for the number of faces, and no tensor is the code."""
+    chips = compiler.known_inputs(6, width)[0]
+    with tempfile.TemporaryDirectory() as folder:
+        fp32, int8 = Path(folder) / "fp32.onnx", Path(folder) / "int8.onnx"
+        compiler.export_fp32(Sanitizer(16, width).eval(), fp32)
+        compiler.quantize_static(
+            str(fp32), str(int8), compiler.Chips(chips, width), quant_format=compiler.QuantFormat.QDQ,
+            activation_type=compiler.QuantType.QUInt8, weight_type=compiler.QuantType.QInt8, per_channel=True,
+            op_types_to_quantize=["Conv", "Add", "Mul", "Resize", "Relu", "Clip", "Concat"],
+        )  # fmt: skip
+        proto = onnx.load(str(int8))
+    stored = {t.name: numpy_helper.to_array(t) for t in proto.graph.initializer}
+    stored |= {
+        n.output[0]: numpy_helper.to_array(n.attribute[0].t) for n in proto.graph.node if n.op_type == "Constant"
+    }
+    nodes: list[onnx.NodeProto] = [
+        helper.make_node("Shape", ["face"], ["shape"]),
+        helper.make_node("Slice", ["shape", "none", "once"], ["count"]),
+    ]
+    for name, number in (("none", 0), ("once", 1)):
+        proto.graph.initializer.append(numpy_helper.from_array(np.array([number], np.int64), name))
+    for node in proto.graph.node:
+        if node.op_type == "Reshape" and stored[node.input[1]][0] == -1:
+            rest = [f"{node.output[0]}_{i}" for i in range(1, len(stored[node.input[1]]))]
+            for name, length in zip(rest, stored[node.input[1]][1:], strict=True):
+                proto.graph.initializer.append(numpy_helper.from_array(np.array([length], np.int64), name))
+            nodes.append(helper.make_node("Concat", ["count", *rest], [f"{node.output[0]}_shape"], axis=0))
+            node.input[1] = f"{node.output[0]}_shape"
+        nodes.append(node)
+    kept = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del proto.graph.node[:]
+    proto.graph.node.extend(kept)
+    table = json.loads(onnx.load(str(DEMO_MODEL)).metadata_props[0].value) | {"format": 1}
+    del table["code"]
+    helper.set_model_props(proto, {"edgesan": json.dumps(table)})
+    return proto
+
+
+def test_a_model_file_of_the_past_is_laid_anew_and_paints_the_same_to_the_level(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    old, new = tmp_path / "old.onnx", tmp_path / "new.onnx"
+    proto = past()
+    assert "Shape" in {node.op_type for node in proto.graph.node}
+    onnx.save(proto, str(old))
+    with pytest.raises(
+        ModelError, match=r"has the format 1; .* lay it out anew .python -m export.compile old.onnx --out"
+    ):
+        runtime.load(old, allow_unsigned=True)
+    assert compiler.main([str(old), "--out", str(new)]) == 0
+    assert f"{new}: {old} in format 2; sign it anew" in capsys.readouterr().out
+    laid = runtime.load(new, allow_unsigned=True)
+    assert laid.metadata.code == {"tensor": "code", "bytes": 8}
+    assert laid.metadata.claims == json.loads(proto.metadata_props[0].value)["claims"]
+    chips, z = compiler.known_inputs(5, 8)
+    for alpha in (0.0, 0.5, 1.0):
+        before = compiler.runner(old.read_bytes())(chips, z, alpha)
+        np.testing.assert_array_equal(laid.run(chips, z, alpha), before)
+    assert len(set(laid.encoder.encode(chips, z, 0.5))) == 5
+
+
+def test_a_model_whose_face_goes_around_its_code_gets_no_format(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    proto = past()
+    last = next(node for node in proto.graph.node if node.output[0] == "sanitized")
+    last.output[0] = "painted"
+    proto.graph.node.append(helper.make_node("Max", ["painted", "face"], ["sanitized"]))
+    onnx.save(proto, str(tmp_path / "old.onnx"))
+    assert compiler.main([str(tmp_path / "old.onnx"), "--out", str(tmp_path / "new.onnx")]) == 1
+    assert "no 8-bit tensor of at most 128 numbers lies on every path" in capsys.readouterr().err
+    (tmp_path / "text.onnx").write_text("no model")
+    assert compiler.main([str(tmp_path / "text.onnx"), "--out", str(tmp_path / "new.onnx")]) == 1
+    assert "is no model file" in capsys.readouterr().err
+    assert not (tmp_path / "new.onnx").exists()
 
 
 def test_two_processes_learn_as_one_does(

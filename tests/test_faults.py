@@ -122,7 +122,8 @@ class Fault:
 
 
 GOES_ON = (0,)
-SANITIZE, FILES, HTTP = "edgesan.sanitize", "edgesan.transmit.file", "edgesan.transmit.http"
+SANITIZE, MODEL, RENDER, LINK = "edgesan.sanitize", "edgesan.model", "edgesan.render", "edgesan.transmit.link"
+FILES, HTTP = "edgesan.transmit.file", "edgesan.transmit.http"
 KILLED = "def wrong(*a, **k): os.kill(os.getpid(), 9)\n"
 MEMORY = "def wrong(*a, **k): raise MemoryError\n"
 RAISE = "def wrong(*a, **k): raise {0}\n"
@@ -142,28 +143,31 @@ FAULTS = [
     Fault("detect", "out of memory", "edgesan.faces", RAISE.format("MemoryError()") + "broken(m.Detector, '__call__', wrong)", (1,)),
     Fault("track", "exception", "edgesan.faces", RAISE.format("RuntimeError('tracker')") + "broken(m.Tracker, 'update', wrong)", (1,)),
     Fault("track", "forgets all", "edgesan.faces", "def wrong(o, self, *a): self.tracks = []\nbroken(m.Tracker, 'update', wrong)", GOES_ON),
-    Fault("align", "exception", "edgesan.faces", RAISE.format("RuntimeError('alignment')") + "broken(m, 'alignment', wrong)", (1,)),
-    Fault("align", "NaN", "edgesan.faces", "import numpy as np\nbroken(m, 'alignment', lambda o, *a: np.full((2, 3), np.nan))", (0, 1)),
-    Fault("align", "far away", "edgesan.faces", "import numpy as np\nbroken(m, 'alignment', lambda o, *a: np.array([[1.0, 0, 1e6], [0, 1.0, 1e6]]))", GOES_ON),
+    Fault("align", "exception", "edgesan.faces", RAISE.format("RuntimeError('alignment')") + "broken(m, 'alignment', wrong, 14)", (1,)),
+    Fault("align", "NaN", "edgesan.faces", "import numpy as np\nbroken(m, 'alignment', lambda o, *a: np.full((2, 3), np.nan), 14)", (0, 1)),
+    Fault("align", "far away", "edgesan.faces", "import numpy as np\nbroken(m, 'alignment', lambda o, *a: np.array([[1.0, 0, 1e6], [0, 1.0, 1e6]]), 14)", GOES_ON),
     Fault("noise", "NaN", SANITIZE, "import numpy as np\nbroken(m.noise, 'draw', lambda o, d, e: np.full(d, np.nan, np.float32), 0)", (0, 1, 4)),
     Fault("noise", "wrong shape", SANITIZE, "import numpy as np\nbroken(m.noise, 'draw', lambda o, d, e: np.zeros(3, np.float32), 0)", (0, 1, 4)),
     Fault("noise", "no entropy", SANITIZE, RAISE.format("OSError('entropy')") + "broken(m.noise, 'draw', wrong, 0)", (1,)),
-    Fault("infer", "exception", "edgesan.model", "from edgesan.errors import ModelError\n" + RAISE.format("ModelError('it failed')") + "broken(m.Model, 'run', wrong)", (4,)),
-    Fault("infer", "identity output", "edgesan.model", "broken(m.Model, 'run', lambda o, self, chips, *a: chips.copy())", GOES_ON),
-    Fault("infer", "aliased output", "edgesan.model", "broken(m.Model, 'run', lambda o, self, chips, *a: chips)", GOES_ON),
-    Fault("infer", "wrong shape", "edgesan.model", "broken(m.Model, 'run', lambda o, self, chips, *a: chips[:, :50])", GOES_ON),
-    Fault("infer", "NaN", "edgesan.model", "import numpy as np\nbroken(m.Model, 'run', lambda o, self, chips, *a: np.full(chips.shape, np.nan))", GOES_ON),
-    Fault("infer", "hang", "edgesan.model", "import time\ndef wrong(o, *a):\n    time.sleep(2.5)\n    return o(*a)\nbroken(m.Model, 'run', wrong)", GOES_ON),
-    Fault("infer", "out of memory", "edgesan.model", RAISE.format("MemoryError()") + "broken(m.Model, 'run', wrong)", (1,)),
-    Fault("compose", "exception", SANITIZE, RAISE.format("RuntimeError('canvas')") + "broken(m, 'put_back', wrong)", (1,)),
-    Fault("compose", "identity output", SANITIZE, "broken(m, 'obfuscate', lambda o, p, *a: p.copy())", GOES_ON),
-    Fault("compose", "aliased output", SANITIZE, "broken(m, 'obfuscate', lambda o, p, *a: p)", GOES_ON),
-    Fault("compose", "wrong shape", SANITIZE, "broken(m, 'obfuscate', lambda o, p, *a: o(p, *a)[:, :100].copy())", (0, 1)),
-    Fault("compose", "out of memory", SANITIZE, MEMORY + "broken(m, 'obfuscate', wrong)", (1,)),
-    Fault("gate", "hang", "edgesan.gate", "import time\ndef wrong(o, *a, **k):\n    time.sleep(2.5)\n    return o(*a, **k)\nbroken(m, 'check_frame', wrong)", GOES_ON),
-    Fault("gate", "exception", "edgesan.gate", RAISE.format("RuntimeError('gate')") + "broken(m, 'check_frame', wrong)", (1,)),
-    Fault("ring", "exception", "edgesan.ring", RAISE.format("OSError('memory')") + "broken(m.RingWriter, 'put', wrong)", (1,)),
-    Fault("ring", "torn write", "edgesan.ring", "def wrong(o, self, frame):\n    o(self, frame)\n    self._map[m.SLOTS_AT] |= 1\nbroken(m.RingWriter, 'put', wrong)", GOES_ON),
+    Fault("encode", "exception", MODEL, "from edgesan.errors import ModelError\n" + RAISE.format("ModelError('it failed')") + "broken(m.Encoder, 'encode', wrong)", (4,)),
+    Fault("encode", "raw pixels for a code", MODEL, "broken(m.Encoder, 'encode', lambda o, self, chips, *a: [chip.tobytes() for chip in chips])", GOES_ON),
+    Fault("encode", "a piece of raw pixels for a code", MODEL, "broken(m.Encoder, 'encode', lambda o, self, chips, *a: [chip.tobytes()[:64] for chip in chips])", GOES_ON),
+    Fault("encode", "a code too few", MODEL, "broken(m.Encoder, 'encode', lambda o, *a: o(*a)[1:])", (1,)),
+    Fault("encode", "short codes", MODEL, "broken(m.Encoder, 'encode', lambda o, *a: [code[:9] for code in o(*a)])", GOES_ON),
+    Fault("encode", "hang", MODEL, "import time\ndef wrong(o, *a):\n    time.sleep(2.5)\n    return o(*a)\nbroken(m.Encoder, 'encode', wrong)", GOES_ON),
+    Fault("encode", "out of memory", MODEL, MEMORY + "broken(m.Encoder, 'encode', wrong)", (1,)),
+    Fault("message", "exception", LINK, RAISE.format("OSError('pipe')") + "broken(m.Sender, 'send', wrong)", (1,)),
+    Fault("message", "raw frames instead", LINK, "def wrong(o, self, latents):\n    import cv2\n    pixels = cv2.VideoCapture(os.environ['EDGESAN_CLIP']).read()[1]\n    for i in range(0, 60000, 4096): \n        self._write(pixels.tobytes()[i : i + 4096])\nbroken(m.Sender, 'send', wrong)", GOES_ON),
+    Fault("message", "raw pixels behind the head", LINK, "def wrong(o, self, latents):\n    import cv2\n    pixels = cv2.VideoCapture(os.environ['EDGESAN_CLIP']).read()[1]\n    self._write(m.message.pack(latents) + pixels.tobytes()[:800])\nbroken(m.Sender, 'send', wrong)", GOES_ON),
+    Fault("message", "garbled", LINK, "def wrong(o, self, content): o(self, bytes([content[0], content[1], 99]) + content[3:])\nbroken(m.Sender, '_write', wrong)", GOES_ON),
+    Fault("message", "lost", LINK, "broken(m.Sender, '_write', lambda o, *a: None)", GOES_ON),
+    Fault("parse", "exception", LINK, RAISE.format("RuntimeError('parser')") + "broken(m.message, 'parse', wrong, 40)", (0, 1, 5)),
+    Fault("decode", "exception", MODEL, "from edgesan.errors import ModelError\n" + RAISE.format("ModelError('it failed')") + "broken(m.Decoder, 'decode', wrong)", (0, 4, 5)),
+    Fault("decode", "NaN", MODEL, "import numpy as np\nbroken(m.Decoder, 'decode', lambda o, self, codes, alpha: np.full((len(codes), 112, 112, 3), np.nan, np.float32))", (0, 1, 5)),
+    Fault("decode", "hang", MODEL, "import time\ndef wrong(o, *a):\n    time.sleep(1.5)\n    return o(*a)\nbroken(m.Decoder, 'decode', wrong)", GOES_ON),
+    Fault("paint", "exception", RENDER, RAISE.format("RuntimeError('canvas')") + "broken(m, 'paint', wrong)", (0, 1, 5)),
+    Fault("paint", "nothing", RENDER, "broken(m, 'paint', lambda o, *a: None)", GOES_ON),
+    Fault("paint", "out of memory", RENDER, MEMORY + "broken(m, 'paint', wrong)", (0, 1, 5)),
     Fault("encode", "exception", FILES, RAISE.format("RuntimeError('encoder')") + "broken(m.ClipWriter, 'write', wrong)", (0, 1, 5)),
     Fault("encode", "killed", FILES, "def wrong(*a): os.kill(os.getpid(), 9)\nbroken(m.ClipWriter, 'write', wrong)", (0, 5)),
     Fault("encode", "exception", HTTP, "def wrong(*a): raise m.cv2.error('encoder')\nbroken(m.cv2, 'imencode', wrong)", GOES_ON),
@@ -173,10 +177,12 @@ FAULTS = [
     Fault("sink", "exception", HTTP, "from edgesan.errors import SinkError\nasync def wrong(*a): raise SinkError('it broke')\nbroken(m.HttpSink, 'send', wrong)", (5,)),
     Fault("sink", "out of memory", HTTP, "async def wrong(*a): raise MemoryError\nbroken(m.HttpSink, 'send', wrong)", GOES_ON),
     Fault("sink", "hang", HTTP, "import asyncio\nasync def wrong(o, *a):\n    await asyncio.sleep(1)\n    return await o(*a)\nbroken(m.HttpSink, 'send', wrong)", GOES_ON),
-    *(Fault(stage, "killed", module, KILLED + f"broken({what}, wrong)", (-9,)) for stage, module, what in (
+    *(Fault(stage, "killed", module, KILLED + f"broken({what}, wrong)", (137,)) for stage, module, what in (
         ("capture", "edgesan.capture.opencv", "m.FileSource, 'frame'"), ("detect", "edgesan.faces", "m.Detector, '__call__'"),
-        ("infer", "edgesan.model", "m.Model, 'run'"), ("compose", SANITIZE, "m, 'put_back'"),
-        ("gate", "edgesan.gate", "m, 'check_frame'"), ("ring", "edgesan.ring", "m.RingWriter, 'put'"),
+        ("encode", MODEL, "m.Encoder, 'encode'"), ("message", LINK, "m.Sender, 'send'"),
+    )),
+    *(Fault(stage, "killed", module, KILLED + f"broken({what}, wrong)", (0, 5)) for stage, module, what in (
+        ("decode", MODEL, "m.Decoder, 'decode'"), ("paint", RENDER, "m, 'paint'"),
     )),
     Fault("sink", "disk full", FILES, "import errno, av\n" + RAISE.format("av.FFmpegError(errno.ENOSPC, 'No space left on device')") + "def failing(o, self, *a): raise self._failure(av.FFmpegError(errno.ENOSPC, 'No space left on device'))\nbroken(m.ClipWriter, 'write', failing)", (5,)),
     Fault("sink", "hang", FILES, "import time\ndef wrong(o, *a):\n    time.sleep(1)\n    return o(*a)\nbroken(m.ClipWriter, 'write', wrong)", (0, 5)),
@@ -186,7 +192,7 @@ FAULTS = [
 def launch(canary: Canary, folder: Path, fault: str, out: str = "") -> subprocess.Popen[str]:
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "faults"), str(ROOT)]),
-        "EDGESAN_FAULT": fault, "HOME": str(folder), "TMPDIR": str(folder), "XDG_STATE_HOME": str(folder),
+        "EDGESAN_FAULT": fault, "EDGESAN_CLIP": str(canary.path), "HOME": str(folder), "TMPDIR": str(folder), "XDG_STATE_HOME": str(folder),
     }  # fmt: skip
     command = [
         sys.executable, "-m", "edgesan", "run", "--camera", str(canary.path), "--out", out or str(folder / "out.mkv"),
@@ -277,7 +283,7 @@ def test_a_killed_process_leaves_nothing_raw_behind(canary: Canary, tmp_path: Pa
     time.sleep(0.7)
     process.send_signal(number)
     said, _ = process.communicate(timeout=10)
-    assert process.returncode == -number
+    assert process.returncode == -number  # the parent; both others end with it
     time.sleep(0.5)  # the other process ends its file
     strongest, pieces = leaks(canary, tmp_path, said)
     assert strongest < FOUND

@@ -4,7 +4,10 @@ import gzip
 import hashlib
 import json
 import lzma
+import os
+import pty
 import shutil
+import struct
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +19,7 @@ import pytest
 from edgesan import flash
 from edgesan.errors import ConfigError, SinkError
 from edgesan.flash import Range
+from tests.conftest import report
 from tests.test_cli import COMMAND
 
 GB = 10**9
@@ -104,6 +108,10 @@ def test_this_machines_own_disks_are_refused() -> None:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
+# Of a master boot record: one FAT32 partition from sector 8192 on, no others, the signature.
+TABLE = struct.pack("<B3xB3xII", 0, 0x0C, 8192, 8192) + bytes(48) + b"\x55\xaa"
+
+
 @pytest.fixture
 def image(tmp_path: Path) -> Path:
     """3 blocks of 4096 bytes that hold something, among 2500."""
@@ -113,6 +121,8 @@ def image(tmp_path: Path) -> Path:
             file.seek(4096 * block)
             file.write(bytes([block % 251 + 1]) * 4096)
         file.truncate(4096 * 2500 - 100)
+        file.seek(446)
+        file.write(TABLE)
     return path
 
 
@@ -202,6 +212,80 @@ def test_a_file_is_written_only_where_it_was_asked_for(image: Path, tmp_path: Pa
     assert "is the image itself" in run(image, image, "--to-file").stderr
     assert "is no file: leave --to-file out" in run(image, "/dev/null", "--to-file").stderr
     assert image.stat().st_size == 4096 * 2500 - 100
+
+
+def boot_record(entry: bytes, end: bytes = b"\x55\xaa", after: bytes = b"") -> bytes:
+    return bytes(446) + entry + bytes(48) + end + after + bytes(8192)
+
+
+NO_IMAGES = {
+    "a picture": b"\x89PNG\r\n\x1a\n" + bytes(8192),
+    "a page that a server sent instead": b"<!doctype html><title>404</title>" + b" " * 8192,
+    "zeros": bytes(8192),
+    "too short": b"\x55\xaa",
+    "no signature": boot_record(TABLE[:16], b"\0\0"),
+    "no partition": boot_record(bytes(16)),
+    "a partition of no sectors": boot_record(struct.pack("<B3xB3xII", 0, 0x0C, 8192, 0)),
+    "a partition from sector 0 on": boot_record(struct.pack("<B3xB3xII", 0, 0x0C, 0, 99)),
+    "a lone partition": b"\xeb\x58\x90mkfs.fat" + b"This is not a bootable disk. " * 15 + bytes(64) + b"\x55\xaa" + bytes(8192),
+    "an archive inside": gzip.compress(boot_record(TABLE[:16])),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("packing", ["", *PACKERS])
+@pytest.mark.parametrize("kind", NO_IMAGES)
+def test_what_has_no_partition_table_is_not_written(tmp_path: Path, kind: str, packing: str) -> None:
+    path = tmp_path / f"board.img{packing}"
+    path.write_bytes(PACKERS.get(packing, bytes)(NO_IMAGES[kind]))
+    with pytest.raises(ConfigError, match=r"is no image of a card: expected a partition table .* give the \.img"):
+        flash.flash(path, tmp_path / "card", None, to_file=True, yes=True)
+    assert not (tmp_path / "card").exists()
+
+
+def test_a_gpt_is_a_partition_table_with_and_without_a_boot_record_before_it(tmp_path: Path) -> None:
+    path = tmp_path / "board.img"
+    for first in (bytes(512), bytes(446) + struct.pack("<B3xB3xII", 0, 0xEE, 1, 99) + bytes(48) + b"\x55\xaa"):
+        path.write_bytes(first + b"EFI PART" + bytes(8192))
+        flash.check_table(path)
+
+
+def test_a_file_that_is_there_is_overwritten_only_after_a_yes(image: Path, tmp_path: Path) -> None:
+    card = tmp_path / "card"
+    card.write_bytes(b"precious")
+    refused = run(image, card, "--to-file")
+    assert (refused.returncode, card.read_bytes()) == (2, b"precious")
+    assert "would be lost: give --yes, as nobody can be asked here" in refused.stderr
+
+    def answered(word: bytes) -> int:
+        ours, its = pty.openpty()
+        asking = subprocess.Popen(
+            [*COMMAND, "flash", str(image), str(card), "--to-file"], stdin=its, stderr=its, stdout=its
+        )
+        os.close(its)
+        os.write(ours, word + b"\n")
+        code = asking.wait(60)
+        os.close(ours)
+        return code
+
+    assert (answered(b"no"), card.read_bytes()) == (2, b"precious")
+    assert (answered(b"yes"), card.read_bytes()) == (0, image.read_bytes())
+    card.write_bytes(bytes(9 * 4096 * 2500))
+    assert run(image, card, "--to-file", "--yes").returncode == 0
+    assert card.read_bytes() == image.read_bytes(), "and what was longer is cut"
+    report("flash --to-file onto a file that is there, nobody says yes", "exit code 2, the file is as it was", 0)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_nothing_is_written_through_a_link(image: Path, tmp_path: Path, there: bool) -> None:
+    victim, card = tmp_path / "victim", tmp_path / "card"
+    if there:
+        victim.write_bytes(b"precious")
+    card.symlink_to(victim)
+    done = run(image, card, "--to-file", "--yes")
+    assert done.returncode == 2
+    assert f"{card} is a link, which is not followed: name the file itself, {victim}" in done.stderr
+    assert (victim.read_bytes() if victim.exists() else None) == (b"precious" if there else None)
+    report(f"flash --to-file onto a link to {'a file' if there else 'nothing'}", "exit code 2, nothing is written", 0)
 
 
 def test_nobody_to_ask_is_no_yes(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:

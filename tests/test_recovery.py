@@ -46,8 +46,12 @@ class Service:
         )
 
     def worker(self) -> psutil.Process:
-        """The process that has the network; its keeper stands between."""
-        return next(iter(next(iter(self.process.children())).children()))
+        """The process that has the network."""
+        return next(each for each in self.process.children() if each.name() == "edgesan-transmi")
+
+    def camera(self) -> psutil.Process:
+        """The process that has the camera."""
+        return next(each for each in self.process.children() if each.name() == "edgesan-sanitiz")
 
     def picture(self) -> Pixels | None:
         """A frame that left, if one does: only one of after the start of whoever answers can."""
@@ -104,13 +108,13 @@ def test_a_killed_transmit_process_is_back_within_5_s_and_leaks_nothing(tmp_path
     with service(tmp_path) as running:
         seconds: list[float] = []
         before: tuple[int, float] | None = None
-        keeper = next(iter(running.process.children()))
+        camera = running.camera()
         for _ in range(KILLS):
             worker = running.worker()
             worker.kill()
             psutil.wait_procs([worker], 5)
             seconds.append(running.back())
-            held = [(each.num_fds(), each.memory_info().rss / 1e6) for each in (running.process, keeper)]
+            held = [(each.num_fds(), each.memory_info().rss / 1e6) for each in (running.process, camera)]
             after = sum(fds for fds, _ in held), sum(mb for _, mb in held)
             before = before or after  # of the first return: it has the code of restarting loaded
         assert before is not None
@@ -128,45 +132,46 @@ def test_a_killed_transmit_process_is_back_within_5_s_and_leaks_nothing(tmp_path
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
-def test_a_killed_sanitize_process_is_back_within_5_s_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_killed_parent_or_sanitize_process_is_back_within_5_s_and_leaves_nothing(tmp_path: Path) -> None:
     shared = set(Path("/dev/shm").iterdir())
     with service(tmp_path) as running:
-        seconds = []
-        for _ in range(KILLS):
-            killed = running.process
-            killed.kill()
-            killed.wait(5)
-            running.start()
-            seconds.append(running.back(again=True))
-            assert in_session(killed.pid) == [], "what the dead one had started must not outlive it"
-        more = len(set(Path("/dev/shm").iterdir()) - shared)
-        report("sanitize process killed", f"{KILLS} times, back within {max(seconds):.1f} s", more)
-        assert max(seconds) <= WITHIN_S
+        for name in ("parent", "sanitize"):
+            seconds = []
+            for _ in range(KILLS):
+                whole = [running.process, *running.process.children(recursive=True)]
+                (running.process if name == "parent" else running.camera()).kill()
+                _, living = psutil.wait_procs(whole, 8)
+                assert living == [], "what the dead one had started must not outlive it"
+                running.start()
+                seconds.append(running.back(again=True))
+            more = len(set(Path("/dev/shm").iterdir()) - shared)
+            report(f"{name} process killed", f"{KILLS} times, back within {max(seconds):.1f} s", more)
+            assert max(seconds) <= WITHIN_S
     assert list((tmp_path / "tmp").iterdir()) == []
     assert set(Path("/dev/shm").iterdir()) <= shared
     kept = [path.name for path in (tmp_path / "state").rglob("*") if path.is_file()]
     assert len(kept) <= 1, f"the version floor alone is kept, not {kept}"
 
 
-def test_a_camera_that_was_away_for_a_while_is_back_within_5_s_and_a_slate_stands_meanwhile(tmp_path: Path) -> None:
+def test_a_camera_that_was_away_for_a_while_is_back_within_5_s_and_nothing_old_is_shown_meanwhile(
+    tmp_path: Path,
+) -> None:
     camera = Webcam()
     try:
         with service(tmp_path, f"http://127.0.0.1:{camera.port}/video") as running:
             camera.close()
             gone_s = time.monotonic()
-            slates = 0
+            stale = 0
             while time.monotonic() - gone_s < 7:
-                picture = running.picture()
-                assert picture is not None, "a slate stands in the stream while the camera is away"
-                slates += running.camera_up() is False and int(np.median(picture)) in range(30, 50)
+                stale += time.monotonic() - gone_s > 4 and running.picture() is None and running.camera_up() is False
                 time.sleep(0.2)
-            assert slates > 10
+            assert stale > 5, "an old picture is none of now"
             camera = Webcam(camera.port)
             back_s = time.monotonic()
             while not running.camera_up() and time.monotonic() - back_s < 3 * WITHIN_S:
                 time.sleep(0.05)
             seconds = time.monotonic() - back_s
-            report("camera away", f"back {seconds:.1f} s after its return, {slates} slates seen meanwhile", 0)
+            report("camera away", f"back {seconds:.1f} s after its return, {stale} times no picture meanwhile", 0)
             assert seconds <= WITHIN_S
     finally:
         camera.close()

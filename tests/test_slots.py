@@ -160,7 +160,7 @@ def test_what_is_no_slot_is_refused_in_words(card: Card) -> None:
 
 def test_a_slot_where_frames_flow_is_marked_good_and_one_where_they_do_not_is_left(card: Card) -> None:
     units = Units(card.folder)
-    units.token = "secret"
+    units.token = "correct-horse-battery"
     (card.folder / "edgesan.toml").write_text(f'out = ["file.mkv", "http://0.0.0.0:{units.port}"]\n')
     card.ask("set-primary", "B")
     card.ask("boot")
@@ -169,10 +169,10 @@ def test_a_slot_where_frames_flow_is_marked_good_and_one_where_they_do_not_is_le
     assert "does not answer" in card.ask("boot", "2", "1")
     try:
         units.start("sanitize")
-        units.start("transmit", EDGESAN_TOKEN="secret")
+        units.start("transmit", EDGESAN_TOKEN="correct-horse-battery")
         units.until(lambda status: status["ready"])
         assert "401 present the token" in card.ask("boot", "2", "1")
-        (card.folder / "token.env").write_text("EDGESAN_TOKEN=secret\n")
+        (card.folder / "token.env").write_text("EDGESAN_TOKEN=correct-horse-battery\n")
         assert "frames did not flow for 9 s" in card.ask("boot", "2", "9")
         card.units("active\nfailed\n")
         assert "a unit is not active" in card.ask("boot", "2", "1")

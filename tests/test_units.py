@@ -6,24 +6,24 @@ import re
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from edgesan import doctor, isolation
+from edgesan import doctor
 from edgesan.config import Config
 from edgesan.errors import ConfigError
-from edgesan.ring import RingWriter
-from edgesan.transmit.process import Link
-from edgesan.transmit.unit import Doorway
+from edgesan.transmit.link import Pipes
+from edgesan.transmit.unit import UnitClient, UnitListener
 from tests.conftest import ROOT
 from tests.test_isolation import program
 from tests.test_transmit import free_port
@@ -135,7 +135,7 @@ def test_a_killed_transmit_unit_is_let_in_again_and_the_camera_never_stopped(uni
         now = psutil.Process(units.running["sanitize"].pid).num_fds()
         opened = opened or now
         assert now == opened, "each visitor's descriptors are closed when it is gone"
-    assert units.log("sanitize").count("the transmit process is gone") == 2
+    assert units.log("sanitize").count("the transmit unit is gone") == 2
 
 
 def test_a_killed_sanitize_unit_is_met_again_and_the_server_never_stopped(units: Units) -> None:
@@ -147,15 +147,14 @@ def test_a_killed_sanitize_unit_is_met_again_and_the_server_never_stopped(units:
         assert units.until(lambda status: not status.get("camera"))["ready"] in (True, False), "it answers meanwhile"
         units.start("sanitize")
         units.until(flows)
-    assert units.log("transmit").count("the sanitize process is gone") == 2
+    assert units.log("transmit").count("the sanitize unit is gone") == 2
     assert units.log("transmit").count("Traceback") == 0
 
 
-def test_the_sanitize_unit_needs_no_token_and_the_transmit_unit_no_model(units: Units) -> None:
-    units.token = "abc"
-    (units.folder / "edgesan.toml").write_text('model = "/nowhere.onnx"\n')
+def test_the_sanitize_unit_needs_no_token(units: Units) -> None:
+    units.token = "abc" * 7
     units.start("sanitize", "--out", f"http://0.0.0.0:{units.port}")
-    units.start("transmit", "--config", str(units.folder / "edgesan.toml"), EDGESAN_TOKEN="abc")
+    units.start("transmit", EDGESAN_TOKEN="abc" * 7)
     units.until(flows)
     assert b"abc" not in Path(f"/proc/{units.running['sanitize'].pid}/environ").read_bytes()
 
@@ -183,66 +182,82 @@ def test_systemd_hears_of_both(units: Units) -> None:
             words.append(systemd.recv(100))
 
 
-def test_one_transmit_process_at_a_time_is_let_in(tmp_path: Path) -> None:
-    ring = RingWriter(100)
-    with closing(ring):
-        door = Doorway(tmp_path / "s").open(ring)
-        visitors = [socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(2)]
-        given: list[list[int]] = []
-        for visitor in visitors:
-            visitor.settimeout(5)
-            visitor.connect(str(tmp_path / "s"))
-        door.check()
-        door.check()
-        given.append(socket.recv_fds(visitors[0], 1, 3)[1])
-        visitors[1].settimeout(0.1)
-        with pytest.raises(TimeoutError):
-            visitors[1].recv(1)
-        for fd in given[0]:
-            os.close(fd)
-        door.check()
-        assert len(socket.recv_fds(visitors[1], 1, 3)[1]) == 3
-        for visitor in visitors:
-            visitor.close()
-        door.stop()
-        door.stop()
+@pytest.fixture
+def pipes() -> Iterator[Pipes]:
+    made = Pipes.make()
+    yield made
+    made.close()
 
 
-def test_what_is_handed_over_cannot_be_written_to(tmp_path: Path) -> None:
-    ring = RingWriter(100)
-    with closing(ring), socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as visitor:
-        door = Doorway(tmp_path / "s").open(ring)
-        visitor.connect(str(tmp_path / "s"))
-        door.check()
-        _, (theirs, *_), _, _ = socket.recv_fds(visitor, 1, 3)
-        assert isolation.read_only(theirs).holds
-        assert visitor.recv(1) == b"", "the connection is closed: nothing else passes"
-        door.stop()
+def visit(place: Path) -> socket.socket:
+    visitor = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    visitor.settimeout(5)
+    visitor.connect(str(place))
+    return visitor
 
 
-def test_a_second_sanitize_process_is_refused(tmp_path: Path) -> None:
-    door = Doorway(tmp_path / "s")
+def test_one_transmit_unit_at_a_time_is_let_in(tmp_path: Path, pipes: Pipes) -> None:
+    listener = UnitListener(tmp_path / "s")
+    first, second = visit(tmp_path / "s"), visit(tmp_path / "s")
+    for _ in range(2):
+        listener.look(pipes.frames_in, pipes.wishes_out)
+    given = socket.recv_fds(first, 1, 3)[1]
+    assert len(given) == 2, "the pipe with messages, and the one back"
+    second.settimeout(0.1)
+    with pytest.raises(TimeoutError):
+        second.recv(1)
+    first.close()
+    for _ in range(2):
+        listener.look(pipes.frames_in, pipes.wishes_out)
+    given += socket.recv_fds(second, 1, 3)[1]
+    assert len(given) == 4
+    for fd in given:
+        os.close(fd)
+    second.close()
+    listener.stop()
+    listener.stop()
+    assert not (tmp_path / "s").exists()
+
+
+def test_what_is_handed_over_are_the_ends_of_pipes(tmp_path: Path, pipes: Pipes) -> None:
+    listener, client = UnitListener(tmp_path / "s"), UnitClient(tmp_path / "s")
+    found: list[int] = []
+
+    def connect() -> None:
+        found.extend(client.look())
+
+    thread = threading.Thread(target=connect)
+    thread.start()
+    while thread.is_alive():
+        listener.look(pipes.frames_in, pipes.wishes_out)
+        time.sleep(0.01)
+    frames_in, wishes_out = found
+    assert all(stat.S_ISFIFO(os.fstat(fd).st_mode) for fd in found)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.write(frames_in, b"x")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.read(wishes_out, 1)
+    assert client.look() == []
+    listener.stop()
+    assert client.look() == []
+    assert client.descriptors() == [], "it is gone"
+    for fd in found:
+        os.close(fd)
+
+
+def test_a_second_sanitize_unit_is_refused_and_a_file_is_never_removed(tmp_path: Path) -> None:
+    listener = UnitListener(tmp_path / "s")
     with pytest.raises(ConfigError, match="another sanitize process listens"):
-        Doorway(tmp_path / "s")
-    door.stop()
+        UnitListener(tmp_path / "s")
+    listener.stop()
     with pytest.raises(ConfigError, match=r"cannot listen at .*: No such file or directory"):
-        Doorway(tmp_path / "none" / "s")
+        UnitListener(tmp_path / "none" / "s")
+    (tmp_path / "precious").write_text("of somebody")
+    with pytest.raises(ConfigError, match="is a file of another kind"):
+        UnitListener(tmp_path / "precious")
+    assert (tmp_path / "precious").read_text() == "of somebody"
     with pytest.raises(ConfigError, match="role is 'all': choose one of both, sanitize, transmit"):
         Config(role="all")
-
-
-@pytest.mark.parametrize(
-    "claims", [b"{", b"[1]", b'[{"process": "transmit"}]', b'[{"process": "x", "name": "a", "holds": true, "detail": ""}]',
-               b'[{"process": "transmit", "name": "a\\u001b[2J", "holds": true, "detail": ""}]'],
-)  # fmt: skip
-def test_claims_that_are_none_are_dropped(claims: bytes) -> None:
-    link = Link()
-    os.write(link.theirs[1], b"I" + len(claims).to_bytes(4, "little") + claims)
-    assert link.requests() == []
-    assert link.claims == []
-    link.give()
-    assert link.over()
-    link.close()
 
 
 # --- what a service manager has done already, the process says, too ---------------------------------------------------
@@ -333,7 +348,9 @@ def test_a_restart_is_tried_only_where_it_can_cure() -> None:
 
     hopeless = {str(kind.exit_code) for kind in (errors.ConfigError, errors.ModelError, errors.IsolationError)}
     assert set(setting("edgesan-sanitize.service", "RestartPreventExitStatus")[0].split()) == hopeless
-    assert set(setting("edgesan-transmit.service", "RestartPreventExitStatus")[0].split()) < hopeless
+    assert set(setting("edgesan-transmit.service", "RestartPreventExitStatus")[0].split()) == hopeless, (
+        "both run a half of the model"
+    )
     assert str(errors.CameraError.exit_code) not in hopeless
 
 

@@ -14,29 +14,30 @@ DEMO_CLIP: Final = Path(__file__).with_name("demo.mp4")
 FORMS: Final = "an index (0), a device (/dev/video0), picamera or picamera:1, a file, a URL (rtsp, http), or demo"
 
 
-def open_source(spec: str, size: tuple[int, int] | None, fps: float | None) -> Source:
+def open_source(spec: str, size: tuple[int, int] | None, fps: float | None, rotate: int = 0) -> Source:
     """Open what `--camera` names.
 
     Args:
         spec: one of FORMS.
-        size: width and height to ask for. A larger picture is scaled down to within them, keeping its aspect.
+        size: width and height to ask for, after the turn. A larger picture is scaled down to within them, keeping its aspect.
         fps: frames a second to ask for, and to lend at most.
+        rotate: degrees clockwise that each picture is turned by: 0, 90, 180 or 270.
 
     Raises:
         ConfigError: `spec` is none of FORMS.
         CameraError: what it names is not here, or cannot be opened; says what is here.
     """
     if spec == "demo":
-        return opencv.FileSource(DEMO_CLIP, size, fps, loop=True, paced=True, name="demo")
+        return opencv.FileSource(DEMO_CLIP, size, fps, rotate, loop=True, paced=True, name="demo")
     if csi := re.fullmatch(r"picamera(?::(\d+))?", spec):
-        return picamera.open_picamera(int(csi[1] or 0), size, fps)
+        return picamera.open_picamera(int(csi[1] or 0), size, fps, rotate)
     if "://" in spec:
-        return opencv.open_url(spec, size, fps)
+        return opencv.open_url(spec, size, fps, rotate)
     path = Path(f"/dev/video{int(spec)}" if re.fullmatch(r"[0-9]+", spec) else spec)
     if path.is_char_device():
-        return opencv.open_device(path, size, fps)
+        return opencv.open_device(path, size, fps, rotate)
     if path.is_file():
-        return opencv.open_file(path, size, fps)
+        return opencv.open_file(path, size, fps, rotate)
     if not spec or spec.startswith("picamera:"):
         raise ConfigError(f"camera is {spec!r}: give {FORMS}")
     what = f"{path} is neither a camera nor a file" if path.exists() else f"there is no {path}"

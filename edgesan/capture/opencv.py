@@ -2,18 +2,22 @@
 
 import math
 import os
+import re
+import ssl
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from http.client import HTTPConnection, HTTPSConnection
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from edgesan.capture.devices import permission_cure
-from edgesan.capture.source import MOST_PIXELS, Beat, LiveSource, Source, fit, to_bgr
+from edgesan.capture.source import MOST_PIXELS, Beat, LiveSource, Source, before_turn, upright
 from edgesan.errors import CameraError, CameraLost, ConfigError, EndOfStream
 from edgesan.frames import Pixels, RawFrame, lend
 
@@ -23,7 +27,18 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 # Seconds that a grab may hang after the cable was pulled (OpenCV: 10); read when the first device is opened.
 os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", "3")
 
-URL_SCHEMES: Final = ("rtsp", "rtsps", "http", "https")
+# Of each scheme that a camera's URL may have: its port, and what FFmpeg may speak to get there, and nothing else.
+URL_SCHEMES: Final = {
+    "rtsp": (554, "rtsp,rtp,udp,tcp"),
+    "rtsps": (322, "rtsp,rtp,udp,tls,tcp"),
+    "http": (80, "http,tcp"),
+    "https": (443, "https,tls,tcp"),
+}
+# What a camera may send. No playlist is among them (HLS, DASH, concat): a playlist names addresses of its own.
+STREAMS: Final = "rtsp,rtp,mpjpeg,mjpeg,jpeg_pipe,image2pipe,h264,hevc,mpegts,flv,matroska,webm,mov,mp4,avi,asf,ogg"
+VARIABLE: Final = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
+NO_VIDEO: Final = "nobody answers, the path or password is wrong, or it is no video"
+HEAD_BYTES: Final = 16384  # of an answer: more is no answer of a camera's
 NETWORK_TIMEOUT_MS: Final = 5000
 STILL_FPS: Final = 5.0  # of a picture that is shown as if it were a camera
 ASSUMED_FPS: Final = 25.0  # of a clip that does not say
@@ -49,7 +64,7 @@ class Capture:
         self._capture.release()
 
 
-def open_device(path: Path, size: tuple[int, int] | None, fps: float | None) -> Source:
+def open_device(path: Path, size: tuple[int, int] | None, fps: float | None, rotate: int = 0) -> Source:
     """A V4L2 camera.
 
     Raises:
@@ -65,23 +80,28 @@ def open_device(path: Path, size: tuple[int, int] | None, fps: float | None) -> 
         )
     # One fills while the other is read: with a single one, the driver has no place for the next picture meanwhile.
     capture.set(cv2.CAP_PROP_BUFFERSIZE, 2)
-    if size is not None:
-        if size[0] * size[1] > 640 * 480:
+    if asked := before_turn(size, rotate):
+        if asked[0] * asked[1] > 640 * 480:
             # USB 2 cannot carry larger pictures uncompressed at full rate. A camera without MJPG ignores this.
             capture.set(cv2.CAP_PROP_FOURCC, cv2.VideoWriter.fourcc(*"MJPG"))
-        capture.set(cv2.CAP_PROP_FRAME_WIDTH, size[0])
-        capture.set(cv2.CAP_PROP_FRAME_HEIGHT, size[1])
+        capture.set(cv2.CAP_PROP_FRAME_WIDTH, asked[0])
+        capture.set(cv2.CAP_PROP_FRAME_HEIGHT, asked[1])
     if fps is not None:
         capture.set(cv2.CAP_PROP_FPS, fps)
-    return LiveSource(str(path), Capture(str(path), capture), size, fps)
+    return LiveSource(str(path), Capture(str(path), capture), size, fps, rotate)
 
 
-def open_url(url: str, size: tuple[int, int] | None, fps: float | None) -> Source:
-    """A network camera: RTSP, or MJPEG over HTTP.
+def open_url(url: str, size: tuple[int, int] | None, fps: float | None, rotate: int = 0) -> Source:
+    """A network camera: RTSP, or MJPEG over HTTP, at this address and at no other that it may name.
+
+    Else whoever has the camera could have any address of this network asked in our name: a redirect is refused when we
+    ask first, and FFmpeg follows none of a later HTTP answer (its option max_redirects: libavformat 62; an older one
+    follows those). What remains: an RTSP camera that redirects only after the first question, or after the password, is
+    followed, to RTSP only; FFmpeg has no option against that.
 
     Raises:
         ConfigError: the address is malformed or of another protocol.
-        CameraError: nobody answers, or there is no live video.
+        CameraError: nobody answers, the camera redirects, or there is no live video.
     """
     try:
         parts = urlsplit(url)
@@ -89,29 +109,94 @@ def open_url(url: str, size: tuple[int, int] | None, fps: float | None) -> Sourc
     except ValueError:
         well_formed = False
     # An @ after the host is a password with an unescaped slash in it: what looks like the host is not one.
-    if not well_formed or "@" in parts.path:
+    if not well_formed or "@" in parts.path or re.search(r"[\0-\x20\x7f]", url):
         # Not the parser's own words: they may hold a password.
         raise ConfigError("camera is a malformed URL: write rtsp://USER:PASSWORD@HOST:PORT/PATH, other signs as %XX")
     if parts.scheme not in URL_SCHEMES:
         raise ConfigError(f"camera is a {parts.scheme}:// URL: {', '.join(URL_SCHEMES)} can be opened")
     # Cameras take passwords before the host, in the query and in the path: people are shown none of these.
     name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    refuse_redirect(parts, name)
     # FFmpeg's threads each hold a frame back: one instead of two took 30 fps H.264 from 143 ms of lag to 102.
     parameters = {
         cv2.CAP_PROP_OPEN_TIMEOUT_MSEC: NETWORK_TIMEOUT_MS,
         cv2.CAP_PROP_READ_TIMEOUT_MSEC: NETWORK_TIMEOUT_MS,
         cv2.CAP_PROP_N_THREADS: 1,
     }
-    capture = cv2.VideoCapture(url, cv2.CAP_FFMPEG, [number for pair in parameters.items() for number in pair])
+    with ffmpeg_options(
+        f"max_redirects;0|protocol_whitelist;{URL_SCHEMES[parts.scheme][1]}|format_whitelist;{STREAMS}"
+    ):
+        capture = cv2.VideoCapture(url, cv2.CAP_FFMPEG, [number for pair in parameters.items() for number in pair])
     if not capture.isOpened():
-        raise CameraError(f"cannot open {name}: nobody answers, the path or password is wrong, or it is no video")
+        raise CameraError(f"cannot open {name}: {NO_VIDEO}")
     if capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0:
         capture.release()
         raise CameraError(f"{name} is a recording, not a camera: download it, and give the file")
-    return LiveSource(name, Capture(name, capture), size, fps)
+    return LiveSource(name, Capture(name, capture), size, fps, rotate)
 
 
-def open_file(path: Path, size: tuple[int, int] | None, fps: float | None) -> Source:
+@contextmanager
+def ffmpeg_options(ours: str) -> Iterator[None]:
+    """OpenCV hands FFmpeg what is in this variable when it opens something; of two of a name, the later one counts."""
+    theirs = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = f"{theirs or 'rtsp_transport;tcp'}|{ours}"  # what OpenCV has where there is none
+    try:
+        yield
+    finally:
+        if theirs is None:
+            del os.environ[VARIABLE]
+        else:
+            os.environ[VARIABLE] = theirs
+
+
+def refuse_redirect(parts: SplitResult, name: str) -> None:
+    """Ask a network camera as FFmpeg will, and look at the head of its answer only.
+
+    Raises:
+        CameraError: it sends whoever asks elsewhere, or nobody answers.
+    """
+    port, timeout_s = parts.port or URL_SCHEMES[parts.scheme][0], NETWORK_TIMEOUT_MS / 1000
+    host, path = str(parts.hostname), urlunsplit(("", "", parts.path or "/", parts.query, ""))
+    if parts.scheme in ("rtsp", "rtsps"):
+        question = f"DESCRIBE {name}{path} RTSP/1.0\r\nCSeq: 1\r\nAccept: application/sdp\r\n\r\n"
+    else:
+        question = f"GET {path} HTTP/1.0\r\nHost: {name.partition('://')[2]}\r\n\r\n"
+    if parts.scheme in ("rtsps", "https"):  # of any certificate, as FFmpeg takes it
+        unverified = ssl._create_unverified_context()  # noqa: S323
+        connection: HTTPConnection = HTTPSConnection(host, port, timeout=timeout_s, context=unverified)
+    else:
+        connection = HTTPConnection(host, port, timeout=timeout_s)
+    head, until_s = b"", time.monotonic() + timeout_s
+    try:
+        with closing(connection):
+            connection.connect()
+            connection.sock.sendall(question.encode())
+            while not re.search(rb"\r?\n\r?\n", head) and len(head) < HEAD_BYTES and time.monotonic() < until_s:
+                block = connection.sock.recv(4096)
+                if not block:
+                    break
+                head += block
+    except (OSError, UnicodeError) as error:  # UnicodeError: a name that DNS cannot have
+        raise CameraError(f"cannot open {name}: {NO_VIDEO}") from error
+    if re.match(rb"\w+/[\d.]+ +3\d\d", head):
+        found = re.search(rb"(?im)^location:[ \t]*(\S+)", head)
+        raise CameraError(
+            f"{name} sends us to {_place(found[1].decode(errors='replace') if found else '')}, and is not followed: only the"
+            " address that you give is asked. If you trust that one, give it"
+        )
+
+
+def _place(location: str) -> str:
+    """Of an address that a camera names, as much as may be shown: its path may hold a password."""
+    try:
+        parts = urlsplit(location)
+    except ValueError:
+        return "an address that is none"
+    place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    return (place if place.isprintable() else "an address that is none") if parts.netloc else "another path of its own"
+
+
+def open_file(path: Path, size: tuple[int, int] | None, fps: float | None, rotate: int = 0) -> Source:
     """A file as if it were a camera: a clip once, in real time; a picture again and again, until someone ends it.
 
     Raises:
@@ -120,15 +205,23 @@ def open_file(path: Path, size: tuple[int, int] | None, fps: float | None) -> So
     check_file(path)
     # GIF is a clip to FFmpeg, and only its first picture to OpenCV.
     if cv2.haveImageReader(str(path)) and path.suffix.lower() != ".gif":
-        return StillSource(path, size, fps)
-    return FileSource(path, size, fps, loop=False, paced=True)
+        return StillSource(path, size, fps, rotate)
+    return FileSource(path, size, fps, rotate, loop=False, paced=True)
 
 
 class FileSource:
     """A clip, played in real time (`paced`: newest frame only), or frame by frame."""
 
     def __init__(
-        self, path: Path, size: tuple[int, int] | None, fps: float | None, *, loop: bool, paced: bool, name: str = ""
+        self,
+        path: Path,
+        size: tuple[int, int] | None,
+        fps: float | None,
+        rotate: int = 0,
+        *,
+        loop: bool,
+        paced: bool,
+        name: str = "",
     ) -> None:
         """Open the clip and decode its first frame.
 
@@ -137,7 +230,7 @@ class FileSource:
         """
         check_file(path)
         self.name = name or path.name
-        self._path, self._asked, self._loop, self._paced = path, size, loop, paced
+        self._path, self._asked, self._rotate, self._loop, self._paced = path, size, rotate, loop, paced
         self._capture = open_clip(path)
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self._period_s = 1 / rate if 0 < rate <= 1000 else 1 / ASSUMED_FPS
@@ -147,6 +240,7 @@ class FileSource:
         """Frames to come, as the file claims; None if unknown."""
         self.position_s = -self._period_s
         """Time of the frame that was lent last, since the beginning; goes on growing when the clip starts over."""
+        self._opened_ns = time.monotonic_ns()
         self._pass_s = 0.0  # when this pass of the loop began
         self._began_s: float | None = None  # time.monotonic() at position 0
         self._number = 0
@@ -172,9 +266,12 @@ class FileSource:
             raise CameraError(f"{self._path} changes its picture size in the middle, at {self.position_s:.2f} s")
         self._lent = True
         now_ns = time.monotonic_ns()
-        # When played, a frame was "captured" when it was due; its age then tells what decoding cost.
-        due_ns = now_ns if self._began_s is None else round((self._began_s + self.position_s) * 1e9)
-        return lend(pixels, self._number, min(due_ns, now_ns), now_ns)
+        # When played, a frame was "captured" when it was due; its age then tells what decoding cost. Else time is the clip's.
+        if self._began_s is None:
+            captured_ns = self._opened_ns + round(self.position_s * 1e9)
+        else:
+            captured_ns = min(round((self._began_s + self.position_s) * 1e9), now_ns)
+        return lend(pixels, self._number, captured_ns, now_ns)
 
     def _advance(self) -> None:
         """Grab the next frame that the beat admits."""
@@ -211,7 +308,7 @@ class FileSource:
 
     def _pixels(self) -> Pixels | None:
         done, pixels = self._capture.retrieve()
-        return fit(to_bgr(pixels), self._asked) if done else None
+        return upright(pixels, self._asked, self._rotate) if done else None
 
     def close(self) -> None:
         self._capture.release()
@@ -232,9 +329,9 @@ def open_clip(path: Path) -> cv2.VideoCapture:
 class StillSource:
     """A picture that is shown again and again, so that a run can be tried without a camera. Never ends."""
 
-    def __init__(self, path: Path, size: tuple[int, int] | None, fps: float | None) -> None:
+    def __init__(self, path: Path, size: tuple[int, int] | None, fps: float | None, rotate: int = 0) -> None:
         self.name = path.name
-        self._pixels = fit(read_picture(path), size)
+        self._pixels = read_picture(path, rotate, size)
         self._pixels.flags.writeable = False  # every loan is of the same memory
         self.size = (self._pixels.shape[1], self._pixels.shape[0])
         self._period_s = 1 / (fps or STILL_FPS)
@@ -252,8 +349,8 @@ class StillSource:
         pass
 
 
-def read_picture(path: Path) -> Pixels:
-    """A picture file, turned upright, as uint8 [height, width, 3] BGR; transparency is dropped.
+def read_picture(path: Path, rotate: int = 0, size: tuple[int, int] | None = None) -> Pixels:
+    """A picture file, turned upright as it says itself and then by `rotate`, BGR; transparency is dropped.
 
     Raises:
         CameraError: there is no such file, it is no picture, or a damaged or too large one.
@@ -267,7 +364,7 @@ def read_picture(path: Path) -> Pixels:
         raise CameraError(f"{path} is damaged, or has more than {MOST_PIXELS:,} pixels: make it smaller") from error
     if pixels is None:
         raise CameraError(f"{path} is not a picture that can be read (damaged, or another kind of file)")
-    return to_bgr(pixels)
+    return upright(pixels, size, rotate)
 
 
 def check_file(path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 import cv2
 from numpy.typing import NDArray
 
-from edgesan.capture.source import LiveSource, Source
+from edgesan.capture.source import LiveSource, Source, before_turn
 from edgesan.errors import CameraError, CameraLost
 
 HANG_S: Final = 3.0  # without a picture for so long, libcamera hangs
@@ -37,7 +37,7 @@ def library() -> Any:
         raise CameraError(f"picamera2 cannot be imported ({error}): {CURE}") from error
 
 
-def open_picamera(number: int, size: tuple[int, int] | None, fps: float | None) -> Source:
+def open_picamera(number: int, size: tuple[int, int] | None, fps: float | None, rotate: int = 0) -> Source:
     """The camera at place `number` of `Picamera2.global_camera_info()`.
 
     Raises:
@@ -58,7 +58,8 @@ def open_picamera(number: int, size: tuple[int, int] | None, fps: float | None) 
         try:
             camera = Picamera2(number)
             undo.callback(camera.close)
-            main = {"format": next(iter(FORMATS)), **({} if size is None else {"size": size})}
+            asked = before_turn(size, rotate)
+            main = {"format": next(iter(FORMATS)), **({} if asked is None else {"size": asked})}
             controls = {} if fps is None else {"FrameRate": fps}
             camera.configure(camera.create_video_configuration(main=main, controls=controls, buffer_count=BUFFERS))
             given = camera.camera_configuration()["main"]["format"]
@@ -71,7 +72,7 @@ def open_picamera(number: int, size: tuple[int, int] | None, fps: float | None) 
                 " see `edgesan doctor`"
             ) from error
         undo.pop_all()
-    return LiveSource(name, _Device(name, camera, FORMATS[given]), size, fps)
+    return LiveSource(name, _Device(name, camera, FORMATS[given]), size, fps, rotate)
 
 
 class _Device:

@@ -74,6 +74,24 @@ def fit(pixels: Pixels, size: tuple[int, int] | None) -> Pixels:
     return np.asarray(cv2.resize(pixels, target, interpolation=cv2.INTER_AREA), np.uint8)
 
 
+TURNS: Final = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTATE_90_COUNTERCLOCKWISE}
+
+
+def before_turn(size: tuple[int, int] | None, rotate: int) -> tuple[int, int] | None:
+    """Width and height, before the turn, of what has this size after it."""
+    return size if size is None or rotate not in (90, 270) else (size[1], size[0])
+
+
+def upright(foreign: NDArray[Any], size: tuple[int, int] | None, rotate: int) -> Pixels:
+    """Foreign pixels as ours: BGR, scaled down to within `size`, which is meant after the turn by `rotate` degrees.
+
+    Raises:
+        CameraError: as `to_bgr` does.
+    """
+    pixels = fit(to_bgr(foreign), before_turn(size, rotate))  # first, as there is less to turn then
+    return np.asarray(cv2.rotate(pixels, TURNS[rotate]), np.uint8) if rotate else pixels
+
+
 class Beat:
     """Lets at most `fps` frames a second pass; all of them if None."""
 
@@ -111,14 +129,16 @@ class Device(Protocol):
 class LiveSource:
     """A Source over a Device: the grabbing thread and the place for the newest picture."""
 
-    def __init__(self, name: str, device: Device, size: tuple[int, int] | None, fps: float | None) -> None:
+    def __init__(
+        self, name: str, device: Device, size: tuple[int, int] | None, fps: float | None, rotate: int = 0
+    ) -> None:
         """Start grabbing, and wait for the first picture: only it tells the true size.
 
         Raises:
             CameraError: no picture came; the device is closed again.
         """
         self.name = name
-        self._device, self._asked, self._beat = device, size, Beat(fps)
+        self._device, self._asked, self._rotate, self._beat = device, size, rotate, Beat(fps)
         self._changed = threading.Condition()  # guards the next four
         self._newest: tuple[Pixels, int, int] | None = None  # pixels, number, captured_ns
         self._fault: CameraError | None = None
@@ -167,7 +187,7 @@ class LiveSource:
                 foreign = self._device.pixels()
                 if foreign is None:
                     continue
-                pixels = fit(to_bgr(foreign), self._asked)
+                pixels = upright(foreign, self._asked, self._rotate)
                 shape = shape or pixels.shape
                 if pixels.shape != shape:
                     raise CameraLost(f"{self.name} changed its picture from {_size(shape)} to {_size(pixels.shape)}")

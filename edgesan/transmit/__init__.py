@@ -12,7 +12,7 @@ class Sink(Protocol):
     name: str
 
     async def start(self) -> None:
-        """Open the port or the file. Raises SinkError."""
+        """Begin; ports and files are open already. Raises SinkError."""
 
     async def send(self, frame: "SanitizedFrame") -> None:
         """Take the newest frame; must not wait for a slow reader. Raises SinkError."""

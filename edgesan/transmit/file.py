@@ -4,10 +4,10 @@ A power cut costs an .mkv its last second, and an .mp4 everything: its index is 
 """
 
 import errno
-import itertools
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import av
 import numpy as np
@@ -18,32 +18,49 @@ from edgesan.frames import SanitizedFrame
 TIME_BASE = Fraction(1, 1000)
 CODEC: Final = "libx264"
 CODEC_OPTIONS = {"preset": "veryfast", "crf": "23"}
+CONTAINERS: Final = {".mkv": "matroska", ".mp4": "mp4"}
 CONTAINER_OPTIONS = {".mkv": {"cluster_time_limit": "1000"}}  # ms that are held back; FFmpeg's own 5 s hide a full disk
 
 
+class Output:
+    """An open file as FFmpeg writes to it. It keeps the first error: PyAV tells only that there was one."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.seek, self.tell = file.seek, file.tell
+        self.error: OSError | None = None
+
+    def write(self, content: bytes) -> int:
+        try:
+            written = self._file.write(content)
+            self._file.flush()  # so that a power cut costs no more than it must
+        except OSError as error:
+            self.error = self.error or error
+            raise
+        return written
+
+
 class ClipWriter:
-    """Writes sanitized frames to a new clip; used by the file sink, and by `edgesan sanitize`.
+    """Writes sanitized frames to a clip; used by the file sink, and by `edgesan sanitize`.
 
     An odd last row or column is left out (4:2:0 has none); a frame of another size than the first is refused.
 
     Raises:
-        SinkError: the file exists, the place cannot be written, the disk is full, or libx264 is missing.
+        SinkError: the file cannot be written, the disk is full, or libx264 is missing.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        """`file`: open for writing and empty; whoever opened it closes it. `path`: its name."""
+        self._file, self.path = Output(file), path
         if CODEC not in av.codecs_available:
             there = ", ".join(sorted(name for name in av.codecs_available if "264" in name)) or "none"
             raise SinkError(
                 f"cannot write {path}: PyAV {av.__version__} has no {CODEC} here (H.264 that it has: {there}); pip install av"
             )
         try:
-            path.touch(exist_ok=False)  # FFmpeg would open it with the first frame only
-            # "file:", or FFmpeg takes 10:30.mkv for a protocol
-            self._container = av.open(f"file:{path}", "w", options=CONTAINER_OPTIONS.get(path.suffix, {}))
+            options = CONTAINER_OPTIONS.get(path.suffix, {})
+            self._container = av.open(self._file, "w", format=CONTAINERS[path.suffix], options=options)
             self._stream: Any = self._container.add_stream(CODEC, options=CODEC_OPTIONS)
-        except FileExistsError as error:
-            raise SinkError(f"{path} exists: name another file, or move it away first") from error
         except (av.FFmpegError, OSError) as error:
             raise self._failure(error) from error
         self._stream.pix_fmt = "yuv420p"
@@ -79,12 +96,11 @@ class ClipWriter:
             raise self._failure(error) from error
 
     def close(self) -> None:
-        """Write what is left and the index; a clip without a frame leaves no file. Idempotent."""
+        """Write what is left and the index; a clip without a frame stays empty. Idempotent."""
         if not self._open:
             return
         self._open = False
         if self._size is None:
-            self.path.unlink(missing_ok=True)
             return
         try:
             self._mux(None)
@@ -95,27 +111,23 @@ class ClipWriter:
                 raise self._failure(error) from error
 
     def _failure(self, error: av.FFmpegError | OSError) -> SinkError:
+        error = self._file.error or error
         if error.errno == errno.ENOSPC:
             return SinkError(f"{self.path}: the disk is full; make room, or name a file on another disk")
         return SinkError(f"cannot write {self.path}: {error.strerror}; name a file in a folder that you may write to")
 
 
-def next_free(path: Path) -> Path:
-    """clip.mkv -> clip-2.mkv, or the next number that is free."""
-    return next(p for n in itertools.count(2) if not (p := path.with_stem(f"{path.stem}-{n}")).exists())
-
-
 class FileSink:
     """`--out clip.mkv`: everything that is sent, slates too."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, file: BinaryIO, path: Path) -> None:
         self.name = str(path)
-        self._path = path
+        self._file, self._path = file, path
         self._writer: ClipWriter | None = None
         self._first_ns: int | None = None
 
     async def start(self) -> None:
-        self._writer = ClipWriter(self._path)
+        self._writer = ClipWriter(self._file, self._path)
 
     async def send(self, frame: SanitizedFrame) -> None:
         assert self._writer is not None
@@ -124,5 +136,9 @@ class FileSink:
         self._writer.write(frame, (frame.stamps.captured_ns - self._first_ns) / 1e9)
 
     async def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        try:
+            if self._writer is not None:
+                self._writer.close()
+        finally:
+            with suppress(OSError):  # what could not be written is told by now
+                self._file.close()

@@ -2,52 +2,44 @@
 
 A frame is encoded once, whoever watches, and not at all when nobody does. Each viewer has at most one frame under
 way (with TLS two: asyncio does not tell what the encrypted one waits for): a slow one loses frames, sees no old ones,
-and holds nobody up.
+and holds nobody up. A picture that is older than a second is shown to nobody: only a slate may follow it.
 
 Whoever can reach the port is taken for an enemy: connections are few, in all and for each address; whoever is slow to
-ask, or takes nothing, is cut off; another site's page, in the user's own browser, may neither see nor turn the dial.
+ask, or takes nothing, is cut off; another site's page, in the user's own browser, may neither see nor turn the dial;
+see `edgesan.transmit.admission`. By the time the server starts, its process can make no socket: it is given some.
 """
 
 import asyncio
-import errno
-import hmac
-import ipaddress
 import json
 import math
 import socket
+import ssl
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import cv2
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 
-from edgesan.config import http_address, is_loopback
+from edgesan.config import is_loopback
 from edgesan.errors import SinkError
 from edgesan.frames import SanitizedFrame
 from edgesan.metrics import Metrics
-from edgesan.transmit.tls import tls_context
+from edgesan.transmit.admission import ListeningSocket, Tokens, host_name, is_foreign
+from edgesan.transmit.prometheus import Exporter
 
 WEB: Final = Path(__file__).parent.parent / "web"
 BOUNDARY: Final = "edgesan-frame"
 JPEG_QUALITY: Final = 85
-FRESH_NS: Final = 2_000_000_000
+FRESH_NS: Final = 1_000_000_000  # no older picture is served as live
 UNSENT_BYTES: Final = 16384  # of a viewer's picture that the kernel may hold before it is sent
 MOST_BODY_BYTES: Final = 256
-MOST_CONNECTIONS: Final = 128  # in all
-MOST_OF_ONE: Final = 32  # from one address
 HANDSHAKE_S: Final = 5.0
 REQUEST_S: Final = 10.0  # from the connection, or the answer before, to the end of a request's head
 BODY_S: Final = 5.0
-DEAF_S: Final = 20.0  # that a viewer may take nothing of what is ready for it
 # What a connection may hold of its request: browsers send some twenty fields, and cookies of other local servers.
 LIMITS: Final = {"max_line_size": 4096, "max_field_size": 8190, "max_headers": 48, "read_bufsize": 16384}
 OPEN: Final = ("/page.js", "/page.css", "/icon.svg")  # a page cannot present its token for these; they tell nothing
@@ -71,10 +63,12 @@ class HttpSink:
     """`--out http://HOST:PORT`, or `https://` with a certificate.
 
     Args:
+        address: as the user wrote it.
         token: what viewers must present; empty if nothing.
-        certificate, key: PEM files for TLS; the key None where it lies in the certificate's file.
-        status: gives the sanitize process's counters.
+        status: gives what the other processes count.
         ask_alpha: passes on a viewer's wish; False if nobody listens.
+        sockets: those that `edgesan.transmit.admission.listen` bound.
+        tls: None for http.
     """
 
     def __init__(
@@ -83,13 +77,13 @@ class HttpSink:
         token: str,
         status: Callable[[], dict[str, Any]],
         ask_alpha: Callable[[float], bool],
-        certificate: Path | None = None,
-        key: Path | None = None,
+        sockets: Sequence[ListeningSocket],
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.name = address
-        self._host, self._port = http_address(address)
-        self._certificate, self._key = certificate, key
-        self._token, self._status, self._ask_alpha = token, status, ask_alpha
+        self._status, self._ask_alpha = status, ask_alpha
+        self._tokens = Tokens(token, time.monotonic) if token else None
+        self._sockets, self._tls = sockets, tls
         self._metrics = Metrics()
         self._frame: SanitizedFrame | None = None
         self._jpeg: tuple[int, bytes] | None = None  # (frame count, picture): the newest one encoded
@@ -97,10 +91,8 @@ class HttpSink:
         self._arrived = asyncio.Event()
         self._closing = False
         self._viewers = 0
-        self._door = Door(lambda: self._metrics.count("refused_connections"))
         self._servers: list[asyncio.Server] = []
-        self._registry = CollectorRegistry(auto_describe=False)
-        self._registry.register(_Families(self.report))
+        self._exporter = Exporter(self.report)
         app = web.Application(middlewares=[self._guard], client_max_size=MOST_BODY_BYTES)
         app.on_response_prepare.append(_add_headers)
         app.add_routes(
@@ -124,43 +116,22 @@ class HttpSink:
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1, handle_signals=False)
 
     async def start(self) -> None:
-        """Listen.
-
-        Raises:
-            SinkError: the port is taken, the address is not one of this machine's, or the certificate cannot be used.
-        """
-        tls = None if self._certificate is None else tls_context(self._certificate, self._key)
+        """Serve. Makes, binds and connects no socket."""
         await self._runner.setup()
         server = self._runner.server
         assert server is not None
         loop = asyncio.get_running_loop()
-        try:
-            found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-            for family, _, _, _, address in dict.fromkeys(found):
-                self._servers.append(
-                    await loop.create_server(
-                        lambda: Connection(server, loop=loop, keepalive_timeout=REQUEST_S, lingering_time=1.0,
-                                           auto_decompress=False, access_log=None, **LIMITS),  # type: ignore[arg-type]
-                        sock=self._door.listen(family, address),
-                        ssl=tls,
-                        ssl_handshake_timeout=HANDSHAKE_S if tls else None,
-                        ssl_shutdown_timeout=1.0 if tls else None,
-                    )
-                )  # fmt: skip
-        except UnicodeError as error:
-            raise SinkError(f"cannot listen on {self.name}: {self._host} is no name of a machine") from error
-        except OSError as error:
-            raise SinkError(f"cannot listen on {self.name}: {error.strerror or error}; {self._cure(error)}") from error
-
-    def _cure(self, error: OSError) -> str:
-        host = f"[{self._host}]" if ":" in self._host else self._host
-        scheme = urlsplit(self.name).scheme
-        other = f"such as --out {scheme}://{host}:{8081 if self._port == 8080 else 8080}"
-        if error.errno == errno.EADDRINUSE:
-            return f"end the program that holds the port, or choose another one, {other}"
-        if error.errno == errno.EACCES:
-            return f"ports below 1024 belong to root: choose a higher one, {other}"
-        return f"name an address of this machine, such as --out {scheme}://127.0.0.1:8080"
+        for each in self._sockets:
+            self._servers.append(
+                await loop.create_server(
+                    lambda: Connection(server, loop=loop, keepalive_timeout=REQUEST_S, lingering_time=1.0,
+                                       auto_decompress=False, access_log=None, **LIMITS),  # type: ignore[arg-type]
+                    sock=each,
+                    ssl=self._tls,
+                    ssl_handshake_timeout=HANDSHAKE_S if self._tls else None,
+                    ssl_shutdown_timeout=1.0 if self._tls else None,
+                )
+            )  # fmt: skip
 
     async def send(self, frame: SanitizedFrame) -> None:
         self._frame, self._count = frame, self._count + 1
@@ -174,6 +145,8 @@ class HttpSink:
         self._arrived.set()
         for server in self._servers:
             server.close()
+        for each in self._sockets:  # also where it never started
+            each.close()
         await self._runner.cleanup()
 
     def _newest_jpeg(self) -> bytes:
@@ -204,8 +177,9 @@ class HttpSink:
             shown = 0
             opening = f"--{BOUNDARY}\r\n".encode()
             while not self._closing:
-                if shown == self._count or transport.get_write_buffer_size():
-                    await self._arrived.wait()  # also where its last picture is still under way: it loses this one
+                # Where its last picture is still under way, it loses this one. It may have waited, too.
+                if shown == self._count or self._is_old() or transport.get_write_buffer_size():
+                    await self._arrived.wait()
                     continue
                 shown, frame = self._count, self._frame
                 assert frame is not None
@@ -234,8 +208,8 @@ class HttpSink:
             self._viewers -= 1
 
     async def _snapshot(self, request: web.Request) -> web.Response:
-        if self._frame is None:
-            raise web.HTTPServiceUnavailable(text="no frame yet\n")
+        if reason := self._not_ready():
+            raise web.HTTPServiceUnavailable(text=f"{reason}\n")
         return web.Response(body=self._newest_jpeg(), content_type="image/jpeg")
 
     async def _health(self, request: web.Request) -> web.Response:
@@ -250,20 +224,29 @@ class HttpSink:
         if self._frame is None:
             return "no frame yet"
         if self._frame.stamps.slate:
-            return "the camera is lost"
-        age_ns = time.monotonic_ns() - self._frame.stamps.captured_ns
-        return f"the newest frame is {age_ns / 1e9:.1f} s old" if age_ns > FRESH_NS else ""
+            return "the camera gives no picture"
+        return f"the newest frame is {self._age_ns() / 1e9:.1f} s old" if self._is_old() else ""
+
+    def _is_old(self) -> bool:
+        """Whether the newest frame shows what is over: nobody may take it for live."""
+        return self._frame is not None and not self._frame.stamps.slate and self._age_ns() > FRESH_NS
+
+    def _age_ns(self) -> int:
+        assert self._frame is not None
+        return time.monotonic_ns() - self._frame.stamps.captured_ns
 
     def report(self) -> dict[str, Any]:
-        """The counters of both processes."""
+        """What all processes count."""
         own = self._metrics.summary(time.monotonic_ns())
+        refused = sum(limiter.refused for limiter in {each.limiter for each in self._sockets})
+        totals = own["totals"] | {"refused_connections": refused}
         return self._status() | {
             "ready": not self._not_ready(),
-            "transmit": {"fps": own["fps"], "viewers": self._viewers, "totals": own["totals"], "ms": own["ms"]},
+            "transmit": {"fps": own["fps"], "viewers": self._viewers, "totals": totals, "ms": own["ms"]},
         }
 
     async def _prometheus(self, request: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(self._registry), headers={"Content-Type": "text/plain; version=0.0.4"})
+        return web.Response(body=self._exporter.text(), headers={"Content-Type": "text/plain; version=0.0.4"})
 
     async def _api_status(self, request: web.Request) -> web.Response:
         return web.json_response(self.report())
@@ -290,6 +273,8 @@ class HttpSink:
         low, high = self._status().get("model", {}).get("alpha_range", (0.0, 1.0))
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not low <= alpha <= high:  # so NaN too
             raise web.HTTPBadRequest(text=f'alpha must be a number within {low:g}..{high:g}; send {{"alpha": 0.5}}\n')
+        if reason := self._not_ready():
+            raise web.HTTPServiceUnavailable(text=f"{reason}: the dial turns while pictures come; ask again\n")
         if not self._ask_alpha(float(alpha)):
             raise web.HTTPServiceUnavailable(text="the sanitizer does not answer; ask again\n")
         return web.json_response({"asked": float(alpha)}, status=202)
@@ -303,73 +288,35 @@ class HttpSink:
         """
         if isinstance(request.protocol, Connection):
             request.protocol.asked = True
-        if _is_foreign(request):
+        names = request.headers.getall("Host", [])
+        host = host_name(names[0]) if len(names) == 1 else None
+        if host is None:
+            raise web.HTTPBadRequest(text="name this server in one Host field, such as Host: 127.0.0.1:8080\n")
+        if is_foreign(request.method, request.headers):
             raise web.HTTPForbidden(text="another site's page may not use this server: open its own page\n")
-        if self._token:
-            scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-            if scheme.lower() != "bearer":
-                given = request.query.get("token", "") if request.method in ("GET", "HEAD") else ""
-            # aiohttp decodes headers with surrogates for what is not UTF-8
-            right = hmac.compare_digest(given.encode(errors="backslashreplace"), self._token.encode())
-            if not right and request.path not in OPEN:
-                raise web.HTTPUnauthorized(text="present the token\n", headers={"WWW-Authenticate": "Bearer"})
-        elif not is_loopback(_host_name(request.headers.get("Host", ""))):
-            raise web.HTTPForbidden(text="this server answers to http://127.0.0.1 only\n")
+        if self._tokens is None:
+            if not is_loopback(host):
+                raise web.HTTPForbidden(text="this server answers to http://127.0.0.1 only\n")
+        elif request.path not in OPEN:
+            self._check(self._tokens, request)
         response: web.StreamResponse = await handler(request)
         return response
 
-
-class Door:
-    """Lets connections in while there is room, before anything is read of them.
-
-    Args:
-        refused: called for each one that found none.
-    """
-
-    def __init__(self, refused: Callable[[], None]) -> None:
-        self.refused = refused
-        self._inside: list[tuple[socket.socket, str]] = []
-
-    def listen(self, family: int, address: Any) -> socket.socket:
-        """A socket that listens there, for asyncio. Raises OSError."""
-        listener = _Listener(self, family)
-        try:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if family == socket.AF_INET6:
-                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-            listener.bind(address)
-        except OSError:
-            listener.close()
-            raise
-        return listener
-
-    def admit(self, connection: socket.socket, host: str) -> bool:
-        """Whether there is room for one more of this address; if so, it counts until it is closed."""
-        # Whoever has one IPv6 address has 2^64 of them.
-        one = str(ipaddress.ip_network(f"{host.partition('%')[0]}/64", strict=False)) if ":" in host else host
-        self._inside = [(other, name) for other, name in self._inside if other.fileno() >= 0]
-        if len(self._inside) >= MOST_CONNECTIONS or Counter(name for _, name in self._inside)[one] >= MOST_OF_ONE:
-            self.refused()
-            return False
-        # The kernel cuts off whoever takes nothing: what waits for it would otherwise be held for ever (tcp(7)).
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(DEAF_S * 1000))
-        self._inside.append((connection, one))
-        return True
-
-
-class _Listener(socket.socket):
-    """A listening socket in front of a Door: asyncio takes no notice of what is refused."""
-
-    def __init__(self, door: Door, family: int) -> None:
-        super().__init__(family, socket.SOCK_STREAM)
-        self._admit = door.admit
-
-    def accept(self) -> tuple[socket.socket, Any]:
-        connection, address = super().accept()
-        if not self._admit(connection, address[0]):
-            connection.close()
-            raise ConnectionAbortedError("no room")
-        return connection, address
+    @staticmethod
+    def _check(tokens: Tokens, request: web.Request) -> None:
+        """Raises HTTPUnauthorized for a wrong token, HTTPTooManyRequests after too many."""
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            given = request.query.get("token", "") if request.method in ("GET", "HEAD") else ""
+        host = request.remote or ""
+        if pause_s := tokens.pause_s(host, given):
+            seconds = math.ceil(pause_s)
+            raise web.HTTPTooManyRequests(
+                text=f"too many wrong tokens from this address: present one in {seconds} s\n",
+                headers={"Retry-After": str(seconds)},
+            )
+        if not tokens.is_right(host, given):
+            raise web.HTTPUnauthorized(text="present the token\n", headers={"WWW-Authenticate": "Bearer"})
 
 
 class Connection(web.RequestHandler):
@@ -400,26 +347,6 @@ class Connection(web.RequestHandler):
         return answer
 
 
-def _is_foreign(request: web.Request) -> bool:
-    """Whether another site's page asks, in the user's own browser (W3C Fetch Metadata; RFC 6454 for older browsers).
-
-    Following a link to the page is fine. Without these headers it is no browser, or one that reads only.
-    """
-    site = request.headers.get("Sec-Fetch-Site")
-    if site is None:
-        origin = request.headers.get("Origin")
-        return origin is not None and origin.partition("://")[2] != request.headers.get("Host")
-    if site in ("same-origin", "none"):
-        return False
-    reading = request.method in ("GET", "HEAD") and request.headers.get("Sec-Fetch-Mode") == "navigate"
-    return not (reading and request.headers.get("Sec-Fetch-Dest") == "document")
-
-
-def _host_name(host: str) -> str:
-    """The name in a Host header, without its port."""
-    return host[1 : host.find("]")] if host.startswith("[") else host.partition(":")[0]
-
-
 def _asset(name: str, kind: str) -> Handler:
     content = (WEB / name).read_bytes()
 
@@ -431,52 +358,3 @@ def _asset(name: str, kind: str) -> Handler:
 
 async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
     response.headers.update(HEADERS)
-
-
-NOT_FRAMES: Final = {  # totals that count something else
-    "faces": ("edgesan_sanitized_faces", "Faces that were sanitized."),
-    "camera_lost": ("edgesan_camera_losses", "How often the camera was lost."),
-    "refused_connections": ("edgesan_refused_connections", "Connections for which there was no room."),
-}
-
-
-class _Families(Collector):
-    """Both processes' counters in Prometheus' terms."""
-
-    def __init__(self, report: Callable[[], dict[str, Any]]) -> None:
-        self._report = report
-
-    def collect(self) -> list[Metric]:
-        r = self._report()
-        transmit = r["transmit"]
-        totals, spans = r.get("totals", {}) | transmit["totals"], r.get("ms", {}) | transmit["ms"]
-        frames = CounterMetricFamily("edgesan_frames", "Frames by what became of them.", labels=["state"])
-        for state, value in totals.items():
-            if state not in NOT_FRAMES:
-                frames.add_metric([state], value)
-        families: list[Metric] = [frames]
-        for state, (name, text) in NOT_FRAMES.items():
-            families.append(CounterMetricFamily(name, text, value=totals.get(state, 0)))
-        stages = GaugeMetricFamily("edgesan_stage_seconds", "Time in each stage, lately.", labels=["stage", "quantile"])
-        age = GaugeMetricFamily("edgesan_frame_age_seconds", "From glass to wire, lately.", labels=["quantile"])
-        for stage, values in spans.items():
-            for percentile, value in values.items():
-                quantile = f"{int(percentile[1:]) / 100:g}"
-                if stage == "glass_to_wire":
-                    age.add_metric([quantile], value / 1000)
-                else:
-                    stages.add_metric([stage, quantile], value / 1000)
-        families += [stages, age]
-        for name, text, value in (
-            ("edgesan_fps", "Sanitized frames per second.", r.get("fps", 0)),
-            ("edgesan_faces", "Faces in the newest frame.", r.get("faces", 0)),
-            ("edgesan_viewers", "Streams that are open.", transmit["viewers"]),
-            ("edgesan_camera_up", "1 while the camera gives frames.", int(bool(r.get("camera_up")))),
-            ("edgesan_alpha", "The dial.", r.get("alpha", math.nan)),
-            ("edgesan_uptime_seconds", "Since the start.", r.get("uptime_s", 0)),
-        ):
-            families.append(GaugeMetricFamily(name, text, value=value))
-        model = r.get("model", {})
-        info = GaugeMetricFamily("edgesan_model_info", "The model that runs.", labels=["name", "version", "sha256"])
-        info.add_metric([str(model.get(key, "")) for key in ("name", "version", "sha256")], 1)
-        return [*families, info]

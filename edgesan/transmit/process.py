@@ -1,393 +1,297 @@
-"""The transmit process, and the sanitize process's hold on it.
+"""The transmit process: from messages to the network and to files. It never sees a pixel of the camera.
 
-The child has the network and no camera. It is started first, before the sanitize process gives its network up, and
-waits for its orders: what to serve, and the read-only ring. They come through a socket, never on the command line, which
-everybody on the machine can read. The child keeps a child of its own that does the work, and starts it again when it
-was killed: the sanitize process could not, as what it starts has no network either.
-
-What the child may say is one record: a byte for its kind, a length, a payload; and whatever does not fit is dropped,
-because it comes from the side that has the network.
-
-Signals: Ctrl-C reaches all processes and is the parent's to answer; SIGTERM, or the end of the pipe that wakes it,
-lets the child finish its files and streams. It cannot outlive its parent.
+First it takes what it will need and may not ask for later: its ports, its files, its key for TLS, its event loop. Then it
+gives up the rest (`edgesan.isolation.transmit`), and only then loads the libraries that read what comes from outside.
 """
 
 import asyncio
-import json
-import math
-import mmap
+import errno
+import itertools
 import os
-import select
 import signal
 import socket
-import struct
-import subprocess
 import sys
 import time
-from contextlib import AsyncExitStack, suppress
-from dataclasses import asdict
+from collections import deque
+from contextlib import AsyncExitStack
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from edgesan import isolation
 from edgesan.config import SERVERS, Config
-from edgesan.errors import SinkError
+from edgesan.errors import ModelError, Reject, SinkError
 from edgesan.isolation import Claim
+from edgesan.words import ALIVE, READY, Line
 
 if TYPE_CHECKING:  # numpy must not be loaded yet: see `edgesan.isolation`
-    from edgesan.ring import RingReader, RingWriter
+    from edgesan.frames import SanitizedFrame
+    from edgesan.message import Status
+    from edgesan.model import Decoder
     from edgesan.transmit import Sink
+    from edgesan.transmit.link import Receiver
 
-RECORD: Final = struct.Struct("<cI")
-READY, ALPHA, FAILED, ISOLATED = b"R", b"A", b"F", b"I"
-PID: Final = struct.Struct("<I")
-MOST_PAYLOAD: Final = 4000  # a record is written whole: PIPE_BUF, pipe(7)
-MOST_HEARD: Final = 65536  # bytes taken in at once: what a pipe holds, so that no flood can keep the parent reading
-START_TIMEOUT_S: Final = 20.0
-STOP_TIMEOUT_S: Final = 0.7  # for the streams' last words
-FILES_TIMEOUT_S: Final = 5.0  # a whole file is worth more than a quick end on a busy machine
-RESTART_S: Final = 1.0  # from a death to the next start
+FRESH_NS: Final = 1_000_000_000  # an older frame is no picture of now
+SLATE_S: Final = 0.5  # between slates, while no fresh frame comes
+ALIVE_S: Final = 1.0  # between signs of life for the parent
+RATE_S: Final = 5.0  # that bytes a second are counted over
+RELOAD_S: Final = 2.0  # between attempts to read another model
+GIVEN: Final = 2  # descriptors: the pipe with messages, and the one back
 
 
-class Link:
-    """The sanitize process's ends of two pipes: one wakes a transmit process for each frame, one hears what it says."""
+def open_outputs(config: Config, *, again: bool) -> list[tuple[Path, BinaryIO]]:
+    """The files that are written to, new and empty; the transmit process may open none itself.
 
-    def __init__(self) -> None:
-        self._pending = b""
-        self._ready = self._over = False
-        self._alphas: list[float] = []
-        self._error = ""
-        self.claims: list[Claim] = []  # what the other side has given up; complete once it is ready
-        self.worker = 0  # process id of the one that has the network, as it says
-        wake_read, self._wake = os.pipe()
-        self._heard, say = os.pipe()
-        self.theirs = wake_read, say
-        os.set_blocking(self._wake, False)
-        os.set_blocking(self._heard, False)
+    Args:
+        again: it was killed, and its files stay as they are: clip.mkv becomes clip-2.mkv, or the next number that is free.
 
-    def give(self) -> None:
-        """Close the other side's ends here: it has them."""
-        for fd in self.theirs:
-            os.close(fd)
-
-    def close(self) -> None:
-        """Close these ends: the other side sees the end of the pipe that wakes it."""
-        os.close(self._wake)
-        os.close(self._heard)
-
-    def over(self) -> bool:
-        """Whether nobody is left at the other side."""
-        self._listen()
-        return self._over
-
-    def wake(self) -> None:
-        """A frame is in the ring. A full pipe needs no second word: the reader takes the newest anyway.
-
-        Raises:
-            BrokenPipeError: nobody reads any more.
-        """
-        with suppress(BlockingIOError):
-            os.write(self._wake, b"\0")
-
-    def requests(self) -> list[float]:
-        """The alphas that viewers asked for since the last call, each finite and within 0..1."""
-        self._listen()
-        asked, self._alphas = self._alphas, []
-        return asked
-
-    def _listen(self) -> None:
-        """Take in what the other side has said."""
-        with suppress(BlockingIOError):
-            said = os.read(self._heard, MOST_HEARD)
-            self._pending += said
-            self._over = not said  # nobody is left who could say more
-        at, heard = 0, self._pending
-        while len(heard) - at >= RECORD.size:
-            kind, length = RECORD.unpack_from(heard, at)
-            if length > MOST_PAYLOAD:
-                at = len(heard)  # no record of ours
-                break
-            if len(heard) - at - RECORD.size < length:
-                break
-            payload = heard[at + RECORD.size : at + RECORD.size + length]
-            at += RECORD.size + length
-            if kind == READY and length == PID.size:
-                self._ready = True
-                (self.worker,) = PID.unpack(payload)
-            elif kind == ISOLATED and not self.claims:  # the first word, before it meets the network
-                self.claims = _claims(payload)
-            elif kind == FAILED:
-                self._error = _printable(payload.decode(errors="replace"))
-            elif kind == ALPHA and length == 8:
-                (alpha,) = struct.unpack("<d", payload)
-                if math.isfinite(alpha) and 0 <= alpha <= 1:
-                    self._alphas.append(alpha)
-        self._pending = heard[at:]
-
-
-def _claims(payload: bytes) -> list[Claim]:
-    """What the other side says that it has given up; nothing, where it is not said as it should be."""
+    Raises:
+        SinkError: a file exists, or its place cannot be written.
+    """
+    opened: list[tuple[Path, BinaryIO]] = []
     try:
-        said = [Claim(**claim) for claim in json.loads(payload)]
-    except (ValueError, TypeError, RecursionError):
-        return []
-    texts = [getattr(claim, name) for claim in said for name in ("process", "name", "detail", "cure")]
-    if not all(type(text) is str and text == _printable(text) for text in texts):
-        return []
-    return said if all(type(claim.holds) is bool and claim.process == "transmit" for claim in said) else []
+        for path in [Path(out).absolute() for out in config.out if not out.startswith(SERVERS)]:
+            opened.append(_open_output(path, again=again))  # noqa: PERF401 - what was opened must be known where the next fails
+    except SinkError:
+        for path, file in opened:
+            file.close()
+            path.unlink()
+        raise
+    return opened
 
 
-def _printable(text: str) -> str:
-    """It will be printed: nothing in it may steer a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)
+def _open_output(path: Path, *, again: bool) -> tuple[Path, BinaryIO]:
+    numbers = (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(2))
+    for name in itertools.chain([path], numbers if again else []):
+        try:
+            return name, name.open("xb")
+        except FileExistsError as error:
+            if not again:
+                raise SinkError(f"{name} exists: name another file, or move it away first") from error
+        except OSError as error:
+            reason = "there is no such folder" if error.errno == errno.ENOENT else error.strerror
+            raise SinkError(f"cannot write {name}: {reason}; name a file in a folder that you may write to") from error
+    raise SinkError(f"cannot write {path}: every name beside it is taken; move the files away")
 
 
-class Transmitter(Link):
-    """The sanitize process's end, where one command starts both: it holds the transmit process as its child."""
+def run(config: Config, files: list[tuple[Path, BinaryIO]], channel: socket.socket, line: Line) -> int:
+    """The whole life of the process; its exit code.
 
-    def __init__(self, config: Config) -> None:
-        """Start the child. It waits for `open`."""
-        super().__init__()
-        self._config = config
-        self._died_s: float | None = None
-        self._orders, orders = socket.socketpair()
-        fds = (orders.fileno(), *self.theirs)
-        # -P: whatever lies in the working directory is not imported
-        command = [sys.executable, "-P", "-m", "edgesan.transmit.process", *map(str, fds)]
-        self._child = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=fds)
-        self.give()
-        orders.close()
+    Args:
+        files: from `open_outputs`.
+        channel: gives the descriptors of the pipes (GIVEN of them), each time when there is a sanitize process to hear.
+        line: to the parent.
 
-    def open(self, ring: "RingWriter") -> "Transmitter":
-        """Give the child the ring and its orders, and wait until all sinks are open.
+    Raises:
+        SinkError: a sink could not be opened, or failed. ModelError: the model may not be run.
+        IsolationError: as `require_isolation` asks.
+    """
+    from edgesan.transmit.admission import listen
+    from edgesan.transmit.tls import tls_context
 
-        Raises:
-            SinkError: the child could not open one of its sinks.
-        """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent coordinates
+    servers = [(out, listen(out)) for out in config.out if out.startswith(SERVERS)]
+    tls = None if config.tls_cert is None else tls_context(config.tls_cert, config.tls_key)
+    loop = asyncio.new_event_loop()
+    claims = isolation.transmit(model_folders(config.model))
+    if config.require_isolation:
+        isolation.require(claims)
+    where = ", ".join(config.out)
+    print(f"edgesan: transmit -> {where}\n  isolation: {isolation.summary(claims)}",
+          *(f"  WARNING: {claim}" for claim in claims if not claim.holds), sep="\n", file=sys.stderr, flush=True)  # fmt: skip
+
+    from edgesan.transmit.http import HttpSink
+
+    transmitter = Transmitter(config, claims, channel, line)
+    sinks: list[Sink] = [
+        HttpSink(out, config.token, transmitter.report, transmitter.ask_alpha, sockets, tls) for out, sockets in servers
+    ]
+    if files:
+        from edgesan.transmit.file import FileSink  # 16 MB of a library that streams do not need
+
+        sinks += [FileSink(file, path) for path, file in files]
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        loop.add_signal_handler(signal.SIGTERM, transmitter.end)
+        runner.run(transmitter.serve(sinks))
+    return 0
+
+
+def model_folders(model: Path) -> list[Path]:
+    """Where the model is read from: its folder; and, where that is a link which may be turned to another, the one around."""
+    folder = model.absolute().parent
+    return [folder.resolve(), folder.parent] if folder.is_symlink() else [folder.resolve()]
+
+
+class Transmitter:
+    """Hears messages, paints, and passes each newest frame on to all sinks."""
+
+    def __init__(self, config: Config, claims: list[Claim], channel: socket.socket, line: Line) -> None:
+        from edgesan.metrics import Metrics
+        from edgesan.render import Renderer
+
+        self._config, self._claims, self._channel, self._line = config, claims, channel, line
+        self._decoder = self._load()
+        self._renderer = Renderer(self._decoder, config.zones)
+        isolation.limit_memory()
+        self._metrics = Metrics()
+        self._receiver: Receiver | None = None
+        self._given: list[int] = []
+        self._status: Status | None = None
+        self._news, self._over = asyncio.Event(), False
+        self._size = (0, 0)
+        self._newest_ns = 0  # when the newest frame was captured
+        self._reload_s = 0.0
+        self._slates = 0
+        self._crossed = [0, 0, 0]  # bytes, messages, refused: by pipes that are closed
+        self._samples: deque[tuple[float, int]] = deque()  # time, bytes so far
+
+    def _load(self) -> "Decoder":
+        from edgesan.model import load_decoder
+
         c = self._config
-        tls = [name and str(name) for name in (c.tls_cert, c.tls_key)]
-        orders = json.dumps({"out": c.out, "token": c.token, "tls": tls}).encode()
-        with suppress(BrokenPipeError), self._orders:  # broken: it is dead, which is seen below
-            socket.send_fds(self._orders, [b"\0"], [ring.fd])
-            self._orders.sendall(orders)
-        deadline_s = time.monotonic() + START_TIMEOUT_S
-        while not (self._ready or self._error or self._child.poll() is not None or time.monotonic() > deadline_s):
-            select.select([self._heard], [], [], 0.1)
-            self._listen()
-        self._listen()
-        if not self._ready:
-            code = self._child.poll()
-            silent = f"said nothing for {START_TIMEOUT_S:g} s" if code is None else f"ended with exit code {code}"
-            self._end(STOP_TIMEOUT_S)
-            raise SinkError(self._error or f"the transmit process did not start: it {silent}")
-        return self
-
-    def notify(self) -> None:
-        """A frame is in the ring.
-
-        Raises:
-            SinkError: as `check`.
-        """
-        try:
-            self.wake()
-        except BrokenPipeError:
-            self.check()
-
-    def check(self) -> None:
-        """See whether the child still lives; call it about twice a second.
-
-        Raises:
-            SinkError: it ended because a sink failed (a full disk, say), or was killed together with its child.
-        """
-        self._listen()
-        if self._child.poll() is None:
-            return
-        if self._error:
-            raise SinkError(self._error)
-        now_s = time.monotonic()
-        if self._died_s is None:
-            self._died_s = now_s  # wait: a signal to all processes of the service is about to end this one too
-        elif now_s - self._died_s >= RESTART_S:
-            raise SinkError(f"the transmit process ended with exit code {self._child.returncode}; start edgesan again")
-
-    def stop(self) -> None:
-        """Let the child finish its files and streams; kill it if it takes too long. Idempotent.
-
-        Raises:
-            SinkError: a file could not be finished.
-        """
-        if self._wake < 0:
-            return
-        files = [out for out in self._config.out if not out.startswith(SERVERS)]
-        self._end(FILES_TIMEOUT_S if files else STOP_TIMEOUT_S)
-        if self._error or (files and self._child.returncode):
-            raise SinkError(
-                self._error or f"{', '.join(files)} may not be whole: the transmit process had to be killed"
-            )
-
-    def _end(self, timeout_s: float) -> None:
-        self._orders.close()  # where it still waits for them
-        os.close(self._wake)  # the child sees the end of the pipe
-        try:
-            self._child.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            self._child.kill()
-            self._child.wait()
-        self._listen()
-        os.close(self._heard)
-        self._wake = self._heard = -1
-
-
-class Child:
-    """The worker's side of the pipes. `ready` tells the one that keeps it."""
-
-    def __init__(self, ring: "RingReader", wake: int, say: int, ready: mmap.mmap | None = None) -> None:
-        self.ring, self._wake, self._say, self._ready = ring, wake, say, ready
-        self._woken, self._over = asyncio.Event(), False
-        self._seen = ring.newest  # later ones are news
-
-    def say(self, kind: bytes, payload: bytes) -> None:
-        say(self._say, kind, payload)
-
-    def ask_alpha(self, alpha: float) -> bool:
-        """Pass a viewer's wish on. False if the sanitizer does not listen: the pipe is full, or nobody is there."""
-        if not select.select([], [self._say], [], 0)[1]:
-            return False
-        try:
-            self.say(ALPHA, struct.pack("<d", alpha))
-        except BrokenPipeError:
-            return False
-        return True
-
-    async def serve(self, sinks: "list[Sink]") -> None:
-        """Open all sinks, and pass each newest frame on to them until the parent closes its pipe.
-
-        Raises:
-            SinkError: one of the sinks failed.
-        """
-        async with AsyncExitStack() as stack:  # closes every sink, also where another one fails
-            for sink in sinks:
-                await sink.start()
-                stack.push_async_callback(sink.close)
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.end)
-            self._seen = self.ring.newest  # of before it was killed
-            if self._ready is not None:
-                self._ready[0] = 1
-            self.say(READY, PID.pack(os.getpid()))
-            await self.pass_on(sinks)
+        return load_decoder(c.model, c.threads, c.trusted_keys, allow_unsigned=c.allow_unsigned)
 
     def end(self) -> None:
-        """Let `pass_on` return."""
+        """Let `serve` finish its files and streams, and return."""
         self._over = True
-        self._woken.set()
+        self._news.set()
 
-    def _hear(self) -> None:
-        if os.read(self._wake, 65536):
-            self._woken.set()
-        else:
-            asyncio.get_running_loop().remove_reader(self._wake)
-            self.end()
-
-    async def pass_on(self, sinks: "list[Sink]") -> None:
-        """Pass each newest frame on to all sinks, until the other end of the pipe is closed.
+    async def serve(self, sinks: "list[Sink]") -> None:
+        """Serve until `end`.
 
         Raises:
             SinkError: one of the sinks failed.
         """
         loop = asyncio.get_running_loop()
-        loop.add_reader(self._wake, self._hear)
-        try:
+        self._channel.setblocking(False)
+        loop.add_reader(self._channel, self._meet)
+        async with AsyncExitStack() as stack:  # closes every sink, also where another one fails
+            for sink in sinks:
+                await sink.start()
+                stack.push_async_callback(sink.close)
+            self._line.say(READY)
+            stack.callback(loop.create_task(self._live()).cancel)
             while not self._over:
-                await self._woken.wait()
-                self._woken.clear()
-                newest = self.ring.newest
-                frame = self.ring.read() if newest != self._seen else None
-                if frame is not None:
-                    self._seen = newest
+                try:
+                    async with asyncio.timeout(SLATE_S):
+                        await self._news.wait()
+                except TimeoutError:
+                    pass
+                self._news.clear()
+                for frame in self._frames():
                     for sink in sinks:
                         await sink.send(frame)
-        finally:
-            loop.remove_reader(self._wake)
+                    if not frame.stamps.slate:
+                        await asyncio.sleep(0)  # viewers first
+                        self._catch_up()
 
+    def _frames(self) -> "list[SanitizedFrame]":
+        """The newest frame, painted; a slate where none has come for long; else nothing."""
+        from edgesan.render import slate
 
-def keep(orders: int, wake: int, answer: int) -> int:
-    """The child's whole life: take the orders, give up what is not needed for them, and keep a worker at work."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent coordinates
-    isolation.end_with_parent(signal.SIGTERM)
-    with socket.socket(fileno=orders) as channel:
-        _, fds, _, _ = socket.recv_fds(channel, 1, 1)
-        if not fds:
-            return 0  # the parent ended before it had any
-        with channel.makefile("rb") as file:
-            told = json.load(file)
-    writes = [Path(out).absolute().parent for out in told["out"] if not out.startswith(SERVERS)]
-    reads = [Path(name).resolve().parent for name in told["tls"] if name]
-    claims = isolation.transmit(reads, writes, fds[0])
-    say(answer, ISOLATED, json.dumps([asdict(claim) for claim in claims]).encode())
+        latents = self._receiver.read(self._take_status) if self._receiver else None
+        if self._receiver and self._receiver.over:
+            self._leave()
+        now_ns = time.monotonic_ns()
+        if latents is not None and now_ns - latents.captured_ns <= FRESH_NS:
+            try:
+                frame = self._renderer(latents, late=True)
+            except Reject as reject:
+                self._metrics.count(f"rejected_{reject.reason}")
+                if reject.reason == "model":
+                    self._reload()
+            else:
+                self._metrics.tick(time.monotonic_ns())
+                self._size, self._newest_ns = (latents.width, latents.height), latents.captured_ns
+                return [frame]
+        elif latents is not None:
+            self._metrics.count("rejected_stale")
+        if self._newest_ns and now_ns - self._newest_ns > FRESH_NS and not self._over:
+            self._slates += 1
+            text = "camera lost" if self._receiver else "no sanitizer"
+            return [slate(text, self._size, self._slates, now_ns)]
+        return []
 
-    ready = mmap.mmap(-1, 1)  # shared with the worker
-    worker, over = 0, False
+    def _catch_up(self) -> None:
+        """Decode what the next frame shows."""
+        self._renderer.catch_up()
+        self._metrics.span("decode", self._renderer.decode_ns)
+        self._metrics.span("paint", self._renderer.paint_ns)
 
-    def end(number: int, frame: FrameType | None) -> None:
-        nonlocal over
-        over = True
-        if worker:
-            os.kill(worker, signal.SIGTERM)
+    def _take_status(self, status: "Status") -> None:
+        self._status = status
 
-    signal.signal(signal.SIGTERM, end)
-    parent = select.poll()
-    parent.register(wake, 0)  # nothing but the end of the pipe
-    again = False
-    while True:
-        ready[0] = 0
-        worker = os.fork()
-        if not worker:
-            return work(told, again, fds[0], wake, answer, ready)
-        code = os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1])
-        worker = 0
-        final = code == SinkError.exit_code or not ready[0]  # what could not start will not start the next time
-        # Waiting, too, as a signal to all processes of the service may be about to reach this one.
-        if final or over or parent.poll(RESTART_S * 1000) or over:
-            return code if code >= 0 else 128 - code
-        print(f"edgesan: the transmit process ended ({code}); starting it again", file=sys.stderr, flush=True)
-        again = True
+    def _reload(self) -> None:
+        """Read the model anew, where another one was put in its place (`edgesan install`). One that may not run changes nothing."""
+        from edgesan.render import Renderer
 
+        if time.monotonic() < self._reload_s:
+            return
+        self._reload_s = time.monotonic() + RELOAD_S
+        try:
+            self._decoder = self._load()
+        except ModelError as error:
+            print(f"edgesan: {error}", file=sys.stderr, flush=True)
+        else:
+            self._renderer = Renderer(self._decoder, self._config.zones)
 
-def work(told: dict[str, Any], again: bool, ring: int, wake: int, answer: int, ready: mmap.mmap) -> int:
-    """The worker's whole life. `again`: another one was killed before."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    isolation.end_with_parent(signal.SIGKILL)
-    from edgesan.ring import RingReader
-    from edgesan.transmit.file import FileSink, next_free
-    from edgesan.transmit.http import HttpSink
+    def _meet(self) -> None:
+        """Take the pipes of another sanitize process from the parent. Its tracks are others, too."""
+        from edgesan.render import Renderer
+        from edgesan.transmit.link import Receiver
 
-    child = Child(RingReader(ring), wake, answer, ready)
-    tls = [name and Path(name) for name in told["tls"]]
+        word, given, _, _ = socket.recv_fds(self._channel, 1, GIVEN)
+        if not word:  # the parent is gone
+            asyncio.get_running_loop().remove_reader(self._channel)
+            return
+        if len(given) != GIVEN:
+            for fd in given:
+                os.close(fd)
+            return
+        self._leave()
+        self._given, self._receiver = given, Receiver(*given)
+        self._renderer = Renderer(self._decoder, self._config.zones)
+        asyncio.get_running_loop().add_reader(given[0], self._news.set)
 
-    async def go() -> None:
-        sinks: list[Sink] = [
-            HttpSink(out, told["token"], child.ring.status, child.ask_alpha, *tls)
-            if out.startswith(SERVERS)
-            # What a killed worker has written stays as it is.
-            else FileSink(next_free(Path(out)) if again else Path(out))
-            for out in told["out"]
-        ]
-        await child.serve(sinks)
+    def _leave(self) -> None:
+        """Close the pipes of a sanitize process that is gone."""
+        if self._receiver is None:
+            return
+        asyncio.get_running_loop().remove_reader(self._given[0])
+        self._crossed = self._wall()
+        self._receiver, self._status = None, None
+        for fd in self._given:
+            os.close(fd)
 
-    try:
-        asyncio.run(go())
-    except SinkError as error:
-        with suppress(BrokenPipeError):  # the parent is gone: nobody to tell
-            child.say(FAILED, str(error).encode()[:MOST_PAYLOAD])
-        return error.exit_code
-    return 0
+    def _wall(self) -> list[int]:
+        r = self._receiver
+        now = (r.bytes, r.messages, r.refused) if r else (0, 0, 0)
+        return [before + more for before, more in zip(self._crossed, now, strict=True)]
 
+    async def _live(self) -> None:
+        """Tell the parent that the loop turns, and see how much crosses."""
+        while True:
+            self._line.say(ALIVE)
+            now_s = time.monotonic()
+            self._samples.append((now_s, self._wall()[0]))
+            while now_s - self._samples[0][0] > RATE_S:
+                self._samples.popleft()
+            await asyncio.sleep(ALIVE_S)
 
-def say(to: int, kind: bytes, payload: bytes) -> None:
-    """Write one record."""
-    os.write(to, RECORD.pack(kind, len(payload)) + payload)
+    def ask_alpha(self, alpha: float) -> bool:
+        """Pass a viewer's wish on. False if nobody listens."""
+        return self._receiver is not None and self._receiver.ask_alpha(alpha)
 
+    def report(self) -> dict[str, Any]:
+        """What the page and the metrics say, but for the server's own figures."""
+        from edgesan import status
 
-if __name__ == "__main__":
-    sys.exit(keep(*map(int, sys.argv[1:4])))
+        crossed, messages, refused = self._wall()
+        (first_s, first), (last_s, last) = (self._samples[0], self._samples[-1]) if self._samples else ((0, 0), (0, 0))
+        wall = {
+            "bytes": crossed,
+            "bytes_per_s": round((last - first) / (last_s - first_s), 1) if last_s > first_s else 0.0,
+            "messages": messages,
+            "refused": refused,
+        }
+        return status.report(self._config, self._decoder, self._status, self._claims, self._metrics, wall,
+                             fresh=time.monotonic_ns() - self._newest_ns <= FRESH_NS)  # fmt: skip

@@ -7,6 +7,8 @@ const headers = token ? { Authorization: `Bearer ${token}` } : {};
 let broken = false; // the server went away: open the stream again when it is back
 let turning = false; // the dial is in somebody's hand: do not move it under them
 
+const rate = (bytes) => (bytes < 1000 ? `${bytes.toFixed(0)} B/s` : `${(bytes / 1000).toFixed(1)} kB/s`);
+
 function show(status) {
   const live = status.camera_up && status.ready;
   $("status").textContent = live ? "live" : status.camera_up === false ? "camera lost – trying again" : "waiting for a picture";
@@ -16,21 +18,22 @@ function show(status) {
   $("faces").textContent = status.faces ?? "–";
   $("age").textContent = status.transmit.ms.glass_to_wire?.p50.toFixed(0) ?? "–";
   $("viewers").textContent = status.transmit.viewers;
+  $("wall").textContent = status.wall ? rate(status.wall.bytes_per_s) : "–";
   const warnings = status.warnings ?? [];
   if (status.background === "keep" && !warnings.length) warnings.push("the background is RAW"); // never silent
   $("warning").hidden = warnings.length === 0;
   $("warning").textContent = warnings.join(" · ");
-  if (!status.model) return;
+  $("alpha").disabled = !status.model || !status.ready; // nobody would hear it
+  if (!status.model) return; // no sanitizer runs now
   $("model").textContent = `${status.model.name} v${status.model.version} (${status.model.sha256.slice(0, 8)})`;
   $("private").textContent = status.model.private;
   $("utility").textContent = status.model.utility;
   $("measured").textContent = status.model.measured;
   $("camera").textContent = status.camera;
   $("background").textContent = status.background;
-  $("isolation").textContent = status.isolation.summary;
+  $("isolation").textContent = status.isolation?.summary ?? "–";
   const dial = $("alpha");
   [dial.min, dial.max] = status.model.alpha_range;
-  dial.disabled = false;
   $("alpha-value").textContent = status.alpha.toFixed(2); // what the sanitizer does, not what was asked
   if (!turning) dial.value = status.alpha;
   $("stages").replaceChildren(...Object.entries({ ...status.ms, ...status.transmit.ms }).map(([stage, ms]) => {

@@ -17,15 +17,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
-from numpy.typing import NDArray
 
 from edgesan import signing
 from edgesan.board import Fat
 from edgesan.config import DEMO_MODEL
 from edgesan.frames import Pixels
-from export import compile  # noqa: A004 - its name
 from firmware_config import build, debian
 from tests.board.conftest import Row
 from tests.board.guest import IGNORED, PATIENCE_S, TOKEN, Guest
@@ -343,7 +340,7 @@ def test_a_model_that_stops_the_frames_is_taken_back(board: Guest, maker: Maker,
     """It is signed and its known answer is right, but it gives every face back as it came: the gate lets none pass."""
     before = board.run("readlink /var/lib/edgesan/models/current")
     said = board.run(f"sudo edgesan install {carry(board, leaky(maker))} --watch 20", check=False)
-    assert "was taken back" in said, said
+    assert "a path leads from face to its output around the code" in said, said
     assert board.run("readlink /var/lib/edgesan/models/current") == before
     row("edgesan install of a model that gives faces back raw", said.splitlines()[-1])
     look_at(board, "0", 8)
@@ -356,18 +353,6 @@ def leaky(maker: Maker) -> Path:
     for node in proto.graph.node:
         node.output[:] = ["unused" if name == "sanitized" else name for name in node.output]
     proto.graph.node.append(onnx.helper.make_node("Identity", ["face"], ["sanitized"]))
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
-    noise_dim = next(i.shape[1] for i in session.get_inputs() if i.name == "noise")
-    table = json.loads(proto.metadata_props[0].value)
-
-    def run(chips: NDArray[np.uint8], noise: NDArray[np.float32], alpha: float) -> NDArray[np.uint8]:
-        feed = {"face": chips, "noise": noise, "alpha": np.full((len(chips), 1), alpha, np.float32)}
-        output: NDArray[np.uint8] = session.run(["sanitized"], feed)[0]
-        return output
-
-    answer = compile.known_answer(run, noise_dim, table["alpha_default"])
-    table |= {"name": "leaky", "known_answer": answer}
-    proto.metadata_props[0].value = json.dumps(table)
     model.write_bytes(proto.SerializeToString())
     maker.sign(model)
     return model

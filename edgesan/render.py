@@ -1,0 +1,229 @@
+"""From Latents to a SanitizedFrame: decode the codes that changed, and paint the faces on a canvas without a live pixel.
+
+The canvas is a flat colour. Faces are ovals whose edge fades into it. Places are smoothed over time, so that a face that
+stands still does not jitter with the detector.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from edgesan.config import Zone
+from edgesan.errors import Reject
+from edgesan.faces import CHIP
+from edgesan.frames import SWIFT_NS, Pixels, SanitizedFrame, Stamps
+from edgesan.message import FaceCode, Latents, Place
+from edgesan.model import Decoder
+
+PLAIN: Final = 64  # the canvas: a dark grey, level of 255
+FEATHER: Final = 8.0  # pixels of the chip over which it fades into the canvas
+OVAL: Final = (55.0, 62.0)  # half axes of the painted part of a chip, in pixels; it is cut by the chip's own edge
+# One-euro filter (Casiez, Roussel and Vogel, CHI 2012): a slow place is smoothed at 1.5 Hz, a fast one hardly at all.
+LEAST_CUTOFF_HZ: Final = 1.5
+SPEED_CUTOFF: Final = 4.0  # Hz for each face width a second
+SPEED_FILTER_HZ: Final = 2.0
+JUMP: Final = 1.0  # face widths in one step, from which it is another place, not a movement
+
+
+def _opacity() -> Pixels:
+    """Opacity uint8 [112, 112, 4] of a chip, once for each of its channels: 255 inside, falling to 0 at its edge."""
+    at = np.arange(CHIP) - (CHIP - 1) / 2
+    radius = np.hypot(at[None] / OVAL[0], at[:, None] / OVAL[1])
+    oval = np.clip((1 - radius) * OVAL[0] / FEATHER, 0, 1)
+    ramp = np.clip((np.arange(CHIP) + 0.5) / FEATHER, 0, 1)
+    edge = np.minimum(ramp, ramp[::-1])
+    opacity = np.minimum(oval, np.minimum.outer(edge, edge))
+    return np.repeat(opacity[..., None] * 255, 4, 2).round().astype(np.uint8)
+
+
+OPACITY: Final = _opacity()
+
+
+class Smoother:
+    """A place over time: a one-euro filter of centre, log of the side, and roll."""
+
+    def __init__(self) -> None:
+        self._at_ns = 0
+        self._state: tuple[float, ...] = ()
+        self._speed: tuple[float, ...] = (0.0,) * 4
+
+    def __call__(self, place: Place, now_ns: int) -> Place:
+        """The smoothed place at a time (ns, rising); a jump is taken as it is."""
+        given = (place.x, place.y, math.log(place.side), place.roll)
+        before, seconds = self._state, (now_ns - self._at_ns) / 1e9
+        self._at_ns = now_ns
+        if not before or seconds <= 0:
+            self._state = given
+            return place
+        # In face widths, so that a near face is smoothed like a far one; a radian counts as half a width.
+        turn = (given[3] - before[3] + math.pi) % math.tau - math.pi  # the shorter way round
+        units = (place.side, place.side, 1.0, 2.0)
+        ways = (given[0] - before[0], given[1] - before[1], given[2] - before[2], turn)
+        steps = [way / unit for way, unit in zip(ways, units, strict=True)]
+        if max(map(abs, steps)) > JUMP:
+            self._state, self._speed = given, (0.0,) * 4
+            return place
+        share = _share(SPEED_FILTER_HZ, seconds)
+        self._speed = tuple(v + share * (step / seconds - v) for v, step in zip(self._speed, steps, strict=True))
+        share = _share(LEAST_CUTOFF_HZ + SPEED_CUTOFF * max(map(abs, self._speed)), seconds)
+        x, y, log_side, roll = self._state = tuple(v + share * way for v, way in zip(before, ways, strict=True))
+        return Place(x, y, math.exp(log_side), roll % math.tau)
+
+
+def _share(cutoff_hz: float, seconds: float) -> float:
+    """Of a first-order low pass: how much of a step is taken after so many seconds."""
+    return 1 / (1 + 1 / (math.tau * cutoff_hz * seconds))
+
+
+@dataclass
+class Painted:
+    """A track as it is painted: its code, the chip that the code decodes to (from `fade`), and its place over time."""
+
+    code: bytes
+    chip: Pixels
+    smoother: Smoother
+
+
+class Renderer:
+    """Paints frames from latents alone; the chips of the tracks are its memory."""
+
+    def __init__(
+        self, decoder: Decoder, zones: Sequence[Zone] = (), clock: Callable[[], int] = time.monotonic_ns
+    ) -> None:
+        self.decoder, self._zones, self._clock = decoder, zones, clock
+        self._painted: dict[int, Painted] = {}
+        self._late: list[FaceCode] = []  # those that `catch_up` has still to decode
+        self._alpha, self._at_ns = -1.0, 0  # of the newest frame
+        self.decoded = 0  # codes in the newest frame
+        self.decode_ns = self.paint_ns = 0  # how long the newest frame took
+
+    def __call__(self, latents: Latents, canvas: Pixels | None = None, *, late: bool = False) -> SanitizedFrame:
+        """Paint a frame.
+
+        Args:
+            latents: as `message.parse` gives it.
+            canvas: uint8 [height, width, 3] BGR to paint on, instead of the flat colour. It is painted over. Only
+                `edgesan sanitize --background keep`, which has no network, gives one.
+            late: where frames come swiftly, codes that are new are decoded by `catch_up`, after this frame has left, and
+                the next one shows them.
+
+        Raises:
+            Reject: the codes are another model's, or show a scene that is not here.
+            ModelError: the decoder could not be run.
+        """
+        if latents.model != self.decoder.id:
+            raise Reject("model", f"the codes are of the model {latents.model:08x}; here runs {self.decoder.id:08x}")
+        if latents.scene:
+            raise Reject("scene", f"the frame asks for the still {latents.scene:08x}, which is not here")
+        if any(len(face.code) != self.decoder.code_bytes for face in latents.faces):
+            raise Reject("code", f"a code has another length than the {self.decoder.code_bytes} bytes of the model")
+        turned, before_ns = latents.alpha != self._alpha, self._at_ns
+        self._alpha, self._at_ns = latents.alpha, latents.captured_ns
+        known = {face.track: self._painted.get(face.track) for face in latents.faces}
+        self._painted = {track: painted for track, painted in known.items() if painted}  # the others are gone
+        codes = {track: painted.code for track, painted in self._painted.items()}
+        news = [face for face in latents.faces if turned or codes.get(face.track) != face.code]
+        late = late and not turned and latents.captured_ns - before_ns <= SWIFT_NS
+        self._late = news if late else []
+        self.decoded = self.decode_ns = 0
+        self._decode([] if late else news)
+        began_ns = self._clock()
+        if canvas is None:
+            canvas = flat(latents.width, latents.height)
+        for face in latents.faces:
+            painted = self._painted.get(face.track)
+            if painted:
+                paint(canvas, painted.chip, painted.smoother(face.place, latents.captured_ns))
+        for zone in self._zones:
+            blacken(canvas, zone)
+        self.paint_ns = self._clock() - began_ns
+        return SanitizedFrame._create(canvas, Stamps(latents.number, latents.captured_ns, len(latents.faces)))
+
+    def catch_up(self) -> None:
+        """Decode what `late` has left: the next frame shows it.
+
+        Raises:
+            ModelError: the decoder could not be run.
+        """
+        self._decode(self._late)
+        self._late = []
+
+    def _decode(self, news: list[FaceCode]) -> None:
+        """Bring the chips of these faces up to date."""
+        if not news:
+            return
+        began_ns = self._clock()
+        chips = self.decoder.decode([face.code for face in news], self._alpha)
+        for face, chip in zip(news, chips, strict=True):
+            before = self._painted.get(face.track)
+            self._painted[face.track] = Painted(face.code, fade(chip), before.smoother if before else Smoother())
+        self.decoded += len(news)
+        self.decode_ns += self._clock() - began_ns
+
+
+def flat(width: int, height: int) -> Pixels:
+    """The canvas: one colour."""
+    return np.full((height, width, 3), PLAIN, np.uint8)
+
+
+def fade(chip: NDArray[np.uint8]) -> Pixels:
+    """A chip uint8 [112, 112, 3] RGB as it is painted: uint8 [112, 112, 4], BGR and transparency.
+
+    Colours times opacity, so that both are warped together, and laid over what is there (Porter and Duff 1984).
+    """
+    faded = cv2.multiply(cv2.cvtColor(chip, cv2.COLOR_RGB2BGRA), OPACITY, scale=1 / 255)
+    faded[..., 3] = 255 - faded[..., 3]
+    return np.asarray(faded, np.uint8)
+
+
+def paint(canvas: Pixels, faded: Pixels, place: Place) -> None:
+    """Lay a chip from `fade` on a canvas uint8 [height, width, 3] at its place."""
+    height, width = canvas.shape[:2]
+    reach = place.side / 2 * (abs(math.cos(place.roll)) + abs(math.sin(place.roll)))
+    left, top = max(0, math.floor(place.x - reach)), max(0, math.floor(place.y - reach))
+    right, bottom = min(width, math.ceil(place.x + reach) + 1), min(height, math.ceil(place.y + reach) + 1)
+    if left >= right or top >= bottom:
+        return  # smoothed to outside of the frame
+    matrix = to_frame(place)
+    matrix[:, 2] -= (left, top)
+    size, clear = (right - left, bottom - top), (0, 0, 0, 255)
+    face = cv2.warpAffine(faded, matrix, size, flags=cv2.INTER_LINEAR, borderValue=clear)
+    through = cv2.cvtColor(cv2.extractChannel(face, 3), cv2.COLOR_GRAY2BGR)
+    under = canvas[top:bottom, left:right]
+    cv2.add(cv2.multiply(under, through, scale=1 / 255), cv2.cvtColor(face, cv2.COLOR_BGRA2BGR), dst=under)
+
+
+def to_frame(place: Place) -> NDArray[np.float64]:
+    """The similarity [2, 3] that takes a chip's pixels to the picture's: the inverse of the one that cut it."""
+    scale = place.side / CHIP
+    cos, sin = scale * math.cos(place.roll), scale * math.sin(place.roll)
+    middle = CHIP / 2
+    return np.array(
+        [[cos, -sin, place.x - (cos - sin) * middle], [sin, cos, place.y - (sin + cos) * middle]], np.float64
+    )
+
+
+def blacken(canvas: Pixels, zone: Zone) -> None:
+    """Paint a zone black, rounded outwards."""
+    height, width = canvas.shape[:2]
+    rows = slice(int(zone.y * height), math.ceil((zone.y + zone.height) * height))
+    canvas[rows, int(zone.x * width) : math.ceil((zone.x + zone.width) * width)] = 0
+
+
+def slate(text: str, size: tuple[int, int], number: int, now_ns: int) -> SanitizedFrame:
+    """A card that says why there is no picture; nothing of the camera is in it. `size` is (width, height)."""
+    width, height = size
+    canvas = np.full((height, width, 3), 40, np.uint8)
+    scale = max(0.4, width / 640)
+    (text_width, text_height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 2)
+    at = (max(0, (width - text_width) // 2), (height + text_height) // 2)
+    cv2.putText(
+        canvas, text, at, cv2.FONT_HERSHEY_SIMPLEX, scale, (220, 220, 220), max(1, round(scale * 2)), cv2.LINE_AA
+    )
+    return SanitizedFrame._create(canvas, Stamps(number, now_ns, slate=True))

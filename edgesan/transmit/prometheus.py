@@ -1,0 +1,69 @@
+"""The counters of all processes in Prometheus' terms: what /metrics answers."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Final
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+NOT_FRAMES: Final = {  # totals that count something else
+    "faces": ("edgesan_sanitized_faces", "Faces that were sanitized."),
+    "camera_lost": ("edgesan_camera_losses", "How often the camera was lost."),
+    "refused_connections": ("edgesan_refused_connections", "Connections for which there was no room."),
+}
+WALL: Final = {
+    "bytes": ("edgesan_wall_bytes", "Bytes from the process that sees the camera to the one that serves."),
+    "messages": ("edgesan_wall_messages", "Messages that they came in."),
+    "refused": ("edgesan_wall_refused", "Messages that were not as they must be, and ended their frame."),
+}
+
+
+class Exporter(Collector):
+    """Makes the text of /metrics from what `report` says at the time."""
+
+    def __init__(self, report: Callable[[], dict[str, Any]]) -> None:
+        self._report = report
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def text(self) -> bytes:
+        """In Prometheus' text format, version 0.0.4."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> list[Metric]:
+        r = self._report()
+        transmit = r["transmit"]
+        totals, spans = r.get("totals", {}) | transmit["totals"], r.get("ms", {}) | transmit["ms"]
+        frames = CounterMetricFamily("edgesan_frames", "Frames by what became of them.", labels=["state"])
+        for state, value in totals.items():
+            if state not in NOT_FRAMES:
+                frames.add_metric([state], value)
+        families: list[Metric] = [frames]
+        for counted, names in ((totals, NOT_FRAMES), (r.get("wall", {}), WALL)):
+            for key, (name, text) in names.items():
+                families.append(CounterMetricFamily(name, text, value=counted.get(key, 0)))
+        stages = GaugeMetricFamily("edgesan_stage_seconds", "Time in each stage, lately.", labels=["stage", "quantile"])
+        age = GaugeMetricFamily("edgesan_frame_age_seconds", "From glass to wire, lately.", labels=["quantile"])
+        for stage, values in spans.items():
+            for percentile, value in values.items():
+                quantile = f"{int(percentile[1:]) / 100:g}"
+                if stage == "glass_to_wire":
+                    age.add_metric([quantile], value / 1000)
+                else:
+                    stages.add_metric([stage, quantile], value / 1000)
+        families += [stages, age]
+        for name, text, value in (
+            ("edgesan_fps", "Sanitized frames per second.", r.get("fps", 0)),
+            ("edgesan_faces", "Faces in the newest frame.", r.get("faces", 0)),
+            ("edgesan_viewers", "Streams that are open.", transmit["viewers"]),
+            ("edgesan_camera_up", "1 while the camera gives frames.", int(bool(r.get("camera_up")))),
+            ("edgesan_alpha", "The dial.", r.get("alpha", math.nan)),
+            ("edgesan_uptime_seconds", "Since the start.", r.get("uptime_s", 0)),
+        ):
+            families.append(GaugeMetricFamily(name, text, value=value))
+        model = r.get("model", {})
+        info = GaugeMetricFamily("edgesan_model_info", "The model that runs.", labels=["name", "version", "sha256"])
+        info.add_metric([str(model.get(key, "")) for key in ("name", "version", "sha256")], 1)
+        return [*families, info]

@@ -1,0 +1,500 @@
+"""Whole files, and root in folders that it does not own: an attacker and a victim, two real users, and the kernel between them."""
+
+import errno
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgesan import disk, install, rollback, signing
+from edgesan.config import Config
+from edgesan.errors import ConfigError, EdgesanError, RollbackError, SinkError
+from tests.conftest import ROOT, report
+from tests.test_signing import Maker
+
+ATTACKER = 65533
+# Python 3.12 and later warn of a fork beside threads of numpy's, which do not matter here: the child calls none of it.
+pytestmark = pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="two real users: needs root, which can be either")
+
+
+# --- for everybody ----------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_replaced_whole_and_a_link_is_replaced_not_followed(tmp_path: Path) -> None:
+    victim, target = tmp_path / "victim", tmp_path / "target"
+    victim.write_text("precious")
+    for planted in ("target", ".target.part"):
+        (tmp_path / planted).symlink_to(victim)
+        disk.write_whole(target, b"new", 0o640)
+        assert (victim.read_text(), target.read_bytes(), target.is_symlink()) == ("precious", b"new", False)
+        assert stat.S_IMODE(target.stat().st_mode) == 0o640
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["target", "victim"]
+        target.unlink()
+
+
+def test_a_folder_may_be_reached_by_a_link_of_ones_own(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    disk.write_whole(tmp_path / "link" / "file", b"here")
+    assert (tmp_path / "real" / "file").read_bytes() == b"here"
+
+
+def test_an_old_file_stays_where_the_new_one_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").mkdir()
+    with pytest.raises(IsADirectoryError) as caught:
+        disk.write_whole(tmp_path / "file", b"new")
+    assert caught.value.filename == str(tmp_path / "file")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+    with pytest.raises(FileNotFoundError):
+        disk.write_whole(tmp_path / "nowhere" / "file", b"new")
+
+
+def test_files_are_made_all_of_them_or_none(tmp_path: Path) -> None:
+    (tmp_path / "b").symlink_to("nowhere")
+    with pytest.raises(FileExistsError) as caught:
+        disk.create(tmp_path, {"a": (b"1", 0o600), "b": (b"2", 0o644)})
+    assert caught.value.filename == str(tmp_path / "b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["b"]
+
+
+def test_only_an_ordinary_file_of_that_size_is_read(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    (tmp_path / "link").symlink_to("file")
+    os.mkfifo(tmp_path / "pipe")
+    assert disk.read_whole(tmp_path / "file", 5) == b"12345"
+    for name, most, words in (
+        ("file", 4, "longer than 4 bytes"),
+        ("link", 9, "it is a link"),
+        ("pipe", 9, "no ordinary file"),
+        (".", 9, "no ordinary file"),
+        ("none", 9, "No such file"),
+    ):
+        with pytest.raises(OSError, match=words):
+            disk.read_whole(tmp_path / name, most)
+
+
+def test_only_a_socket_is_removed(tmp_path: Path) -> None:
+    here = tmp_path / "s"
+    disk.remove_socket(here)
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(here))
+    disk.remove_socket(here)
+    assert not here.exists()
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "folder").mkdir()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(here))
+    (tmp_path / "link").symlink_to("s")
+    for name in ("file", "folder", "link"):
+        with pytest.raises(
+            ConfigError, match=rf"`--socket {tmp_path / name}` is a file of another kind: name a place of its own"
+        ):
+            disk.remove_socket(tmp_path / name)
+        assert os.path.lexists(tmp_path / name)
+    report("--socket names a file, a folder, a link", "exit code 2, nothing is removed", 0)
+
+
+def test_who_is_not_root_writes_as_himself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "fork", lambda: pytest.fail("a child for nothing"))
+    disk.write_whole(tmp_path / "file", b"1")
+    disk.own(tmp_path)
+
+
+# --- two users --------------------------------------------------------------------------------------------------------
+
+
+def start_as(user: int, do: Callable[[], Any]) -> int:
+    """A child that is this user, and does this; its number."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            os.setgroups([])
+            os.setresgid(user, user, user)
+            os.setresuid(user, user, user)
+            do()
+            code = 0
+        finally:
+            os._exit(code)
+    return child
+
+
+def seen(tree: Path) -> dict[str, Any]:
+    """Everything of a tree that a write could change; what is only read may get another time of access."""
+    found = {}
+    for path in [tree, *sorted(tree.rglob("*"))]:
+        facts = path.lstat()
+        content = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else b""
+        found[str(path)] = (
+            facts.st_mode, facts.st_uid, facts.st_gid, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_nlink, content,
+        )  # fmt: skip
+    return found
+
+
+class Ground:
+    """`state` is the attacker's, `victim` is root's; what lies between them is root's and open to nobody else."""
+
+    def __init__(self, folder: Path) -> None:
+        self.state, self.victim = folder / "state", folder / "victim"
+        self.state.mkdir()
+        os.chown(self.state, ATTACKER, ATTACKER)
+        self.victim.mkdir()
+        (self.victim / "profile.d").mkdir()
+        for name, mode in (("versions.json", 0o600), ("secret", 0o600), ("profile.d/login.sh", 0o755)):
+            (self.victim / name).write_text('{"default": 1}' if name.endswith("json") else "root's words\n")
+            (self.victim / name).chmod(mode)
+
+    def as_attacker(self, do: Callable[[], Any]) -> None:
+        assert os.waitpid(start_as(ATTACKER, do), 0)[1] == 0, "the attack could not be prepared"
+
+
+@pytest.fixture
+def ground() -> Iterator[Ground]:
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Ground(Path(name))
+
+
+def record(ground: Ground, text: str = '{"default": 7, "other": 2}') -> None:
+    (ground.state / "versions.json").write_text(text)
+
+
+def part_link(ground: Ground, to: str) -> None:
+    record(ground)
+    (ground.state / ".versions.json.part").symlink_to(ground.victim / to)
+
+
+def record_link(ground: Ground, to: str) -> None:
+    (ground.state / "versions.json").symlink_to(ground.victim / to)
+
+
+def special(ground: Ground, name: str) -> None:
+    record(ground) if name != "versions.json" else None
+    os.mkfifo(ground.state / name)
+
+
+def sparse(ground: Ground) -> None:
+    with (ground.state / "versions.json").open("wb") as file:
+        file.truncate(2**40)
+
+
+def hard_link(ground: Ground) -> None:
+    """Where the kernel lets him: fs.protected_hardlinks."""
+    record(ground)
+    try:
+        os.link(ground.victim / "profile.d/login.sh", ground.state / ".versions.json.part")
+    except PermissionError:
+        (ground.state / ".versions.json.part").write_text("his own, then")
+
+
+def folder_as_part(ground: Ground) -> None:
+    record(ground)
+    (ground.state / ".versions.json.part").mkdir()
+
+
+# What he plants, and whether the record can still be taken back in spite of it.
+PLANTED: dict[str, tuple[Callable[[Ground], Any], bool]] = {
+    "nothing": (record, True),
+    "the part file a link to a new file in a root-owned folder": (lambda g: part_link(g, "profile.d/new.sh"), True),
+    "the part file a link to a root-owned file": (lambda g: part_link(g, "profile.d/login.sh"), True),
+    "the part file a hard link to a root-owned file": (hard_link, True),
+    "the part file a pipe": (lambda g: special(g, ".versions.json.part"), True),
+    "the part file a folder": (folder_as_part, False),
+    "the record a link to root's": (lambda g: record_link(g, "versions.json"), False),
+    "the record a link to a new file": (lambda g: record_link(g, "new.json"), True),
+    "the record a pipe": (lambda g: special(g, "versions.json"), False),
+    "the record a terabyte": (sparse, False),
+    "the record in words of his own": (lambda g: record(g, '{"default": 7, "x\\n; sh evil": 1}'), True),
+}
+
+
+@as_root
+@pytest.mark.parametrize("planted", PLANTED)
+def test_root_that_takes_a_version_back_changes_nothing_outside_the_attackers_folder(
+    ground: Ground, planted: str
+) -> None:
+    plant, works = PLANTED[planted]
+    ground.as_attacker(lambda: plant(ground))
+    before, began_s = seen(ground.victim), time.monotonic()
+    came = "taken back"
+    try:
+        rollback.forget(ground.state, "default", 3)
+    except RollbackError as error:
+        came = str(error)
+    assert seen(ground.victim) == before
+    assert time.monotonic() - began_s < 10, "root was made to wait"
+    if works:
+        assert came == "taken back"
+        if "new file" not in planted or "part" in planted:
+            facts = (ground.state / "versions.json").lstat()
+            assert (stat.S_ISREG(facts.st_mode), facts.st_uid, facts.st_gid) == (True, ATTACKER, 65534)
+            assert rollback.remembered(ground.state, "default") == 3
+    else:
+        assert "versions.json" in came
+    assert [path for path in ground.state.iterdir() if path.lstat().st_uid != ATTACKER] == [], (
+        "root left something there"
+    )
+    report(f"`edgesan install` as root, the sanitize unit plants {planted}", came.partition(":")[0].replace(str(ground.state), "FOLDER"), 0)  # fmt: skip
+
+
+@as_root
+def test_root_that_remembers_a_version_writes_as_the_folders_owner(ground: Ground) -> None:
+    ground.as_attacker(lambda: (ground.state / ".versions.json.part").symlink_to(ground.victim / "profile.d/new.sh"))
+    before = seen(ground.victim)
+    rollback.remember(ground.state, "default", 4)
+    assert (ground.state / "versions.json").stat().st_uid == ATTACKER
+    assert seen(ground.victim) == before
+    rollback.remember(ground.state / "deeper" / "still", "default", 4)
+    assert (ground.state / "deeper" / "still").stat().st_uid == ATTACKER
+
+
+@as_root
+@pytest.mark.parametrize("deep", [False, True])
+def test_a_state_folder_that_is_a_link_leads_root_nowhere(ground: Ground, deep: bool) -> None:
+    """The folder itself, or one on the way to it, leads to root's: the owner of the link decides, and may do nothing there."""
+    home = ground.state / "home"
+    chosen = home / "victim" if deep else home
+
+    def plant() -> None:
+        home.symlink_to(ground.victim.parent if deep else ground.victim)
+
+    ground.as_attacker(plant)
+    before = seen(ground.victim)
+    with pytest.raises(RollbackError, match="Permission denied"):
+        rollback.forget(chosen, "default", None)
+    with pytest.raises(RollbackError):
+        rollback.remember(chosen, "default", 9)
+    assert seen(ground.victim) == before
+    report(f"as root, {'the way to the state folder' if deep else 'the state folder'} is a link to root's", "Permission denied", 0)  # fmt: skip
+
+
+@as_root
+def test_a_folder_that_is_exchanged_again_and_again_leads_root_nowhere(ground: Ground) -> None:
+    """The race: his folder, a link to root's, his folder, ... while root writes."""
+    home, mine = ground.state / "home", ground.state / "mine"
+    attack = f"""
+import os
+os.setgroups([]); os.setresgid({ATTACKER}, {ATTACKER}, {ATTACKER}); os.setresuid({ATTACKER}, {ATTACKER}, {ATTACKER})
+os.mkdir({str(mine)!r}); open({str(mine / "versions.json")!r}, "w").write('{{"default": 7}}')
+os.symlink({str(ground.victim)!r}, {str(ground.state / "link")!r})
+os.symlink({str(mine)!r}, {str(home)!r})
+print("ready", flush=True)
+while True:
+    for to in ({str(ground.victim)!r}, {str(mine)!r}):
+        os.symlink(to, {str(home)!r} + "2"); os.rename({str(home)!r} + "2", {str(home)!r})
+"""
+    before = seen(ground.victim)
+    attacker = subprocess.Popen([sys.executable, "-c", attack], stdout=subprocess.PIPE)
+    assert attacker.stdout is not None
+    attacker.stdout.readline()
+    done = refused = 0
+    try:
+        for _ in range(200):
+            try:
+                rollback.forget(home, "default", 3)
+                done += 1
+            except RollbackError:
+                refused += 1
+    finally:
+        attacker.kill()
+        attacker.wait()
+        attacker.stdout.close()
+    assert seen(ground.victim) == before
+    assert done, "it never was his folder: no race was tried"
+    report("as root, the state folder is exchanged for a link 200 times over", f"{done} taken back, {refused} refused", 0)  # fmt: skip
+
+
+@as_root
+def test_the_child_is_the_owner_for_good_and_cannot_be_looked_into(ground: Ground) -> None:
+    def facts() -> dict[str, Any]:
+        status = Path("/proc/self/status").read_text()
+        tried = []
+        for attempt in (lambda: os.setuid(0), lambda: os.setgroups([0]), lambda: os.chown(ground.state, 0, 0)):
+            try:
+                attempt()
+            except OSError as error:
+                tried.append(error.errno)
+        found = {key: value.split() for key, value in re.findall(r"^(Uid|Gid|Groups|Cap\w+):(.*)$", status, re.M)}
+        return found | {"tried": tried, "looked": Path("/proc/self/mem").stat().st_uid}
+
+    told = disk.as_owner(ground.state, facts)
+    assert told["Uid"] == [str(ATTACKER)] * 4
+    assert told["Gid"] == ["65534"] * 4
+    assert told["Groups"] == []
+    assert {key: value for key, value in told.items() if key in ("CapPrm", "CapEff", "CapAmb")} == {
+        "CapPrm": ["0" * 16], "CapEff": ["0" * 16], "CapAmb": ["0" * 16],
+    }  # fmt: skip
+    assert told["tried"] == [errno.EPERM] * 3
+    assert told["looked"] == 0, "its memory is root's to look at: ptrace(2), PR_SET_DUMPABLE"
+
+
+@as_root
+def test_errors_come_out_of_the_child_as_they_are(ground: Ground) -> None:
+    def refuse() -> None:
+        raise SinkError("said there")
+
+    def fail() -> None:
+        (ground.victim / "secret").read_bytes()
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    with pytest.raises(SinkError, match="said there"):
+        disk.as_owner(ground.state, refuse)
+    with pytest.raises(PermissionError) as caught:
+        disk.as_owner(ground.state, fail)
+    assert caught.value.filename == str(ground.victim / "secret")
+    with pytest.raises(OSError, match="was killed"):
+        disk.as_owner(ground.state, die)
+
+
+@as_root
+def test_an_owner_that_stops_the_child_holds_root_up_for_a_while_only(
+    ground: Ground, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "PATIENCE_S", 0.5)
+    with pytest.raises(TimeoutError, match="its owner holds it up"):
+        disk.as_owner(ground.state, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+    ground.as_attacker(lambda: record(ground))
+    ear, mouth = os.pipe()
+
+    def hold() -> None:
+        fcntl.flock(os.open(ground.state, os.O_RDONLY), fcntl.LOCK_EX)
+        os.write(mouth, b"!")
+        time.sleep(60)
+
+    holder = start_as(ATTACKER, hold)
+    try:
+        os.read(ear, 1)
+        with pytest.raises(RollbackError, match="its owner holds it up"):
+            rollback.forget(ground.state, "default", 3)
+    finally:
+        os.kill(holder, signal.SIGKILL)
+        os.waitpid(holder, 0)
+        os.close(ear)
+        os.close(mouth)
+    report("the sanitize unit stops root's child, or keeps the record locked", "given up after a minute", 0)
+
+
+@as_root
+def test_root_trusts_no_folder_of_its_own_that_others_may_write_in(ground: Ground) -> None:
+    loose = ground.victim.parent / "loose"
+    loose.mkdir()
+    for mode, refused in ((0o777, True), (0o775, True), (0o1777, False), (0o755, False)):
+        loose.chmod(mode)
+        if refused:
+            with pytest.raises(PermissionError, match="others than root may write there"):
+                disk.write_whole(loose / "file", b"1")
+        else:
+            disk.write_whole(loose / "file", b"1")
+    with (
+        pytest.raises(PermissionError, match=f"root writes in no folder of user {ATTACKER}"),
+        disk.opened(ground.state),
+    ):
+        pass
+
+
+@as_root
+def test_a_key_and_a_signature_that_root_makes_in_a_users_folder_are_the_users(ground: Ground) -> None:
+    ground.as_attacker(lambda: (ground.state / "san.onnx.sig").symlink_to(ground.victim / "secret"))
+    ground.as_attacker(lambda: (ground.state / "theirs").symlink_to(ground.victim / "new"))
+    before = seen(ground.victim)
+    with pytest.raises(ConfigError, match="never overwritten"):
+        signing.new_key(ground.state / "theirs")
+    signing.new_key(ground.state / "mine")
+    signing.sign(ground.state / "san.onnx", b"model", signing.private_key(ground.state / "mine"))
+    assert {(path.name, path.stat().st_uid, oct(path.stat().st_mode)) for path in ground.state.glob("[ms]*")} == {
+        ("mine", ATTACKER, "0o100600"), ("mine.pub", ATTACKER, "0o100644"), ("san.onnx.sig", ATTACKER, "0o100644"),
+    }  # fmt: skip
+    assert seen(ground.victim) == before
+
+
+# --- the whole of `edgesan install`, as root, on a board whose sanitize unit is the attacker's ------------------------
+
+
+def board(ground: Ground, maker: Maker) -> tuple[Config, Path]:
+    models = ground.victim.parent / "models"
+    (models / "first").mkdir(parents=True)
+    shutil.copy(maker.model("a.onnx", version=7), models / "first" / "model.onnx")
+    (models / "current").symlink_to("first")
+    config = Config(state_dir=ground.state, trusted_keys=(maker.key.line,), out=("http://127.0.0.1:1",))
+    return config, models
+
+
+@as_root
+def test_an_install_that_fails_as_root_changes_nothing_but_the_models(
+    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attack that was run to its end: the unit plants the link, and waits for `sudo edgesan install`."""
+    maker = Maker(tmp_path, "mine")
+    config, models = board(ground, maker)
+    ground.as_attacker(lambda: part_link(ground, "profile.d/new.sh"))
+    before = seen(ground.victim)
+    monkeypatch.setattr(install, "FIRST_S", 1.0)
+    monkeypatch.setattr(install.watch, "__defaults__", (1.0, 1.0))
+    with pytest.raises(EdgesanError, match="was taken back"):
+        install.install(maker.model("b.onnx", version=9), config, models, ["true"], 1.0)
+    assert seen(ground.victim) == before
+    assert rollback.remembered(ground.state, "default") == 7
+    assert os.readlink(models / "current") == "first"
+    assert sorted(path.name for path in models.iterdir()) == ["current", "first"]
+    report("`sudo edgesan install` fails, the sanitize unit has planted a link for root", "taken back", 0)
+
+
+@as_root
+def test_the_unit_that_settles_a_trial_at_boot_needs_three_capabilities_and_no_more(
+    ground: Ground, tmp_path: Path
+) -> None:
+    """By the very words of its unit; on a board its folder of state is open to its user alone."""
+    if shutil.which("setpriv") is None:
+        pytest.skip("setpriv is not here: apt install util-linux")
+    unit = (ROOT / "firmware_config/root/usr/lib/systemd/system/edgesan-settle.service").read_text()
+    kept = re.findall(
+        r"CAP_(\w+)", next(line for line in unit.splitlines() if line.startswith("CapabilityBoundingSet="))
+    )
+    assert sorted(kept) == ["KILL", "SETGID", "SETUID"]
+    maker = Maker(tmp_path, "mine")
+    _, models = board(ground, maker)
+    (models / "new").mkdir()
+    install.switch(models, "new")
+    (models / "trial").write_text(json.dumps({"new": "new", "old": "first", "name": "default", "remembered": 3}))
+    ground.as_attacker(lambda: part_link(ground, "profile.d/new.sh"))
+    ground.state.chmod(0o700)
+    toml = ground.victim.parent / "edgesan.toml"
+    toml.write_text(f'state_dir = "{ground.state}"\n')
+    before = seen(ground.victim)
+    bounding = ",".join(["-all", *(f"+{name.lower()}" for name in kept)])
+    done = subprocess.run(
+        ["setpriv", f"--bounding-set={bounding}", "--inh-caps=-all", "--no-new-privs", sys.executable, "-m", "edgesan",
+         "install", "--settle", "--config", str(toml), "--models", str(models)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "was taken back" in done.stdout
+    assert (os.readlink(models / "current"), rollback.remembered(ground.state, "default")) == ("first", 3)
+    assert seen(ground.victim) == before
+    report("a trial is settled at boot, the sanitize unit has planted a link for root", "taken back", 0)
+
+
+@as_root
+def test_root_installs_into_no_folder_of_models_that_another_may_change(ground: Ground, tmp_path: Path) -> None:
+    config = Config(state_dir=ground.state)
+    before = seen(ground.victim)
+    with pytest.raises(ConfigError, match=f"can be changed by user {ATTACKER}, and root works in no such folder"):
+        install.settle(config, ground.state)
+    assert seen(ground.victim) == before

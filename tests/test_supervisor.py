@@ -1,0 +1,322 @@
+"""`edgesan run`: the parent and its two children, for real; what is killed comes back, and what cannot start again ends the run."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import av
+import cv2
+import psutil
+import pytest
+
+from edgesan.config import Config
+from edgesan.errors import ConfigError
+from edgesan.supervisor import LOG_BURST, LOG_RATE, RESTART_S, Log
+from tests.conftest import ROOT
+from tests.test_transmit import free_port
+
+
+class Run:
+    """A run of the demo clip, as a user starts it."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.port = free_port()
+        if "--out" not in options:
+            options += ("--out", f"http://127.0.0.1:{self.port}")
+        self.log = folder / "log"
+        with self.log.open("w") as log:
+            self.process = psutil.Popen(
+                [sys.executable, "-m", "edgesan", "run", "--camera", "demo", *options],
+                stdout=log, stderr=log, cwd=ROOT, env=os.environ | {"XDG_STATE_HOME": str(folder / "state")},
+            )  # fmt: skip
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def status(self) -> dict[str, Any]:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/api/status", timeout=5) as answer:
+                said: dict[str, Any] = json.load(answer)
+                return said
+        except OSError:
+            return {}
+
+    def until(self, test: Callable[[], object], seconds: float = 20) -> Any:
+        deadline = time.monotonic() + seconds
+        while not (found := test()):
+            assert time.monotonic() < deadline, self.said()
+            time.sleep(0.03)
+        return found
+
+    def ready(self) -> "Run":
+        self.until(lambda: self.status().get("ready"))
+        return self
+
+    def child(self, name: str) -> psutil.Process:
+        """One of its two."""
+        return self.until(lambda: [c for c in self.process.children() if c.name() == f"edgesan-{name}"[:15]])[0]  # type: ignore[no-any-return]
+
+    def end(self, number: int = signal.SIGTERM) -> int:
+        with suppress(psutil.NoSuchProcess):
+            self.process.send_signal(number)
+        return int(self.process.wait(15))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
+    runs: list[Run] = []
+
+    def start(*options: str) -> Run:
+        runs.append(Run(tmp_path, *options))
+        return runs[-1]
+
+    yield start
+    for each in runs:
+        if each.process.poll() is None:
+            each.process.kill()
+            each.process.wait(10)
+
+
+def pictures(path: Path) -> int:
+    """How many frames a clip holds; each is of the demo's size."""
+    with av.open(str(path)) as clip:
+        return sum(1 for frame in clip.decode(video=0) if (frame.width, frame.height) == (480, 270))
+
+
+def test_only_numbers_cross_and_they_are_counted(run: Callable[..., Run]) -> None:
+    running = run().ready()
+    first = running.status()["wall"]
+    running.until(lambda: running.status()["totals"].get("sanitized", 0) > 60)
+    status = running.status()
+    assert status["wall"]["bytes"] > first["bytes"]
+    assert status["wall"]["refused"] == 0
+    frames = status["totals"]["sanitized"]
+    assert status["wall"]["bytes"] / frames < 500, "two faces of 64 bytes, and a status now and then"
+    assert 0 < status["wall"]["bytes_per_s"] < 20_000
+    with urllib.request.urlopen(f"http://127.0.0.1:{running.port}/metrics", timeout=5) as answer:
+        assert b"edgesan_wall_bytes_total" in answer.read()
+    assert "across the wall: numbers only, at most 2,048 bytes a frame" in running.said()
+    assert status["totals"]["encoded"] < 0.75 * status["totals"]["faces"], "not each face in each frame"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_the_parent_ends_all_cleanly(run: Callable[..., Run], number: int) -> None:
+    running = run().ready()
+    children = running.process.children()
+    assert len(children) == 2
+    assert running.end(number) == 0
+    assert psutil.wait_procs(children, 5)[1] == []
+    assert "Traceback" not in running.said()
+
+
+def test_a_signal_to_all_processes_ends_all_cleanly(run: Callable[..., Run]) -> None:
+    running = run().ready()
+    for child in running.process.children():
+        child.terminate()
+    assert running.end() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_killed_transmit_process_is_started_again_and_the_camera_never_stopped(
+    run: Callable[..., Run], number: int
+) -> None:
+    running = run().ready()
+    camera, worker = running.child("sanitize"), running.child("transmit")
+    worker.send_signal(number)
+    started = time.monotonic()
+    running.until(lambda: [c for c in running.process.children() if c.pid not in (camera.pid, worker.pid)])
+    assert time.monotonic() - started >= RESTART_S / 2, "a signal to the whole service must not start a new process"
+    running.ready()
+    assert camera.is_running()
+    assert "starting it again" in running.said()
+    assert running.end() == 0
+
+
+def test_a_killed_transmit_process_leaves_its_file_and_goes_on_in_another(
+    run: Callable[..., Run], tmp_path: Path
+) -> None:
+    clip = tmp_path / "clip.mkv"
+    running = run("--out", str(clip))
+    running.until(lambda: clip.exists() and clip.stat().st_size > 5000)
+    running.child("transmit").kill()
+    again = tmp_path / "clip-2.mkv"
+    running.until(lambda: again.exists() and again.stat().st_size > 5000)
+    assert running.end() == 0
+    assert clip.stat().st_size > 5000
+    assert pictures(again) > 0
+
+
+def test_a_transmit_process_that_cannot_start_again_ends_the_run(run: Callable[..., Run]) -> None:
+    running = run().ready()
+    running.child("transmit").kill()
+    with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        while True:  # until the killed one has let go of it, which is long before the next one starts
+            try:
+                taken.bind(("127.0.0.1", running.port))
+                break
+            except OSError:
+                time.sleep(0.01)
+        taken.listen()
+        assert running.process.wait(15) == 5
+    assert "cannot listen on" in running.said()
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_killed_sanitize_process_ends_the_run(run: Callable[..., Run], number: int) -> None:
+    running = run().ready()
+    worker = running.child("transmit")
+    running.child("sanitize").send_signal(number)
+    assert running.process.wait(15) == 128 + number
+    assert not worker.is_running()
+    assert f"the sanitize process was killed by signal {int(number)}" in running.said()
+
+
+def test_the_children_end_with_their_parent(run: Callable[..., Run]) -> None:
+    running = run().ready()
+    children = running.process.children()
+    running.process.kill()
+    assert psutil.wait_procs(children, 8)[1] == []
+
+
+def test_a_parent_that_is_killed_at_once_leaves_nobody(run: Callable[..., Run]) -> None:
+    for seconds in (0.05, 0.15, 0.3, 0.5):
+        running = run()
+        time.sleep(seconds)
+        children = running.process.children()
+        running.process.kill()
+        running.process.wait(5)
+        assert psutil.wait_procs(children, 8)[1] == []
+
+
+def test_a_stopped_sanitize_process_leaves_nothing_old_as_live(run: Callable[..., Run]) -> None:
+    running = run().ready()
+    running.child("sanitize").suspend()
+    stopped = time.monotonic()
+    while time.monotonic() - stopped < 4:
+        status = 200
+        try:
+            urllib.request.urlopen(f"http://127.0.0.1:{running.port}/snapshot.jpg", timeout=5).close()
+        except urllib.error.HTTPError as error:
+            status = error.code
+        assert status == 503 or time.monotonic() - stopped < 1.6
+        time.sleep(0.1)
+    wish = urllib.request.Request(
+        f"http://127.0.0.1:{running.port}/api/alpha",
+        b'{"alpha": 0.5}',
+        {"Content-Type": "application/json"},
+        method="PUT",
+    )
+    with pytest.raises(urllib.error.HTTPError, match="503"):
+        urllib.request.urlopen(wish, timeout=5)
+    running.child("sanitize").resume()
+    running.ready()
+
+
+def test_frames_and_duration_end_the_run(run: Callable[..., Run], tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mp4"
+    assert run("--out", str(clip), "--frames", "10").process.wait(30) == 0
+    assert 8 <= pictures(clip) <= 10
+    started = time.monotonic()
+    assert run("--duration", "1").process.wait(30) == 0
+    assert time.monotonic() - started < 15
+
+
+def test_files_can_be_played_and_hold_the_frames(run: Callable[..., Run], tmp_path: Path) -> None:
+    paths = [tmp_path / "clip.mkv", tmp_path / "clip.mp4"]
+    assert run("--out", str(paths[0]), "--out", str(paths[1]), "--frames", "15").process.wait(30) == 0
+    for path in paths:
+        capture, count = cv2.VideoCapture(str(path)), 0
+        while capture.read()[0]:
+            count += 1
+        assert 12 <= count <= 15
+
+
+def test_an_existing_file_is_not_overwritten_and_no_empty_one_is_left(run: Callable[..., Run], tmp_path: Path) -> None:
+    path, other = tmp_path / "clip.mkv", tmp_path / "other.mkv"
+    path.write_bytes(b"precious")
+    running = run("--out", str(other), "--out", str(path))
+    assert running.process.wait(15) == 5
+    assert "exists: name another file" in running.said()
+    assert path.read_bytes() == b"precious"
+    assert not other.exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(disk)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("a small disk cannot be mounted here: this needs root")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_a_full_disk_ends_the_run_with_a_clear_error_and_the_other_file_whole(
+    run: Callable[..., Run], small_disk: Path, tmp_path: Path
+) -> None:
+    running = run("--out", str(small_disk / "full.mkv"), "--out", str(tmp_path / "good.mp4"))
+    assert running.process.wait(60) == 5
+    assert f"{small_disk / 'full.mkv'}: the disk is full; make room" in running.said()
+    assert pictures(tmp_path / "good.mp4") > 0
+
+
+def test_a_disk_that_is_full_only_when_the_file_is_finished_is_an_error_too(
+    run: Callable[..., Run], small_disk: Path
+) -> None:
+    running = run("--out", str(small_disk / "clip.mp4"), "--frames", "8", "--fps", "4")
+    running.until((small_disk / "clip.mp4").exists)
+    with suppress(OSError), (small_disk / "filler").open("wb") as filler:
+        while True:
+            filler.write(bytes(512))
+            filler.flush()
+    assert running.process.wait(30) == 5
+    assert "the disk is full" in running.said()
+
+
+def test_a_camera_never_sends_raw_surroundings(run: Callable[..., Run]) -> None:
+    running = run("--background", "keep")
+    assert running.process.wait(15) == 2
+    assert 'write "plain"' in running.said()
+
+
+@pytest.mark.parametrize("background", ["pixelate", "blur", "black"])
+def test_a_background_that_is_gone_names_the_one_that_replaces_it(background: str) -> None:
+    with pytest.raises(ConfigError, match=r'it is gone, .* write "plain"'):
+        Config(background=background)
+
+
+def test_a_record_that_cannot_be_written_ends_the_run_with_its_reason(run: Callable[..., Run], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    running = run("--state-dir", str(tmp_path / "file"))
+    assert running.process.wait(15) == 4
+    assert "versions.json" in running.said()
+    assert "--allow-rollback" in running.said() or "readable" in running.said()
+
+
+def test_what_the_sanitize_process_prints_has_no_room_for_a_picture(capsys: pytest.CaptureFixture[str]) -> None:
+    log = Log()
+    os.write(log._writes, b"a line\n" + b"\x1b[2J\xff\x00")
+    log.pass_on()
+    assert capsys.readouterr().err == "a line\n?[2J\ufffd?"
+    os.set_blocking(log._writes, False)
+    for _ in range(20):
+        with suppress(BlockingIOError):
+            os.write(log._writes, b"x" * 65536)
+        log.pass_on()
+    said = capsys.readouterr().err
+    assert said.count("x") <= LOG_BURST + 5 * LOG_RATE, "and a little for the time that this takes"
+    assert said.count("prints too much") == 1
+    log.given()
+    log.close()
