@@ -95,8 +95,11 @@ def run(config: Config, pipes: Pipes, line: Line, claims: list[Claim], *, frames
                 status_due_ns = now_ns + STATUS_NS
 
 
-def build(config: Config, encoder: Encoder) -> sanitize.FrameSanitizer:
+def build(config: Config, encoder: Encoder, most_encoded: int = sanitize.MOST_ENCODED) -> sanitize.FrameSanitizer:
     """The sanitizer that a configuration asks for.
+
+    Args:
+        most_encoded: faces a frame; the others wait for the next one.
 
     Raises:
         ConfigError: alpha lies outside the model's range.
@@ -105,7 +108,7 @@ def build(config: Config, encoder: Encoder) -> sanitize.FrameSanitizer:
     alpha = encoder.metadata.alpha_default if config.alpha is None else config.alpha
     if not low <= alpha <= high:
         raise ConfigError(f"alpha is {alpha:g}: the model {encoder.metadata.name} was made for {low:g}..{high:g}")
-    settings = sanitize.Settings(config.zones, config.detect_every, round(config.refresh * 1e9))
+    settings = sanitize.Settings(config.zones, config.detect_every, round(config.refresh * 1e9), most_encoded)
     return sanitize.FrameSanitizer(
         encoder, faces.Detector(config.detect_size), settings, alpha, round(config.hold * 1e9)
     )

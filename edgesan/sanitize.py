@@ -31,6 +31,7 @@ class Settings:
     zones: tuple[Zone, ...] = ()  # nothing in there is encoded: x, y, width, height, as fractions
     detect_every: int = 1
     refresh_ns: int = 200_000_000  # from one code of a track to its next
+    most_encoded: int = MOST_ENCODED  # faces a frame
 
 
 class FrameSanitizer:
@@ -157,7 +158,7 @@ class FrameSanitizer:
             if not track.code or now_ns - track.encoded_ns >= self.settings.refresh_ns or _turned(track)
         ]
         waiting.sort(key=lambda track: (bool(track.code), track.encoded_ns))
-        return waiting[:MOST_ENCODED]
+        return waiting[: self.settings.most_encoded]
 
 
 def _turned(track: faces.Track) -> bool:

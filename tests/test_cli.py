@@ -307,3 +307,16 @@ def test_the_token_that_stands_beside_a_boards_configuration_is_found(tmp_path: 
     told = run("inspect", "--config", str(tmp_path / "edgesan.toml"))
     assert told.returncode == 0, told.stderr
     assert "correct-horse-battery" not in told.stdout
+
+
+def test_every_face_of_a_picture_comes_out(tmp_path: Path, clip: list[np.ndarray]) -> None:
+    """A picture has no next frame: nobody waits for it."""
+    cv2.imwrite(str(tmp_path / "in.png"), np.tile(clip[0], (2, 2, 1)))
+    done = run(
+        "sanitize", str(tmp_path / "in.png"), str(tmp_path / "out.png"), "--stats", "--json", "--detect-size", "960"
+    )
+    report = json.loads(done.stdout)
+    assert report["faces"] == 8
+    out = cv2.imread(str(tmp_path / "out.png"))
+    quarters = [out[y : y + 270, x : x + 480] for y in (0, 270) for x in (0, 480)]
+    assert all((np.abs(quarter.astype(int) - 64).max(2) > 40).mean() > 0.02 for quarter in quarters)

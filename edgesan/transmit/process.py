@@ -218,7 +218,13 @@ class Transmitter:
         self._metrics.span("paint", self._renderer.paint_ns)
 
     def _take_status(self, status: "Status") -> None:
-        self._status = status
+        """Take what the sanitize process says of itself, if it can be right."""
+        try:
+            isolation.unpack(status.results)
+        except ValueError:
+            self._metrics.count("rejected_status")
+        else:
+            self._status = status
 
     def _reload(self) -> None:
         """Read the model anew, where another one was put in its place (`edgesan install`). One that may not run changes nothing."""
@@ -248,7 +254,7 @@ class Transmitter:
                 os.close(fd)
             return
         self._leave()
-        self._given, self._receiver = given, Receiver(*given)
+        self._given, self._receiver = given, Receiver(given[0], given[1])
         self._renderer = Renderer(self._decoder, self._config.zones)
         asyncio.get_running_loop().add_reader(given[0], self._news.set)
 

@@ -205,7 +205,7 @@ def test_a_strangers_bundle_is_refused(made: Path, board: Board) -> None:
 
 
 def test_an_update_is_written_tried_and_kept(made: Path, board: Board, row: Row) -> None:
-    board.run("sudo mkdir -p /etc/edgesan && echo 'background = \"black\"' | sudo tee /etc/edgesan/edgesan.toml")
+    board.run("sudo mkdir -p /etc/edgesan && echo 'background = \"plain\"' | sudo tee /etc/edgesan/edgesan.toml")
     before = board.run("cat /etc/machine-id; cat /etc/ssh/ssh_host_*.pub")
     started_s = time.monotonic()
     said = board.install(made / "second.raucb")
@@ -218,7 +218,7 @@ def test_an_update_is_written_tried_and_kept(made: Path, board: Board, row: Row)
     assert board.slot() == {"booted": "B", "primary": "rootfs.1", "A": "good", "B": "good"}
     assert "os_prefix=B/" in board.run("sudo cat /boot/firmware/config.txt")
     assert board.run("cat /etc/machine-id; cat /etc/ssh/ssh_host_*.pub") == before, "the board is the same"
-    assert board.run("cat /etc/edgesan/edgesan.toml") == 'background = "black"'
+    assert board.run("cat /etc/edgesan/edgesan.toml") == 'background = "plain"'
     row("update to the other slot", "written, tried, healthy, kept: booted A, B")
 
 
