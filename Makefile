@@ -12,7 +12,7 @@ EDGESAN_SIGNING_KEY ?= $(HOME)/.config/edgesan/edgesan-release
 KILLS ?= 100
 FRAMES ?= 1000000
 
-.PHONY: help demo test lint browser data wall soak audit audit-quick figures bench bench-check side-by-side instructions arm fuzz screenshot sign board clean
+.PHONY: help demo test slow lint browser data wall soak audit audit-quick figures bench bench-check side-by-side instructions arm fuzz screenshot sign board clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
 
@@ -20,7 +20,10 @@ demo: $(VENV)/runtime  ## install, and serve the bundled clip, sanitized, at htt
 	$(BIN)/edgesan run --camera demo
 
 test: $(VENV)/dev lint  ## install everything, lint, type-check and test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+
+slow: $(VENV)/dev  ## only the tests that take minutes
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/dev  ## ruff and mypy
 	$(BIN)/ruff format --check edgesan export tests benchmarks firmware_config

@@ -17,7 +17,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from edgesan import errors
 from edgesan.errors import ConfigError, EdgesanError
@@ -240,6 +240,30 @@ def _put(name: str, content: bytes, mode: int | None, folder: int) -> None:
         with suppress(OSError):  # the first error is the one to tell
             os.unlink(name, dir_fd=folder)
         raise
+
+
+def new_file(path: Path) -> BinaryIO:
+    """A file that was not there, open for writing; in another user's folder it is that user's, also where root asks.
+
+    Raises:
+        FileExistsError: something is there. OSError: it cannot be made, or was exchanged meanwhile.
+    """
+    owner = as_owner(path.parent, lambda: _new_file(path))
+    descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != owner or found.st_nlink != 1 or found.st_size:
+        os.close(descriptor)
+        raise OSError(errno.EPERM, "it was exchanged for another file", str(path))
+    return open(descriptor, "wb")
+
+
+def _new_file(path: Path) -> int:
+    """Make it; whose it is."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    try:
+        return os.fstat(descriptor).st_uid
+    finally:
+        os.close(descriptor)
 
 
 def read_whole(path: Path, most_bytes: int) -> bytes:

@@ -265,7 +265,7 @@ class Supervisor:
 
     def _run_transmit(self, files: list[tuple[Path, BinaryIO]], channel: socket.socket, line: Line) -> int:
         """The life of the transmit process."""
-        self._end_with_parent(signal.SIGTERM)  # it finishes its files
+        self._end_with_parent(signal.SIGTERM if files else signal.SIGKILL)  # files are finished; a port is free at once
         if self._channel:
             self._channel.close()
         if self._pipes:

@@ -498,3 +498,19 @@ def test_root_installs_into_no_folder_of_models_that_another_may_change(ground: 
     with pytest.raises(ConfigError, match=f"can be changed by user {ATTACKER}, and root works in no such folder"):
         install.settle(config, ground.state)
     assert seen(ground.victim) == before
+
+
+@as_root
+def test_a_clip_in_another_users_folder_is_that_users_and_follows_none_of_his_links(ground: Ground) -> None:
+    with disk.new_file(ground.state / "clip.mkv") as file:
+        file.write(b"frames")
+    made = (ground.state / "clip.mkv").stat()
+    assert (made.st_uid, made.st_size) == (ATTACKER, 6)
+    ground.as_attacker(lambda: (ground.state / "other.mkv").symlink_to(ground.victim / "new"))
+    with pytest.raises(FileExistsError):
+        disk.new_file(ground.state / "other.mkv")
+    ground.as_attacker(lambda: (ground.state / "way").symlink_to(ground.victim))
+    with pytest.raises(OSError, match="denied"):
+        disk.new_file(ground.state / "way" / "new.mkv")
+    assert not (ground.victim / "new").exists()
+    assert not (ground.victim / "new.mkv").exists()

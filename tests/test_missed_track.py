@@ -66,6 +66,7 @@ def scene(data_folder: Path) -> tuple[missed.Walk, missed.People, missed.Eigenfa
 
 
 @pytest.mark.data
+@pytest.mark.slow
 def test_the_attack_finds_people_behind_blocks(
     scene: tuple[missed.Walk, missed.People, missed.Eigenfaces], networks_folder: Path
 ) -> None:
@@ -76,6 +77,7 @@ def test_the_attack_finds_people_behind_blocks(
 
 
 @pytest.mark.data
+@pytest.mark.slow
 def test_the_attack_finds_nothing_on_the_plain_canvas(
     scene: tuple[missed.Walk, missed.People, missed.Eigenfaces], networks_folder: Path, sanitizer_model: model.Model
 ) -> None:

@@ -17,7 +17,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
-from edgesan import isolation
+from edgesan import disk, isolation
 from edgesan.config import SERVERS, Config
 from edgesan.errors import ModelError, Reject, SinkError
 from edgesan.isolation import Claim
@@ -63,7 +63,7 @@ def _open_output(path: Path, *, again: bool) -> tuple[Path, BinaryIO]:
     numbers = (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(2))
     for name in itertools.chain([path], numbers if again else []):
         try:
-            return name, name.open("xb")
+            return name, disk.new_file(name)
         except FileExistsError as error:
             if not again:
                 raise SinkError(f"{name} exists: name another file, or move it away first") from error
@@ -192,7 +192,7 @@ class Transmitter:
         if self._receiver and self._receiver.over:
             self._leave()
         now_ns = time.monotonic_ns()
-        if latents is not None and now_ns - latents.captured_ns <= FRESH_NS:
+        if latents is not None and 0 <= now_ns - latents.captured_ns <= FRESH_NS:  # none of the future, either
             try:
                 frame = self._renderer(latents, late=True)
             except Reject as reject:
