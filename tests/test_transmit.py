@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import ipaddress
 import json
+import random
 import socket
 import subprocess
 import sys
@@ -48,10 +49,15 @@ STATUS = {
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that nobody listens at; below those that clients are given, one of which may be ours a moment later."""
+    while True:
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", random.randrange(10_000, 32_000)))
+            except OSError:
+                continue
+            port: int = probe.getsockname()[1]
+            return port
 
 
 class Served:
@@ -98,11 +104,21 @@ class Served:
         """From that address of this machine."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=5, source_address=(host, 0))
 
+    def report(self) -> dict[str, Any]:
+        """As the server's own thread sees it: the counters change there."""
+
+        async def look() -> dict[str, Any]:
+            said: dict[str, Any] = self.sink.report()["transmit"]
+            return said
+
+        answer: dict[str, Any] = self.wait(look())
+        return answer
+
     def viewers(self) -> int:
-        return int(self.sink.report()["transmit"]["viewers"])
+        return int(self.report()["viewers"])
 
     def totals(self) -> dict[str, int]:
-        counted: dict[str, int] = self.sink.report()["transmit"]["totals"]
+        counted: dict[str, int] = self.report()["totals"]
         return counted
 
 
