@@ -148,7 +148,7 @@ class Supervisor:
         self._transmit: Child | None = None
         self._log: Log | None = None
         self._channel: socket.socket | None = None  # gives the transmit process its pipes
-        self._files: list[tuple[str, int]] = []  # name and descriptor of each output
+        self._files: list[Path] = []  # the outputs that were made
         self._stop = False
         self._frames, self._losses, self._tries = 0, 0, 0
         self._sanitize_due_s = self._transmit_due_s = self._alive_s = 0.0
@@ -190,7 +190,7 @@ class Supervisor:
         if self._config.role != "sanitize" and self._transmit is None and now_s >= self._transmit_due_s:
             again = self._transmit_due_s > 0 or self._config.role == "transmit"  # there, systemd starts it again
             files = process.open_outputs(self._config, again=again)
-            self._files += [(str(path), file.fileno()) for path, file in files]
+            self._files += [path for path, _ in files]
             self._channel, theirs = socket.socketpair()
             self._transmit = self._fork("transmit", lambda line: self._run_transmit(files, theirs, line))
             theirs.close()
@@ -246,9 +246,11 @@ class Supervisor:
         assert pipes
         assert log
         log.take()
-        os.close(pipes.wishes_out)
-        if self._channel:
-            self._channel.close()
+        # Whatever else it inherited, also from whoever started edgesan, could hold a picture.
+        keep = {0, 1, 2, pipes.frames_out, pipes.frames_in, pipes.wishes_in, line.reads, line.writes}
+        for fd in {int(name) for name in os.listdir("/proc/self/fd")} - keep:
+            with suppress(OSError):  # the one that listed them
+                os.close(fd)
         c = self._config
         from edgesan.signing import signature_path
 
@@ -440,8 +442,8 @@ class Supervisor:
 
     def _forget_empty_files(self) -> None:
         """A clip without a frame leaves no file."""
-        for name, _ in self._files:
+        for path in self._files:
             with suppress(OSError):
-                if os.path.getsize(name) == 0:
-                    os.unlink(name)
+                if path.stat().st_size == 0:
+                    path.unlink()
         self._files = []

@@ -21,7 +21,7 @@ import pytest
 from edgesan.config import Config
 from edgesan.errors import ConfigError
 from edgesan.supervisor import LOG_BURST, LOG_RATE, RESTART_S, Log
-from tests.conftest import ROOT
+from tests.conftest import ROOT, child
 from tests.test_transmit import free_port
 
 
@@ -120,8 +120,8 @@ def test_a_signal_to_the_parent_ends_all_cleanly(run: Callable[..., Run], number
 
 def test_a_signal_to_all_processes_ends_all_cleanly(run: Callable[..., Run]) -> None:
     running = run().ready()
-    for child in running.process.children():
-        child.terminate()
+    for each in running.process.children():
+        each.terminate()
     assert running.end() == 0
 
 
@@ -320,3 +320,23 @@ def test_what_the_sanitize_process_prints_has_no_room_for_a_picture(capsys: pyte
     assert said.count("prints too much") == 1
     log.given()
     log.close()
+
+
+def test_the_process_that_sees_the_camera_inherits_nothing_that_could_hold_a_picture(tmp_path: Path) -> None:
+    """Not even a file that whoever started edgesan had open."""
+    theirs = os.open(tmp_path / "theirs", os.O_WRONLY | os.O_CREAT)
+    os.set_inheritable(theirs, True)
+    command = [sys.executable, "-m", "edgesan", "run", "--camera", "demo", "--out", str(tmp_path / "clip.mkv")]
+    with subprocess.Popen(command, pass_fds=[theirs], stderr=subprocess.DEVNULL, cwd=ROOT) as run:
+        try:
+            while not ((tmp_path / "clip.mkv").exists() and (tmp_path / "clip.mkv").stat().st_size):
+                time.sleep(0.05)
+            pid = child(run.pid, "sanitize").pid
+            held = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in os.listdir(f"/proc/{pid}/fd")}
+        except PermissionError:
+            pytest.skip("it is not dumpable: only root may look")
+        finally:
+            run.terminate()
+    os.close(theirs)
+    assert not any(place.startswith(str(tmp_path)) for place in held), held
+    assert not any(place.startswith("socket:") for place in held), held
