@@ -47,7 +47,7 @@ soak: $(VENV)/dev  ## a million frames (FRAMES=..., or MINUTES=...), root only: 
 BOARD_PACKAGES := mmdebstrap debian-archive-keyring arch-test qemu-system-arm qemu-system-x86 qemu-user-static binfmt-support genimage mtools dosfstools e2fsprogs bmap-tools zstd rauc squashfs-tools openssl openssh-client
 board: $(VENV)/dev  ## real boots of the image in QEMU, and the real picamera2: an hour, root only (installs what it needs); prints a table
 	if [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq --no-install-recommends $(BOARD_PACKAGES) && { mountpoint -q /proc/sys/fs/binfmt_misc || mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc; } && update-binfmts --enable qemu-aarch64; fi
-	EDGESAN_BOARD=1 nice -n 10 $(BIN)/python -m pytest -q -m board tests/board
+	EDGESAN_BOARD=1 nice -n 10 $(BIN)/python -m pytest -q -m board tests/qemu
 
 audit-quick: $(VENV)/dev  ## a quick look with the whole machinery: real faces where they are, else the bundled clip
 	$(BIN)/python -m export.audit edgesan/models/default.onnx --quick --data $(EDGESAN_DATA) --networks $(EDGESAN_NETWORKS)
@@ -71,11 +71,11 @@ instructions: $(VENV)/runtime  ## instructions of the network for a face, counte
 	$(BIN)/python -m benchmarks.instructions --json benchmarks/results/instructions.json
 
 arm: $(VENV)/dev  ## the int8 network on an emulated Pi 4 and Pi 5: does it paint the same?
-	$(BIN)/python -m tests.arm && EDGESAN_ARM=1 $(BIN)/python -m pytest -q tests/test_arm.py
+	$(BIN)/python -m tests.model.arm && EDGESAN_ARM=1 $(BIN)/python -m pytest -q tests/model/test_arm.py
 
 fuzz: $(VENV)/dev  ## a million hostile messages, and as many hostile model files (CASES=..., SEED=...)
 	$(BIN)/python -m tests.fuzz_message --cases $(or $(CASES),1000000) --seed $(or $(SEED),0)
-	$(BIN)/python -m tests.fuzz_model --cases $(or $(CASES),1000000) --seed $(or $(SEED),0)
+	$(BIN)/python -m tests.model.fuzz --cases $(or $(CASES),1000000) --seed $(or $(SEED),0)
 
 screenshot: $(VENV)/dev  ## docs/page.png and docs/before-after.jpg, from the bundled clip
 	$(BIN)/python docs/pictures.py

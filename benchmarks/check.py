@@ -16,8 +16,9 @@ from typing import Any, Final
 import onnx
 
 from benchmarks.side_by_side import by_hand, pixelate
-from edgesan import bench, model
+from edgesan import bench
 from edgesan.config import DEMO_MODEL, Config
+from edgesan.model.load import prepare
 
 RESULTS: Final = Path(__file__).parent / "results"
 MOST_WORSE: Final = 0.15
@@ -32,7 +33,7 @@ def ratios(seconds: float) -> dict[str, float]:
     """
     content = DEMO_MODEL.read_bytes()
     proto = onnx.load_model_from_string(content)
-    sanitizer = model.prepare(DEMO_MODEL, content)
+    sanitizer = prepare(DEMO_MODEL, content)
     with ExitStack() as stack:
         two = bench.kernels(SIZE, sanitizer, Config(), stack)
         scenes = {count: itertools.cycle(bench.scene(SIZE, count)) for count in (2, 16)}

@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tqdm import tqdm
 
-from edgesan import bench, faces, model
+from edgesan import bench, faces
 from edgesan.config import DEMO_MODEL, Config
 from edgesan.frames import Pixels
+from edgesan.model.load import load_model
 
 SIZES = ((480, 270), (1280, 720))
 FACES = 3
@@ -126,7 +127,7 @@ def measure(seconds: float, san: Path | None = None) -> dict[str, dict[str, floa
     """Median ms by place (a picture's size, or the network alone) and contestant."""
     cv2.setNumThreads(1)
     pipelines: dict[str, Callable[[Pixels], object]] = {
-        "edgesan": bench.pipeline(model.load(DEMO_MODEL), Config()),
+        "edgesan": bench.pipeline(load_model(DEMO_MODEL), Config()),
         "same detector, pixelated": by_hand(pixelate),
         "same detector, blurred": by_hand(blur),
     }

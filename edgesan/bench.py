@@ -38,13 +38,14 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tqdm import tqdm
 
-from edgesan import faces, message, model, noise, render, sanitize
+from edgesan import faces, message, noise, render, sanitize
 from edgesan.capture import DEMO_CLIP
 from edgesan.capture.opencv import FileSource
 from edgesan.config import Config
 from edgesan.errors import ConfigError, EdgesanError
 from edgesan.frames import Pixels, SanitizedFrame, lend
 from edgesan.message import Latents
+from edgesan.model.load import Model, known_inputs, load_model, read
 from edgesan.transmit.http import JPEG_QUALITY
 from edgesan.transmit.link import Pipes, Receiver, Sender
 
@@ -67,9 +68,9 @@ def run(parts: tuple[str, ...], config: Config, seconds: float, minutes: float) 
     Raises:
         EdgesanError: the model may not run, or the run that is measured did not start.
     """
-    sanitizer = model.load(config.model, config.threads, config.trusted_keys, allow_unsigned=config.allow_unsigned)
+    sanitizer = load_model(config.model, config.threads, config.trusted_keys, allow_unsigned=config.allow_unsigned)
     work: dict[str, Callable[[], Rows]] = {
-        "core": lambda: core(model.read(config.model), seconds / 8),
+        "core": lambda: core(read(config.model), seconds / 8),
         "stages": lambda: stages(sanitizer, config, seconds),
         "wire": lambda: [
             wire(size, count, config, seconds)
@@ -194,7 +195,7 @@ def start(content: bytes, threads: int) -> ort.InferenceSession:
 def feed(session: ort.InferenceSession, batch: int) -> Callable[[], object]:
     """A call of a sanitizer's session on so many faces."""
     dimensions = next((i.shape[1] for i in session.get_inputs() if i.name == "noise"), 0)
-    chips, z = model.known_inputs(batch, dimensions)
+    chips, z = known_inputs(batch, dimensions)
     inputs: dict[str, NDArray[Any]] = {"face": chips, "alpha": np.full((batch, 1), 0.5, np.float32)}
     if dimensions:
         inputs["noise"] = z
@@ -290,7 +291,7 @@ def unquantized(proto: onnx.ModelProto) -> onnx.ModelProto:
 # --- the stages -------------------------------------------------------------------------------------------------------
 
 
-def stages(sanitizer: model.Model, config: Config, seconds: float) -> Rows:
+def stages(sanitizer: Model, config: Config, seconds: float) -> Rows:
     """A row for each stage: alone, again and again on the frames of a scene, and in the loop on a clip; two faces.
     "frame" is the whole way from a raw frame to a sanitized one, both faces encoded: beside the sum of its stages alone.
     In the loop a face is encoded a few times a second, so a median frame encodes none.
@@ -313,7 +314,7 @@ def stages(sanitizer: model.Model, config: Config, seconds: float) -> Rows:
 
 
 def kernels(
-    size: tuple[int, int], sanitizer: model.Model, config: Config, stack: ExitStack, count: int = 2
+    size: tuple[int, int], sanitizer: Model, config: Config, stack: ExitStack, count: int = 2
 ) -> dict[str, Callable[[], object]]:
     """A call of each stage, each time on the next frame of a scene. `stack` gives back what they hold."""
     scenes = scene(size, count)
@@ -382,9 +383,7 @@ def kernels(
     }
 
 
-def pipeline(
-    sanitizer: model.Model, config: Config, refresh_ns: int | None = None
-) -> Callable[[Pixels], SanitizedFrame]:
+def pipeline(sanitizer: Model, config: Config, refresh_ns: int | None = None) -> Callable[[Pixels], SanitizedFrame]:
     """The way of a frame, from raw to sanitized, in one process; for it, RATE frames come in a second.
 
     Args:

@@ -38,7 +38,7 @@ examples:
   edgesan bench                                  tables of core, stages, wire and idle
   edgesan bench --part core --model san.onnx     your own sanitizer's network alone
   edgesan bench --part long --minutes 30         does this board throttle?
-  edgesan bench --json > board.json              to compare machines with
+  edgesan bench --json > settings.json              to compare machines with
 """
 
 KEYS_EPILOG = """\
@@ -282,7 +282,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _sanitize(arguments: argparse.Namespace) -> int:
-    from edgesan import isolation, rollback
+    from edgesan import isolation
+    from edgesan.model import rollback
     from edgesan.transmit.process import model_folders
 
     config = configuration(arguments)
@@ -313,15 +314,15 @@ def _devices(arguments: argparse.Namespace) -> int:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from edgesan import inspection
+    from edgesan.model import inspect
 
     config = with_its_token(arguments)
-    print(inspection.as_json(config) if arguments.json else inspection.text(config))
+    print(inspect.as_json(config) if arguments.json else inspect.text(config))
     return 0
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from edgesan import doctor
+    from edgesan.board import doctor
 
     findings = doctor.examine(with_its_token(arguments))
     print(doctor.to_json(findings) if arguments.json else doctor.render(findings))
@@ -340,7 +341,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 
 
 def _keys(arguments: argparse.Namespace) -> int:
-    from edgesan import signing
+    from edgesan.model import signing
 
     if arguments.keys_verb == "new":
         key = signing.new_key(arguments.name)
@@ -366,11 +367,12 @@ def _keys(arguments: argparse.Namespace) -> int:
 
 
 def _sign(arguments: argparse.Namespace) -> int:
-    from edgesan import model, signing
+    from edgesan.model import signing
+    from edgesan.model.load import prepare, read
 
     private = signing.private_key(arguments.key)
-    content = model.read(arguments.model)
-    facts = model.prepare(arguments.model, content).metadata
+    content = read(arguments.model)
+    facts = prepare(arguments.model, content).metadata
     path = signing.sign(arguments.model, content, private)
     print(
         json.dumps({"signature": str(path), "fingerprint": signing.public_half(private).fingerprint})
@@ -381,24 +383,24 @@ def _sign(arguments: argparse.Namespace) -> int:
 
 
 def _install(arguments: argparse.Namespace) -> int:
-    from edgesan import board, install
+    from edgesan.board import settings, update
 
-    path = arguments.config or board.CONFIG
+    path = arguments.config or settings.CONFIG
     token = board_token(path)  # by systemd's file, as the transmit unit has it
     config = load(path, {"token": token} if token else {})
-    models = arguments.models or board.MODELS
+    models = arguments.models or settings.MODELS
     if arguments.settle == (arguments.model is not None):
         raise ConfigError("say which model to install: edgesan install MODEL (or --settle alone, at boot)")
     if arguments.settle:
-        print(install.settle(config, models))
+        print(update.settle(config, models))
         return 0
-    command = shlex.split(arguments.restart or install.RESTART)
-    print(install.install(arguments.model, config, models, command, arguments.watch))
+    command = shlex.split(arguments.restart or update.RESTART)
+    print(update.install(arguments.model, config, models, command, arguments.watch))
     return 0
 
 
 def _flash(arguments: argparse.Namespace) -> int:
-    from edgesan import flash
+    from edgesan.board import flash
 
     if arguments.image is None or arguments.device is None:
         if arguments.image is not None:

@@ -18,7 +18,7 @@ from edgesan.config import FILE_SUFFIXES, Config
 from edgesan.errors import ConfigError, EndOfStream, SinkError
 from edgesan.frames import RawFrame, SanitizedFrame, lend
 from edgesan.message import MOST_FACES
-from edgesan.model import load
+from edgesan.model.load import load_model
 from edgesan.pipeline import build, hold_version
 from edgesan.render import PLAIN, Renderer
 from edgesan.sanitize import FrameSanitizer
@@ -55,7 +55,7 @@ class Door:
 
     def __init__(self, config: Config) -> None:
         """Raises ModelError, ConfigError."""
-        model = load(config.model, config.threads, config.trusted_keys, allow_unsigned=config.allow_unsigned)
+        model = load_model(config.model, config.threads, config.trusted_keys, allow_unsigned=config.allow_unsigned)
         self.model, self.sanitizer, self.rotate = model, build(config, model.encoder, MOST_FACES), config.rotate
         hold_version(config, model, None)
         self._renderer, self._keeps = Renderer(model.decoder, config.zones), config.background == "keep"

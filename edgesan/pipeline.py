@@ -7,14 +7,15 @@ import time
 from contextlib import ExitStack
 from types import FrameType
 
-from edgesan import faces, isolation, message, rollback, sanitize, status
+from edgesan import faces, isolation, message, sanitize, status
 from edgesan.capture import open_source
 from edgesan.config import Config
 from edgesan.errors import ConfigError, EndOfStream, Reject, RollbackError
 from edgesan.isolation import Claim
 from edgesan.message import COUNTERS, SPANS, Status
 from edgesan.metrics import Metrics
-from edgesan.model import Encoder, Verified, load_encoder
+from edgesan.model import rollback
+from edgesan.model.load import Encoder, Verified, load_encoder
 from edgesan.transmit.link import Pipes, Sender
 from edgesan.words import ALIVE, GO, RAISE, RAISED, READY, REFUSED, Line
 

@@ -19,7 +19,7 @@ from edgesan.errors import Reject
 from edgesan.faces import CHIP
 from edgesan.frames import SWIFT_NS, Pixels, SanitizedFrame, Stamps
 from edgesan.message import FaceCode, Latents, Place
-from edgesan.model import Decoder
+from edgesan.model.load import Decoder
 
 PLAIN: Final = 64  # the canvas: a dark grey, level of 255
 FEATHER: Final = 8.0  # pixels of the chip over which it fades into the canvas

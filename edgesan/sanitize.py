@@ -18,7 +18,7 @@ from edgesan import faces, message, noise
 from edgesan.config import Zone
 from edgesan.frames import SWIFT_NS, RawFrame
 from edgesan.message import FaceCode, Latents, Place
-from edgesan.model import Encoder
+from edgesan.model.load import Encoder
 
 MOST_ENCODED: Final = 2  # faces a frame
 POSE: Final = 5.0  # pixels that a landmark may move on the aligned chip before the face is encoded anew

@@ -9,7 +9,7 @@ from edgesan.config import Config
 from edgesan.isolation import Claim
 from edgesan.message import COUNTERS, SPANS, Status
 from edgesan.metrics import Metrics
-from edgesan.model import Verified
+from edgesan.model.load import Verified
 
 
 def report(

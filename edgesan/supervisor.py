@@ -28,9 +28,10 @@ from pathlib import Path
 from types import FrameType
 from typing import BinaryIO, Final
 
-from edgesan import isolation, rollback
+from edgesan import isolation
 from edgesan.config import SERVERS, Config
 from edgesan.errors import CameraError, ConfigError, EdgesanError, SinkError
+from edgesan.model import rollback
 from edgesan.transmit import process
 from edgesan.transmit.link import Pipes
 from edgesan.transmit.unit import UnitClient, UnitListener
@@ -252,7 +253,7 @@ class Supervisor:
             with suppress(OSError):  # the one that listed them
                 os.close(fd)
         c = self._config
-        from edgesan.signing import signature_path
+        from edgesan.model.signing import signature_path
 
         reads = [c.model, signature_path(c.model), rollback.state_folder(c.state_dir, os.environ), *c.camera_files]
         devices = isolation.camera_nodes() if c.camera.startswith("picamera") else c.camera_nodes

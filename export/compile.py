@@ -32,10 +32,10 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from tqdm import tqdm
 
-from edgesan.cut import cut
 from edgesan.errors import ModelError
 from edgesan.message import MOST_CODE
-from edgesan.model import FORMAT, known_inputs
+from edgesan.model.cut import cut
+from edgesan.model.load import FORMAT, known_inputs
 from export import data
 from export.errors import ExportError
 from export.networks import LANDMARKS, LIGHT, Device, Sanitizer, Unet

@@ -17,7 +17,7 @@ os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before onnxruntime is loaded
 
 import onnxruntime as ort
 
-from edgesan.model import ORT_ERRORS
+from edgesan.model.load import ORT_ERRORS
 from export.errors import NetworkError
 from export.networks import FrozenOnnx, Provider
 

@@ -17,12 +17,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from edgesan import model as runtime
 from edgesan.config import DEMO_MODEL
-from export import attackers, measure, mechanisms
-from export.audit import FROZEN, RIVAL, UTILITY, Audit, Cell, Plan, bound, graph_digest, quartiles, share
+from edgesan.model.load import prepare
+from export.audit import attackers, mechanisms, metrics
+from export.audit.html import draw_bound, two_people
+from export.audit.run import FROZEN, RIVAL, UTILITY, Audit, Cell, Plan, bound, graph_digest, quartiles, share
 from export.errors import ExportError
-from export.report import draw_bound, two_people
 
 COLUMNS = [f"{noise}-{game}" for noise in ("deterministic", "stochastic") for game in ("adversarial", "plug-and-play")]
 DIAL, APART = "stochastic-adversarial", "apart"  # one network with a dial, and networks of one alpha each
@@ -46,7 +46,7 @@ def measured(a: Audit, models: dict[str, dict[float, Path]], rival: Path | None,
     columns: dict[str, tuple[dict[str, Any], dict[float, Cell]]] = {}
     for name, files in models.items():
         paths = dict.fromkeys(files.values())  # each once, in their order
-        opened = {path: runtime.prepare(path, path.read_bytes(), threads=1) for path in paths}
+        opened = {path: prepare(path, path.read_bytes(), threads=1) for path in paths}
         graphs = {path: graph_digest(path) for path in paths}
         fresh = (LINEAR, PROBE) if name == "device" else few
         points = {
@@ -82,7 +82,7 @@ def unfiltered(a: Audit) -> dict[str, Any]:
     c, net = a.closed, a._provider(FROZEN[0])
     logits = attackers.outputs(net, c.faces.chips[c.test], FROZEN[0])
     attack, truth = a.attack(mechanisms.raw(), PROBE, 0), c.truth[c.test]
-    fresh = 1 / (1 + np.exp(-measure.calibrated(attack(c.test), attack(c.val), c.truth[c.val])))
+    fresh = 1 / (1 + np.exp(-metrics.calibrated(attack(c.test), attack(c.val), c.truth[c.val])))
     result = {}
     for name, p in ((FROZEN[0], logits.softmax(1)[:, net.classes.index("M")].numpy()), (PROBE, fresh)):
         counts = {who: np.histogram(p[truth == (who == "M")], 20, (0, 1))[0].tolist() for who in ("F", "M")}
@@ -221,7 +221,7 @@ def faces(models: dict[str, Path], alphas: list[float], path: Path) -> None:
     """What they look like: two people of the bundled clip, raw and at each alpha; a row a column and a person."""
     chips, rows = two_people()[0][[0, 2]], []
     for file in models.values():
-        model = runtime.prepare(file, file.read_bytes(), threads=1)
+        model = prepare(file, file.read_bytes(), threads=1)
         z = mechanisms.draw_noise(model.noise_dimensions, len(chips), 0)
         columns = [chips, *(np.asarray(model.run(chips, z, alpha), np.uint8) for alpha in alphas)]
         rows += [np.concatenate([column[i] for column in columns], 1) for i in range(len(chips))]
@@ -277,7 +277,7 @@ def main(arguments: list[str] | None = None) -> int:
             models = {name: dict.fromkeys(a.alphas, path) for name, path in files.items()}
             alone = sorted(a.models.glob(f"{APART}-*.onnx"))
             if alone:
-                models[APART] = {runtime.prepare(p, p.read_bytes()).metadata.alpha_default: p for p in alone}
+                models[APART] = {prepare(p, p.read_bytes()).metadata.alpha_default: p for p in alone}
             plan = Plan(seeds=1, epochs=a.epochs, draws=1, limit=a.limit)
             found = measured(Audit(a.data, a.networks, a.work, plan), models, a.rival, a.brief)
             a.out.mkdir(parents=True, exist_ok=True)

@@ -29,14 +29,15 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from edgesan import faces as runtime_faces
-from edgesan import model as runtime
 from edgesan import render, sanitize
 from edgesan.config import DEMO_MODEL
 from edgesan.errors import EdgesanError
 from edgesan.frames import Pixels
-from export import attackers, data, measure
-from export.attackers import Chips
-from export.audit import JPEG_QUALITY, MATCHERS, leave
+from edgesan.model.load import Model, load_model
+from export import data
+from export.audit import attackers, metrics
+from export.audit.attackers import Chips
+from export.audit.run import JPEG_QUALITY, MATCHERS, leave
 from export.errors import ExportError
 from export.networks import Provider
 
@@ -113,7 +114,7 @@ def block_side(shape: tuple[int, ...]) -> int:
     return min(shape[:2]) // BLOCKS
 
 
-def plain(model: runtime.Model) -> Canvas:
+def plain(model: Model) -> Canvas:
     """The product: detect, track, encode, cross, decode, paint, with a real detector and the model's default dial."""
 
     def canvas(frames: Iterator[Pixels]) -> Iterator[Pixels]:
@@ -307,7 +308,7 @@ def attack(canvas: Canvas, way: Walk, crowd: People, prior: Eigenfaces, networks
 
     def gender(x: Vectors, x_learn: Vectors) -> dict[str, Any]:
         judge = attackers.logistic(x_learn[whose_learn], learn_truth)
-        return measure.separation(judge(x)[whose], truth)
+        return metrics.separation(judge(x)[whose], truth)
 
     result: dict[str, Any] = {"people": len(whose), "different_clips": len(z), "rank1": {}, "gender": {}}
     result["gender"]["logistic on eigenfaces"] = gender(z, z_learn)
@@ -317,7 +318,7 @@ def attack(canvas: Canvas, way: Walk, crowd: People, prior: Eigenfaces, networks
         # what all reconstructions have in common says nothing about who it is
         likeness = F.normalize(asked - others[whose_learn].mean(0)) @ F.normalize(known - known.mean(0)).T
         right = likeness.argmax(1).numpy()[whose] == np.arange(len(whose))
-        share = measure.bootstrap(np.arange(len(whose)), truth, right.astype(float))["mean"][0]
+        share = metrics.bootstrap(np.arange(len(whose)), truth, right.astype(float))["mean"][0]
         result["rank1"][name] = {"share": float(right.mean()), "share_95": share}
         scale = asked.shape[1] ** 0.5
         result["gender"][f"logistic on {name}"] = gender(asked.numpy() * scale, others.numpy() * scale)
@@ -366,7 +367,7 @@ def main(arguments: list[str] | None = None) -> int:
         prior = Eigenfaces.of(crowd.basis, plan.eigenfaces)
         report: dict[str, Any] = {"plan": asdict(plan), "canvases": {}}
         for name in a.canvas:
-            canvas = blocks if name == "blocks" else plain(runtime.load(a.model))
+            canvas = blocks if name == "blocks" else plain(load_model(a.model))
             report["canvases"][name] = attack(canvas, way, crowd, prior, a.networks)
     except (ExportError, EdgesanError) as error:
         print(f"error: {error}", file=sys.stderr)

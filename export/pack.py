@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from export import data
-from export.audit import CLOSED_SETS, OPEN_SETS, Plan
+from export.audit.run import CLOSED_SETS, OPEN_SETS, Plan
 from export.errors import DataError, ExportError
 from export.recipe import Recipe
 

@@ -22,10 +22,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from edgesan import model as runtime
-from export import attackers, data, measure, mechanisms
-from export.attackers import Chips
-from export.audit import MATCHERS, jpeg, shaken
+from edgesan.model.load import Model, prepare
+from export import data
+from export.audit import attackers, mechanisms, metrics
+from export.audit.attackers import Chips
+from export.audit.run import MATCHERS, jpeg, shaken
 from export.errors import ExportError
 from export.networks import Provider
 
@@ -46,7 +47,7 @@ class Plan:
     seed: int = 0
 
 
-def followed(model: runtime.Model, alpha: float, matcher: Provider, photos: Chips, frames: int, seed: int) -> Tensor:
+def followed(model: Model, alpha: float, matcher: Provider, photos: Chips, frames: int, seed: int) -> Tensor:
     """Embeddings [N, frames, D] of what leaves of N tracks, each of which shows its photos [N, P, 112, 112, 3] in turn."""
     generator = np.random.default_rng(seed)
     z = mechanisms.draw_noise(model.noise_dimensions, len(photos), seed)
@@ -63,7 +64,7 @@ def followed(model: runtime.Model, alpha: float, matcher: Provider, photos: Chip
     return torch.cat(parts)
 
 
-def measured(model: runtime.Model, alpha: float, folder: Path, networks: Path, plan: Plan) -> dict[str, Any]:
+def measured(model: Model, alpha: float, folder: Path, networks: Path, plan: Plan) -> dict[str, Any]:
     """Gender by the attacker, for each way to show a person and each amount that leaves.
 
     Raises:
@@ -107,7 +108,7 @@ def measured(model: runtime.Model, alpha: float, folder: Path, networks: Path, p
         for left, part in LEFT.items():
             average = (F.normalize(seen[:, part].mean(1)) * scale).numpy()
             judge = single if part == LEFT["1 picture"] else pooled
-            result[name][left] = measure.separation(judge(average), man[rows[:, 0]])
+            result[name][left] = metrics.separation(judge(average), man[rows[:, 0]])
     return result
 
 
@@ -140,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
     a = parser.parse_args(arguments)
     plan = Plan(people=a.people, learn=a.learn, seed=a.seed)
     try:
-        model = runtime.prepare(a.model, a.model.read_bytes(), threads=1)
+        model = prepare(a.model, a.model.read_bytes(), threads=1)
         alpha = model.metadata.alpha_default if a.alpha is None else a.alpha
         tracks = measured(model, alpha, a.data, a.networks, plan)
     except ExportError as error:

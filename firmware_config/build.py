@@ -22,8 +22,11 @@ import tomllib
 from pathlib import Path
 from typing import Any, Final
 
-from edgesan import __version__, board, flash, model
+from edgesan import __version__
+from edgesan.board import flash
+from edgesan.board.settings import Settings, inject, load_settings, seed
 from edgesan.errors import ConfigError, EdgesanError, SinkError
+from edgesan.model.load import load_model
 from firmware_config import debian, slots
 
 HERE: Final = Path(__file__).parent
@@ -66,7 +69,7 @@ def pip(*arguments: str, **environment: str) -> None:
         raise SinkError(f"pip {arguments[0]} failed; it needs the network, or --wheels: {done.stderr.strip()}")
 
 
-def payload(folder: Path, settings: board.Settings, ready: Path | None = None) -> None:
+def payload(folder: Path, settings: Settings, ready: Path | None = None) -> None:
     """Lay out all that a board needs, for `install.py`, which lies in it: see its first lines.
 
     Args:
@@ -78,7 +81,7 @@ def payload(folder: Path, settings: board.Settings, ready: Path | None = None) -
     """
     run = settings.run
     try:  # here, and not only on the board, where nobody looks
-        model.load(run.model, 1, run.trusted_keys, allow_unsigned=run.allow_unsigned)
+        load_model(run.model, 1, run.trusted_keys, allow_unsigned=run.allow_unsigned)
     except EdgesanError as error:
         raise ConfigError(f"the board would refuse the model: {error}") from error
     (folder / "wheels").mkdir(parents=True)
@@ -96,7 +99,7 @@ def payload(folder: Path, settings: board.Settings, ready: Path | None = None) -
                 archive.addfile(member, stream)
     shutil.copy(HERE / "install.py", folder)
     (folder / "PYTHON").write_text(f"{PYTHON} {MACHINE}\n")
-    for name, content in board.seed(settings).items():
+    for name, content in seed(settings).items():
         if name.startswith("edgesan/"):
             target = folder / name.removeprefix("edgesan/")
             target.parent.mkdir(exist_ok=True)
@@ -129,7 +132,7 @@ def copy_image(source: Path, target: Path) -> None:
         raise SinkError(f"cannot unpack {source} to {target}: {error}") from error
 
 
-def manifest(image: Path, settings: board.Settings) -> dict[str, Any]:
+def manifest(image: Path, settings: Settings) -> dict[str, Any]:
     """What Raspberry Pi Imager 2 reads with --repo; its os-list-schema.json has the words. Not tried with the Imager here."""
     digest = hashlib.sha256()
     with image.open("rb") as file:
@@ -185,7 +188,7 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.fetch:
             wheels(arguments.fetch)
             return 0
-        settings = board.load(arguments.settings)
+        settings = load_settings(arguments.settings)
         if arguments.payload:
             payload(arguments.payload, settings, arguments.wheels)
             print(f"{arguments.payload}: install it with python3 {arguments.payload / 'install.py'} [--root FOLDER]")
@@ -218,7 +221,7 @@ def main(argv: list[str] | None = None) -> int:
             else:
                 copy_image(arguments.image, out)
             try:
-                board.inject(out, settings, Path(name) / "payload")
+                inject(out, settings, Path(name) / "payload")
             except EdgesanError:
                 out.unlink()  # half of it is of no use
                 raise

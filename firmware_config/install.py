@@ -31,7 +31,7 @@ SETTLE = "edgesan-settle.service"  # at boot only
 SECRETS = ("token.env",)
 IMPORTED = (
     "edgesan.cli", "edgesan.pipeline", "edgesan.sanitize", "edgesan.capture.opencv", "edgesan.transmit.unit",
-    "edgesan.transmit.http", "edgesan.doctor", "onnx", "onnxruntime",
+    "edgesan.transmit.http", "edgesan.board.doctor", "onnx", "onnxruntime",
 )  # fmt: skip
 
 

@@ -11,18 +11,19 @@ import numpy as np
 import psutil
 import pytest
 
-from edgesan import faces, model
+from edgesan import faces
 from edgesan.config import DEMO_MODEL
 from edgesan.frames import Pixels, SanitizedFrame, Stamps
+from edgesan.model.load import Model, load_model
 
 ROOT = Path(__file__).parent.parent
 CLIP = ROOT / "edgesan" / "capture" / "demo.mp4"
 
 
 @pytest.fixture(scope="session")
-def sanitizer_model() -> model.Model:
+def sanitizer_model() -> Model:
     """The bundled model, verified."""
-    return model.load(DEMO_MODEL)
+    return load_model(DEMO_MODEL)
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import aims, check, compare, projection
-from edgesan import bench, faces, model
+from edgesan import bench, faces
 from edgesan.config import DEMO_MODEL, Config
+from edgesan.model.load import Model, known_inputs, load_model
 
 
 def test_multiplications_and_bytes_are_counted_as_by_hand() -> None:
@@ -35,7 +36,7 @@ def test_the_float_twin_paints_what_the_shipped_file_does() -> None:
     proto = onnx.load(DEMO_MODEL)
     twin = bench.unquantized(proto)
     assert not {"QuantizeLinear", "DequantizeLinear"} & {node.op_type for node in twin.graph.node}
-    chips, z = model.known_inputs(4, 64)
+    chips, z = known_inputs(4, 64)
     feed = {"face": chips, "noise": z, "alpha": np.full((4, 1), 0.5, np.float32)}
     pictures = []
     for content in (proto.SerializeToString(), twin.SerializeToString()):
@@ -66,7 +67,7 @@ def test_the_command_prints_tables_or_json_and_names_machine_and_model() -> None
     command = [sys.executable, "-m", "edgesan", "bench", "--part", "core", "--seconds", "0.1"]
     told = json.loads(subprocess.run([*command, "--json"], check=True, capture_output=True, text=True).stdout)
     assert told["machine"]["cores"] >= 1
-    assert told["model"]["sha256"] == model.load(DEMO_MODEL).sha256
+    assert told["model"]["sha256"] == load_model(DEMO_MODEL).sha256
     assert {(r["precision"], r["batch"]) for r in told["core"]} == {
         (p, b) for p in ("int8", "fp32") for b in (1, 2, 4, 8)
     }
@@ -81,7 +82,7 @@ def test_a_matrix_product_of_int8_is_right() -> None:
     assert (result[0].dtype, result[0].shape) == (np.int32, (bench.PEAK, bench.PEAK))
 
 
-def test_each_stage_can_be_called_alone(sanitizer_model: model.Model) -> None:
+def test_each_stage_can_be_called_alone(sanitizer_model: Model) -> None:
     with ExitStack() as stack:
         calls = bench.kernels((480, 270), sanitizer_model, Config(), stack)
         assert {*bench.LOOP, "capture", "noise", "frame", "jpeg", "send"} == calls.keys()
@@ -91,7 +92,7 @@ def test_each_stage_can_be_called_alone(sanitizer_model: model.Model) -> None:
         assert calls["pipe"]() is not None, "the message comes out of the pipe"
 
 
-def test_the_way_of_a_frame_paints_each_face_of_the_scene(sanitizer_model: model.Model) -> None:
+def test_the_way_of_a_frame_paints_each_face_of_the_scene(sanitizer_model: Model) -> None:
     way = bench.pipeline(sanitizer_model, Config())
     counts = [way(pixels).stamps.faces for pixels in bench.scene((640, 480), 16)[:9]]
     assert counts == [2, 4, 6, 8, 10, 12, 14, 16, 16], "two new faces a frame"

@@ -19,9 +19,9 @@ import pytest
 from edgesan.cli import parser
 from edgesan.config import DEMO_MODEL, Config, load
 from edgesan.errors import ConfigError
+from tests.capture.webcam import Webcam
 from tests.conftest import CLIP, ROOT, child
-from tests.test_transmit import free_port
-from tests.webcam import Webcam
+from tests.transmit.test_http import free_port
 
 COMMAND = [sys.executable, "-m", "edgesan"]
 

@@ -19,11 +19,13 @@ from typing import Any
 
 import pytest
 
-from edgesan import disk, install, rollback, signing
+from edgesan import disk
+from edgesan.board import update
 from edgesan.config import Config
 from edgesan.errors import ConfigError, EdgesanError, RollbackError, SinkError
+from edgesan.model import rollback, signing
 from tests.conftest import ROOT, report
-from tests.test_signing import Maker
+from tests.model.test_signing import Maker
 
 ATTACKER = 65533
 # Python 3.12 and later warn of a fork beside threads of numpy's, which do not matter here: the child calls none of it.
@@ -445,10 +447,10 @@ def test_an_install_that_fails_as_root_changes_nothing_but_the_models(
     config, models = board(ground, maker)
     ground.as_attacker(lambda: part_link(ground, "profile.d/new.sh"))
     before = seen(ground.victim)
-    monkeypatch.setattr(install, "FIRST_S", 1.0)
-    monkeypatch.setattr(install.watch, "__defaults__", (1.0, 1.0))
+    monkeypatch.setattr(update, "FIRST_S", 1.0)
+    monkeypatch.setattr(update.watch, "__defaults__", (1.0, 1.0))
     with pytest.raises(EdgesanError, match="was taken back"):
-        install.install(maker.model("b.onnx", version=9), config, models, ["true"], 1.0)
+        update.install(maker.model("b.onnx", version=9), config, models, ["true"], 1.0)
     assert seen(ground.victim) == before
     assert rollback.remembered(ground.state, "default") == 7
     assert os.readlink(models / "current") == "first"
@@ -471,7 +473,7 @@ def test_the_unit_that_settles_a_trial_at_boot_needs_three_capabilities_and_no_m
     maker = Maker(tmp_path, "mine")
     _, models = board(ground, maker)
     (models / "new").mkdir()
-    install.switch(models, "new")
+    update.switch(models, "new")
     (models / "trial").write_text(json.dumps({"new": "new", "old": "first", "name": "default", "remembered": 3}))
     ground.as_attacker(lambda: part_link(ground, "profile.d/new.sh"))
     ground.state.chmod(0o700)
@@ -496,7 +498,7 @@ def test_root_installs_into_no_folder_of_models_that_another_may_change(ground: 
     config = Config(state_dir=ground.state)
     before = seen(ground.victim)
     with pytest.raises(ConfigError, match=f"can be changed by user {ATTACKER}, and root works in no such folder"):
-        install.settle(config, ground.state)
+        update.settle(config, ground.state)
     assert seen(ground.victim) == before
 
 

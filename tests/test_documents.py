@@ -7,7 +7,7 @@ import pytest
 
 from edgesan.cli import parser
 from edgesan.config import DEMO_MODEL, Config
-from edgesan.model import load
+from edgesan.model.load import load_model
 from tests.conftest import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -31,24 +31,36 @@ def test_every_recipe_and_module_that_the_readme_runs_is_there() -> None:
         for name in re.findall(r"python -m ((?:export|benchmarks|firmware_config)\.\w+)", README)
     ]
     assert run
-    assert [name for name in run if not (ROOT / name).exists()] == []
+    assert [
+        name
+        for name in run
+        if not (ROOT / name).exists() and not (ROOT / name.removesuffix(".py") / "__main__.py").exists()
+    ] == []
 
 
 def test_every_file_that_the_readme_names_is_there() -> None:
     linked = re.findall(r"\]\(([^)#:]+)\)", README) + re.findall(r"`((?:edgesan|export|docs)/[\w./]+)`", README)
     assert linked
-    assert [name for name in linked if not (ROOT / name).exists()] == []
+    assert [
+        name
+        for name in linked
+        if not (ROOT / name).exists() and not (ROOT / name.removesuffix(".py") / "__main__.py").exists()
+    ] == []
 
 
 def test_every_test_that_the_threat_model_names_is_there() -> None:
     named = re.findall(r"`(tests/test_\w+\.py)`", (ROOT / "SECURITY.md").read_text())
     assert len(set(named)) >= 6
-    assert [name for name in named if not (ROOT / name).exists()] == []
+    assert [
+        name
+        for name in named
+        if not (ROOT / name).exists() and not (ROOT / name.removesuffix(".py") / "__main__.py").exists()
+    ] == []
 
 
 def test_every_figure_of_the_readmes_table_is_a_claim_of_the_model() -> None:
     """The table is what `export.audit` printed; the model carries the same figures."""
-    claims = load(Config().model).metadata.claims
+    claims = load_model(Config().model).metadata.claims
     assert claims, "the bundled model claims nothing: run export.audit --write"
     values = [100 * claim["value"] for claim in claims]
     rows = [line for line in README.splitlines() if line.startswith(("| identity", "| gender by"))]
@@ -62,7 +74,9 @@ def test_every_figure_of_the_readmes_table_is_a_claim_of_the_model() -> None:
 
 def test_every_claim_about_an_attacker_names_its_seeds_its_interval_and_what_ten_pictures_tell() -> None:
     claims = [
-        c for c in load(Config().model).metadata.claims if c["figure"].startswith("gender accuracy, ") and "seeds" in c
+        c
+        for c in load_model(Config().model).metadata.claims
+        if c["figure"].startswith("gender accuracy, ") and "seeds" in c
     ]
     assert {c["figure"] for c in claims} == {"gender accuracy, raw", "gender accuracy, sanitized"}
     for claim in claims:

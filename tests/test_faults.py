@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from edgesan.frames import Pixels
 from tests.conftest import CLIP, ROOT, report
-from tests.test_transmit import free_port
+from tests.transmit.test_http import free_port
 
 CELL, STRENGTH = 4, 14  # of the pattern: pixels of a square, levels up or down
 FOUND = 0.45  # correlation with the pattern, in a tile, from which it counts as found
@@ -122,7 +122,7 @@ class Fault:
 
 
 GOES_ON = (0,)
-SANITIZE, MODEL, RENDER, LINK = "edgesan.sanitize", "edgesan.model", "edgesan.render", "edgesan.transmit.link"
+SANITIZE, MODEL, RENDER, LINK = "edgesan.sanitize", "edgesan.model.load", "edgesan.render", "edgesan.transmit.link"
 FILES, HTTP = "edgesan.transmit.file", "edgesan.transmit.http"
 KILLED = "def wrong(*a, **k): os.kill(os.getpid(), 9)\n"
 MEMORY = "def wrong(*a, **k): raise MemoryError\n"

@@ -20,8 +20,9 @@ from edgesan.capture.opencv import FileSource, read_picture
 from edgesan.errors import CameraError, ConfigError, EndOfStream
 from edgesan.frames import SanitizedFrame, Stamps
 from edgesan.transmit.file import ClipWriter
-from tests import fuzz_message, fuzz_model
-from tests.test_enemies import Served, is_closed
+from tests import fuzz_message
+from tests.model import fuzz as fuzz_model
+from tests.transmit.test_enemies import Served, is_closed
 
 MORE = int(os.environ.get("EDGESAN_FUZZ", "1"))
 

@@ -26,7 +26,7 @@ from edgesan.errors import ConfigError, IsolationError
 from edgesan.isolation import WAYS, Claim
 from tests.conftest import ROOT, child, report
 from tests.test_cli import Running
-from tests.test_transmit import free_port
+from tests.transmit.test_http import free_port
 
 BOTH = ("no privileges", "no dumps", "no files", "no terminal", "no other process", "no new namespace", "no kernel doors",
         "no endless memory")  # fmt: skip
@@ -385,9 +385,10 @@ def test_the_sanitize_process_can_do_its_work(room: Room) -> None:
         frames, words = os.pipe()
         isolation.sanitize([Path(sys.argv[1])])
         import av, cv2, numpy as np, onnx, onnxruntime, tqdm
-        from edgesan import faces, model
+        from edgesan import faces
         from edgesan.config import DEMO_MODEL
-        sanitizer, detector = model.load(DEMO_MODEL, threads=2), faces.Detector(320)
+        from edgesan.model.load import load_model
+        sanitizer, detector = load_model(DEMO_MODEL, threads=2), faces.Detector(320)
         isolation.limit_memory()
         capture = cv2.VideoCapture(sys.argv[1])
         picture = capture.read()[1]
@@ -464,9 +465,9 @@ def test_the_transmit_process_can_do_its_work(room: Room) -> None:
             held = all(claim.holds for claim in isolation.transmit())
             import av, cv2, numpy as np, onnx, onnxruntime, cryptography
             from aiohttp import web
-            from edgesan import model
             from edgesan.config import DEMO_MODEL
-            sanitizer = model.load(DEMO_MODEL)
+            from edgesan.model.load import load_model
+            sanitizer = load_model(DEMO_MODEL)
             isolation.limit_memory()
             with av.open(out, "w", format="matroska") as file:
                 stream = file.add_stream("libx264", rate=25, width=320, height=240, pix_fmt="yuv420p")

@@ -12,15 +12,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from edgesan import faces, model
+from edgesan import faces
 from edgesan.frames import Pixels
+from edgesan.model.load import Model
 from export import missed
 from tests.conftest import CLIP
 
 QUICK = missed.Plan(size=(320, 240), frames=120, people=40, learn=160, pictures=1000, eigenfaces=700)
 
 
-def leaves(sanitizer: model.Model, frames: Iterator[Pixels]) -> list[Pixels]:
+def leaves(sanitizer: Model, frames: Iterator[Pixels]) -> list[Pixels]:
     """What leaves of them, through the product's whole path."""
     return list(missed.plain(sanitizer)(frames))
 
@@ -40,7 +41,7 @@ WAY = missed.walk(missed.Plan())
 
 
 def test_clips_that_differ_only_in_a_missed_moving_face_come_out_byte_for_byte_the_same(
-    sanitizer_model: model.Model,
+    sanitizer_model: Model,
 ) -> None:
     nobody = np.zeros((faces.CHIP, faces.CHIP, 3), np.uint8)
     first = leaves(sanitizer_model, missed.clip(WAY, nobody))
@@ -79,7 +80,7 @@ def test_the_attack_finds_people_behind_blocks(
 @pytest.mark.data
 @pytest.mark.slow
 def test_the_attack_finds_nothing_on_the_plain_canvas(
-    scene: tuple[missed.Walk, missed.People, missed.Eigenfaces], networks_folder: Path, sanitizer_model: model.Model
+    scene: tuple[missed.Walk, missed.People, missed.Eigenfaces], networks_folder: Path, sanitizer_model: Model
 ) -> None:
     way, crowd, prior = scene
     few = replace(crowd, learn=crowd.learn[::4], learn_truth=crowd.learn_truth[::4])

@@ -17,9 +17,9 @@ import numpy as np
 import psutil
 
 from edgesan.frames import Pixels
+from tests.capture.webcam import Webcam
 from tests.conftest import report
-from tests.test_transmit import free_port
-from tests.webcam import Webcam
+from tests.transmit.test_http import free_port
 
 KILLS = int(os.environ.get("EDGESAN_KILLS", "3"))
 WITHIN_S = 5.0

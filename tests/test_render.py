@@ -11,7 +11,7 @@ from edgesan.config import Zone
 from edgesan.errors import ModelError, Reject
 from edgesan.frames import Pixels
 from edgesan.message import FaceCode, Latents, Place
-from edgesan.model import Model
+from edgesan.model.load import Model
 from edgesan.render import PLAIN, Renderer, Smoother
 
 CODE = bytes(range(64))

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgesan import faces, message, model, noise, sanitize
+from edgesan import faces, message, noise, sanitize
 from edgesan.config import Zone
 from edgesan.frames import Pixels, RawFrame, SanitizedFrame, Stamps, lend
 from edgesan.message import Latents
+from edgesan.model.load import Model
 from edgesan.sanitize import FrameSanitizer, Settings
 
 Make = Callable[..., FrameSanitizer]
@@ -45,7 +46,7 @@ def face(x: float, y: float, side: float = 80, roll: float = 0.0, nose: float = 
 
 
 @pytest.fixture
-def door(sanitizer_model: model.Model, detector: faces.Detector) -> Make:
+def door(sanitizer_model: Model, detector: faces.Detector) -> Make:
     def make(**changes: Any) -> FrameSanitizer:
         settings = Settings(**{k: changes.pop(k) for k in ("zones", "detect_every", "refresh_ns") if k in changes})
         arguments = {"encoder": sanitizer_model.encoder, "detector": detector, "alpha": 0.7, "hold_ns": 10**9} | changes

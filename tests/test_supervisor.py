@@ -22,7 +22,7 @@ from edgesan.config import Config
 from edgesan.errors import ConfigError
 from edgesan.supervisor import LOG_BURST, LOG_RATE, RESTART_S, Log
 from tests.conftest import ROOT, child
-from tests.test_transmit import free_port
+from tests.transmit.test_http import free_port
 
 
 class Run:

@@ -26,7 +26,7 @@ from edgesan.words import ALIVE, READY, Line
 if TYPE_CHECKING:  # numpy must not be loaded yet: see `edgesan.isolation`
     from edgesan.frames import SanitizedFrame
     from edgesan.message import Status
-    from edgesan.model import Decoder
+    from edgesan.model.load import Decoder
     from edgesan.transmit import Sink
     from edgesan.transmit.link import Receiver
 
@@ -145,7 +145,7 @@ class Transmitter:
         self._samples: deque[tuple[float, int]] = deque()  # time, bytes so far
 
     def _load(self) -> "Decoder":
-        from edgesan.model import load_decoder
+        from edgesan.model.load import load_decoder
 
         c = self._config
         return load_decoder(c.model, c.threads, c.trusted_keys, allow_unsigned=c.allow_unsigned)

@@ -1,0 +1,502 @@
+"""Each thing that could be wrong on this machine, with its cure: the answer of `edgesan doctor`.
+
+One small function per thing. What they read lies under `root`, so that a test can lay a machine out in a folder. A
+thing that this machine does not have (a Pi's firmware, say) gives no finding.
+"""
+
+import errno
+import http.client
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from edgesan.config import SERVERS, Config, http_address
+from edgesan.errors import CameraError, ConfigError, ModelError, RollbackError, SignatureError, SinkError
+from edgesan.isolation import Claim, disk_swaps
+from edgesan.model import rollback
+from edgesan.transmit.tls import tls_context
+
+# Distribution -> module. Checked by importing: a wheel that is installed may still not load here.
+PACKAGES: Final = {
+    "numpy": "numpy",
+    "opencv-python-headless": "cv2",
+    "onnx": "onnx",
+    "onnxruntime": "onnxruntime",
+    "cryptography": "cryptography",
+    "aiohttp": "aiohttp",
+    "av": "av",
+    "prometheus-client": "prometheus_client",
+    "tqdm": "tqdm",
+}
+ANY: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104
+LEAST_CMA_KB: Final = 64 * 1024
+LEAST_CMA_FREE_KB: Final = 16 * 1024
+LEAST_DISK_BYTES: Final = 2**30
+MOST_CELSIUS: Final = 80.0  # a Pi slows down from here
+# Bits of the Pi firmware's get_throttled; the same, shifted by 16, for "at some time since the start".
+THROTTLED: Final = ("under-voltage", "clock capped", "throttled", "too hot")
+CARDS: Final = frozenset(
+    {"ext4", "ext3", "btrfs", "f2fs", "xfs"}
+)  # others, such as overlay, may be read-only on purpose
+# Overlays of Raspberry Pi's own cameras, and of some others.
+SENSORS: Final = frozenset({"imx219", "imx296", "imx477", "imx500", "imx708", "ov5647", "ov9281", "imx290", "imx378", "imx519", "ov64a40"})  # fmt: skip
+SLOW_CLOCKS: Final = frozenset({"hpet", "acpi_pm", "jiffies", "refined-jiffies"})
+VENV_CURE: Final = (
+    "python3 -m venv --system-site-packages .venv, with the system's own python3; then install edgesan in it"
+)
+
+Level = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at. `fail`: a run cannot work. `warn`: it works, slower or less safely."""
+
+    name: str
+    level: Level
+    detail: str
+    cure: str = ""
+
+
+def examine(config: Config, root: Path = Path("/")) -> list[Finding]:
+    """Look at everything that a run with this configuration needs; raises nothing for what it finds."""
+    modules = list(packages(PACKAGES))
+    missing = {PACKAGES[finding.name] for finding in modules if finding.level == "fail"}
+    found: list[Finding | None] = [python(root), *modules]
+    if not missing & {"numpy", "cv2", "onnx", "onnxruntime", "cryptography"}:
+        signed = signature(config)
+        found += [signed] if signed and signed.level == "fail" else [signed, model(config)]
+    if not missing & {"numpy", "cv2"}:
+        found += [*cameras(config, root), ribbon(config, root), pi_libraries(root), dma_heaps(root)]
+    found += [contiguous_memory(root), power(root), temperature(root), dot_products(root)]
+    found += [*sinks(config), swap(root), core_dumps(root), *isolation(config), clock(root), time_of_day(root)]
+    found += [card(root), *radios(root)]
+    return [finding for finding in found if finding is not None]
+
+
+def python(root: Path) -> Finding:
+    """The interpreter, and on a board whether its wheels are for it."""
+    here = ".".join(map(str, sys.version_info[:3]))
+    mine = f"cpython-{sys.version_info.major}{sys.version_info.minor}"
+    tags = {path.name.split(".")[1] for path in (root / "opt/edgesan/lib/numpy/_core").glob("*.cpython-*.so")}
+    if tags and not any(tag.startswith(f"{mine}-") or tag == mine for tag in tags):
+        detail = f"{here}, and what lies in /opt/edgesan/lib is for {', '.join(sorted(tags))}"
+        cure = "the system's python3 has changed: build a payload for it (firmware_config/build.py) and install that"
+        return Finding("python", "fail", detail, cure)
+    return Finding("python", "ok", here)
+
+
+def packages(wanted: dict[str, str]) -> Iterator[Finding]:
+    """Whether each distribution's module can be imported."""
+    for distribution, module in wanted.items():
+        try:
+            loaded = importlib.import_module(module)
+        except ImportError as error:
+            yield Finding(
+                distribution, "fail", str(error), f"pip install {distribution}, in the environment of edgesan"
+            )
+            continue
+        # A distribution's own packages (apt) may lack pip's records.
+        yield Finding(distribution, "ok", str(getattr(loaded, "__version__", None) or _recorded_version(distribution)))
+
+
+def _recorded_version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return "of unknown version"
+
+
+def signature(config: Config) -> Finding | None:
+    """Who signed the model. None where it cannot be read at all: `model` says so."""
+    from edgesan.model import signing  # here, as cryptography may be what is missing
+    from edgesan.model.load import read
+
+    try:
+        trusted = [*signing.bundled(), *signing.configured(config.trusted_keys)]
+        signer = signing.verify(config.model, read(config.model), trusted, allow_unsigned=config.allow_unsigned)
+    except (SignatureError, ConfigError) as error:
+        cure = "get the model and its .sig again; or sign your own (edgesan sign), and put its key into trusted_keys"
+        return Finding("signature", "fail", str(error), cure)
+    except ModelError:
+        return None
+    if signer is None or not signer.trusted:
+        detail = f"the model is {signer or 'unsigned'}; it runs because of allow_unsigned"
+        cure = "edgesan sign MODEL --key KEY, its key into trusted_keys, and remove allow_unsigned"
+        return Finding("signature", "warn", detail, cure)
+    if config.allow_unsigned:
+        detail = f"{signer}, but an unsigned model would run, too (allow_unsigned)"
+        return Finding("signature", "warn", detail, "remove allow_unsigned: this model does not need it")
+    return Finding("signature", "ok", str(signer))
+
+
+def model(config: Config) -> Finding:
+    """Whether the model may be run here: reads it, runs its known answer, and compares it with the versions that ran."""
+    from edgesan.model.load import load_model  # here, as onnxruntime may be what is missing
+
+    try:
+        loaded = load_model(config.model, config.threads, config.trusted_keys, allow_unsigned=config.allow_unsigned)
+        facts = loaded.metadata
+    except ModelError as error:
+        return Finding("model", "fail", str(error), "name a sanitizer with --model, or install edgesan again")
+    low, high = facts.alpha_range
+    if config.alpha is not None and not low <= config.alpha <= high:
+        detail = f"{facts.name} was made for alpha {low:g}..{high:g}, not {config.alpha:g}"
+        return Finding("model", "fail", detail, "choose another alpha or model")
+    if config.allow_rollback:
+        detail = f"{facts.name} v{facts.version}, but an older one would run, too (allow_rollback)"
+        return Finding("model", "warn", detail, "remove allow_rollback, unless nothing can be remembered here")
+    try:
+        folder = rollback.state_folder(config.state_dir, os.environ)
+        rises = rollback.check(folder, facts.name, facts.version)
+    except RollbackError as error:
+        return Finding(
+            "model", "fail", str(error), "install the latest version of the model, or follow the advice above"
+        )
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if rises and loaded.signer and loaded.signer.trusted and not os.access(place, os.W_OK | os.X_OK):
+        detail = f"{folder} cannot be written, so that which version runs cannot be remembered"
+        return Finding("model", "fail", detail, "name a folder that can be, with --state-dir")
+    return Finding("model", "ok", f"{facts.name} v{facts.version}; it gives its known answer on this machine")
+
+
+def cameras(config: Config, root: Path) -> Iterator[Finding]:
+    """The cameras that are here, and whether the one that is asked for is among them."""
+    from edgesan.capture import devices  # here, as OpenCV may be what is missing
+
+    found = [device for device in devices.list_devices(root / "dev") if device.kind != "demo"]
+    for device in found:
+        if device.usable:
+            yield Finding(f"camera {device.spec}", "ok", f"{device.name} ({device.driver})")
+        else:
+            yield Finding(f"camera {device.spec}", "warn", device.note, "choose another camera, or follow the note")
+    spec, is_url = config.camera, "://" in config.camera
+    if spec.isdecimal() or spec.startswith(("/dev/", "picamera")):
+        usable = [device.spec for device in found if device.usable]
+        wanted = {"picamera": "picamera:0"}.get(spec, str(root / f"dev/video{spec}") if spec.isdecimal() else spec)
+        # A name under /dev/v4l/by-id is a link to the node.
+        if wanted not in usable and str(Path(wanted).resolve()) not in usable:
+            detail = f"--camera {spec} is not here, or not usable; usable are: {', '.join(usable) or 'none'}"
+            yield Finding("camera", "fail", detail, "plug it in, or choose another; --camera demo needs none")
+    elif spec != "demo" and not is_url and not Path(spec).is_file():
+        yield Finding("camera", "fail", f"there is no file {spec}", "name another; --camera demo needs none")
+
+
+def ribbon(config: Config, root: Path) -> Finding | None:
+    """Why a Pi does not see the camera at its ribbon. Its firmware finds it by config.txt, before Linux starts."""
+    if not is_pi(root) or not config.camera.startswith("picamera"):
+        return None
+    if any((root / "dev").glob("v4l-subdev*")):
+        return Finding("ribbon", "ok", "a sensor has answered")
+    place = next((p for p in (root / "boot/firmware/config.txt", root / "boot/config.txt") if p.exists()), None)
+    lines = [line.split("#")[0].strip() for line in (_text(place) or "").splitlines()] if place else []
+    if "start_x=1" in lines:
+        cure = f"remove start_x=1 from {place}, add camera_auto_detect=1 below [all], and reboot"
+        return Finding("ribbon", "fail", "the firmware has the camera for itself (start_x=1, the old stack)", cure)
+    overlays = [line for line in lines if line.startswith("dtoverlay=") and line[10:].split(",")[0] in SENSORS]
+    if "camera_auto_detect=1" not in lines and not overlays:
+        cure = f"add camera_auto_detect=1 below [all] in {place or '/boot/firmware/config.txt'}, and reboot"
+        return Finding("ribbon", "fail", "the firmware was not told to look for a camera", cure)
+    cure = (
+        "take the power away, push the ribbon in straight on both sides, its contacts to the contacts (a Pi 5 and a Zero take"
+        " the narrow one), and close both latches"
+    )
+    if overlays:
+        said = f"{', '.join(overlays)} is in config.txt, and no such sensor answers"
+        return Finding("ribbon", "fail", said, f"{cure}; or it is another sensor: camera_auto_detect=1 finds it")
+    cure += f"; a camera that is not Raspberry Pi's own needs its line, such as dtoverlay=imx290, in {place}"
+    return Finding("ribbon", "fail", "the firmware looked for a camera, and none answers", cure)
+
+
+def _text(path: Path) -> str | None:
+    """A small file of /proc or /sys; None where there is none, or where this board's driver does not answer."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
+    except OSError:
+        return None
+
+
+def is_pi(root: Path) -> bool:
+    """Whether this is a Raspberry Pi, by its device tree."""
+    return "Raspberry Pi" in (_text(root / "proc/device-tree/model") or "")
+
+
+def pi_libraries(root: Path) -> Finding | None:
+    """picamera2 and libcamera come from the system; a virtual environment must be told to see them."""
+    bad: Level = "fail" if is_pi(root) else "warn"
+    if importlib.util.find_spec("picamera2") is not None:
+        from edgesan.capture import picamera
+
+        try:
+            picamera.library()
+        except CameraError as error:
+            return Finding("picamera2", bad, str(error), VENV_CURE)
+        return Finding("picamera2", "ok", "can be imported")
+    system = root / "usr/lib/python3/dist-packages"
+    installed = [name for name in ("libcamera", "picamera2") if (system / name).is_dir()]
+    if not installed:
+        cure = "sudo apt install python3-picamera2; USB cameras do not need it"
+        return Finding("picamera2", "warn", "not installed: no CSI camera", cure) if is_pi(root) else None
+    tags = {path.name.split(".")[1] for path in (system / "libcamera").glob("_libcamera.cpython-*.so")}
+    mine = f"cpython-{sys.version_info.major}{sys.version_info.minor}"
+    if tags and not any(tag.startswith(f"{mine}-") or tag == mine for tag in tags):
+        detail = f"the system's libcamera is built for {', '.join(sorted(tags))}; this Python is {mine}"
+        return Finding("picamera2", bad, detail, VENV_CURE)
+    detail = f"{' and '.join(installed)}: on the system, but this environment does not see it"
+    return Finding("picamera2", bad, detail, VENV_CURE if len(installed) == 2 else "sudo apt install python3-picamera2")
+
+
+def dma_heaps(root: Path) -> Finding | None:
+    """libcamera takes its buffers from /dev/dma_heap."""
+    heaps = sorted((root / "dev/dma_heap").glob("*"))
+    locked = [heap for heap in heaps if not os.access(heap, os.R_OK | os.W_OK)]
+    if not locked:
+        return Finding("dma_heap", "ok", ", ".join(heap.name for heap in heaps)) if heaps else None
+    from edgesan.capture import devices
+
+    detail = f"no permission for {', '.join(map(str, locked))}: no CSI camera"
+    return Finding("dma_heap", "warn", detail, devices.permission_cure(locked[0]))
+
+
+def contiguous_memory(root: Path) -> Finding | None:
+    """A Pi's camera buffers come from CMA, which is small and can be used up."""
+    pairs = (line.partition(":") for line in (_text(root / "proc/meminfo") or "").splitlines())
+    kilobytes = {name: int(value.split()[0]) for name, _, value in pairs if name in {"CmaTotal", "CmaFree"}}
+    if not is_pi(root) or len(kilobytes) < 2:
+        return None
+    total, free = kilobytes["CmaTotal"], kilobytes["CmaFree"]
+    detail = f"{total // 1024} MiB of contiguous memory, {free // 1024} MiB free"
+    if total < LEAST_CMA_KB:
+        return Finding("CMA", "warn", detail, "dtoverlay=vc4-kms-v3d,cma-256 in /boot/firmware/config.txt, then reboot")
+    if free < LEAST_CMA_FREE_KB:
+        return Finding("CMA", "warn", detail, "end other camera programs, ask for a smaller --size, or reboot")
+    return Finding("CMA", "ok", detail)
+
+
+def power(root: Path) -> Finding | None:
+    """What a Pi's firmware says of its supply and its heat."""
+    text = _text(root / "sys/devices/platform/soc/soc:firmware/get_throttled")
+    if text is None:  # later kernels: the firmware's own program knows, throttled=0x50005
+        said = _said(root / "usr/bin/vcgencmd", "get_throttled") or ""
+        text = said.strip().removeprefix("throttled=")
+    if not re.fullmatch("(0x)?[0-9a-f]+", text):
+        return None
+    bits = int(text, 16)
+    now = [f"{what} now" for bit, what in enumerate(THROTTLED) if bits >> bit & 1]
+    once = [f"{what} since the start" for bit, what in enumerate(THROTTLED) if bits >> (bit + 16) & 1]
+    if not now and not once:
+        return Finding("power", "ok", "never throttled since the start")
+    return Finding("power", "warn", ", ".join(now + once), "use the board's own power supply; give it a cooler")
+
+
+def _said(program: Path, *arguments: str) -> str | None:
+    """What a program of the board says; None where it is not there, or fails."""
+    try:
+        done = subprocess.run([str(program), *arguments], check=True, capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout
+
+
+def temperature(root: Path) -> Finding | None:
+    """The hottest sensor."""
+    texts = (_text(zone) for zone in (root / "sys/class/thermal").glob("thermal_zone*/temp"))
+    degrees = [int(text) / 1000 for text in texts if text]
+    if not degrees:
+        return None
+    hot = max(degrees) >= MOST_CELSIUS
+    return Finding("temperature", "warn" if hot else "ok", f"{max(degrees):.0f} °C", "give it a cooler" if hot else "")
+
+
+def dot_products(root: Path) -> Finding | None:
+    """Instructions for int8: without them the network is slower, and still right."""
+    lines = (_text(root / "proc/cpuinfo") or "").splitlines()
+    words = {word for line in lines if line.startswith(("flags", "Features")) for word in line.split()}
+    if not words:
+        return None
+    if has := words & {"avx512_vnni", "avx_vnni", "asimddp"}:
+        return Finding("int8", "ok", f"the processor has dot products ({', '.join(sorted(has))})")
+    cure = "lower --fps, --size or --detect-size if it is too slow; a Pi 5 has them"
+    return Finding("int8", "warn", "the processor has no dot products: slower, but the same result", cure)
+
+
+def sinks(config: Config) -> Iterator[Finding]:
+    """Whether ports are free, and folders have room."""
+    for out in config.out:
+        yield port(out) if out.startswith(SERVERS) else room(Path(out))
+    if config.tls_cert is not None:
+        yield certificate(config.tls_cert, config.tls_key)
+
+
+def port(out: str) -> Finding:
+    """Bind the port, as the server will."""
+    host, number = http_address(out)
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE and _is_alive("127.0.0.1" if host in ANY else host, number):
+            return Finding(out, "ok", "edgesan serves there already")
+        cure = f"end what holds it (ss -ltnp 'sport = :{number}' names it), or choose another with --out"
+        return Finding(out, "fail", f"cannot be served: {error.strerror}", cure)
+    return Finding(out, "ok", "the port is free")
+
+
+def _is_alive(host: str, number: int) -> bool:
+    """Whether an edgesan answers there (by http; https is not tried)."""
+    connection = http.client.HTTPConnection(host, number, timeout=2)
+    try:
+        connection.request("GET", "/healthz")
+        return connection.getresponse().read(100) in (b"alive\n", b"present the token\n")
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def certificate(file: Path, key: Path | None) -> Finding:
+    """Whether the files for https can be used, tried as the server will."""
+    try:
+        tls_context(file, key)
+    except SinkError as error:
+        return Finding("https", "fail", str(error), "make a pair with openssl req -x509 (see the README)")
+    return Finding("https", "ok", f"{file} and its key belong together")
+
+
+def room(file: Path) -> Finding:
+    """Whether the folder can be written to, and for how long."""
+    folder = file.absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        return Finding(str(file), "fail", f"{folder} is missing, or you may not write to it", "name another folder")
+    free = shutil.disk_usage(folder).free
+    detail = f"{free / 2**30:.1f} GiB free in {folder}"
+    if free < LEAST_DISK_BYTES:
+        return Finding(str(file), "warn", detail, "make room: a full disk ends the recording")
+    return Finding(str(file), "ok", detail)
+
+
+def swap(root: Path) -> Finding | None:
+    """Raw pixels must not reach a disk."""
+    disks = disk_swaps(root)
+    if not disks:
+        return Finding("swap", "ok", "none on a disk")
+    cure = "sudo swapoff -a (for good: remove it from /etc/fstab), or MemorySwapMax=0 in the unit"
+    return Finding("swap", "warn", f"on, to {', '.join(disks)}: raw pixels could reach the disk", cure)
+
+
+def core_dumps(root: Path) -> Finding | None:
+    """Nor may a crash leave raw pixels behind. A pipe gets the dump even where the size limit is 0: core(5)."""
+    pattern = _text(root / "proc/sys/kernel/core_pattern")
+    if not pattern:
+        return None
+    if pattern.startswith("|"):
+        program = Path(pattern[1:].split()[0]).name
+        cure = "sudo sysctl -w kernel.core_pattern=core (for good: in /etc/sysctl.d)"
+        return Finding("core dumps", "warn", f"a crash hands the memory, raw pixels in it, to {program}", cure)
+    if resource.getrlimit(resource.RLIMIT_CORE)[0] != 0:
+        return Finding("core dumps", "warn", f"a crash writes raw pixels to {pattern}", "ulimit -c 0, or LimitCORE=0")
+    return Finding("core dumps", "ok", "off")
+
+
+def isolation(config: Config) -> Iterator[Finding]:
+    """What each process can give up here: tried, in a process of its own."""
+    bad: Level = "fail" if config.require_isolation else "warn"
+    for process in ("sanitize", "transmit"):
+        command = [sys.executable, "-P", "-m", "edgesan.isolation", process]
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
+        if done.returncode:
+            detail = done.stderr.strip().rpartition("\n")[2]
+            yield Finding(f"{process} process", bad, detail, "install edgesan again, into this environment")
+            continue
+        claims = [Claim(**claim) for claim in json.loads(done.stdout)]
+        missing = [claim for claim in claims if not claim.holds]
+        for claim in missing:
+            yield Finding(f"{process}: {claim.name}", bad, claim.detail, claim.cure)
+        if held := [claim.name for claim in claims if claim.holds]:
+            yield Finding(f"{process} process", "ok", ", ".join(held))
+    if config.camera_is_url:
+        cure = "use a camera of this machine; only then raw pixels cannot leave by the kernel's word"
+        yield Finding("sanitize: network", "warn", "the camera is a URL: the process needs the network", cure)
+
+
+def clock(root: Path) -> Finding | None:
+    """Every frame is stamped many times: reading the clock must be cheap."""
+    source = _text(root / "sys/devices/system/clocksource/clocksource0/current_clocksource")
+    if source is None:
+        return None
+    if source in SLOW_CLOCKS:
+        return Finding("clock", "warn", f"{source} is slow to read", "see clocksource= in the kernel's parameters")
+    return Finding("clock", "ok", source)
+
+
+def time_of_day(root: Path) -> Finding | None:
+    """A Pi has no clock that runs without power; systemd-timesyncd leaves a file when it has set it."""
+    if not (root / "run/systemd/timesync").is_dir():
+        return None
+    if (root / "run/systemd/timesync/synchronized").exists():
+        return Finding("time", "ok", "set by a time server")
+    detail = "not set since the start: no time server has answered; what the log says of times is wrong"
+    return Finding(
+        "time", "warn", detail, "let the board reach a time server (timedatectl says which), or set it by hand"
+    )
+
+
+def card(root: Path) -> Finding | None:
+    """A worn card lets itself be read only."""
+    mounts = [line.split() for line in (_text(root / "proc/mounts") or "").splitlines()]
+    last = next((each for each in reversed(mounts) if each[1:2] == ["/"]), None)
+    if last is None or len(last) < 4 or last[2] not in CARDS:
+        return None
+    if "ro" not in last[3].split(","):
+        return Finding("disk", "ok", f"{last[0]} can be written")
+    detail = f"{last[0]} can only be read: nothing is remembered, and no model can be installed"
+    cure = "sudo mount -o remount,rw /; where that fails (dmesg says why) the card is worn: write a new one"
+    return Finding("disk", "fail", detail, cure)
+
+
+def radios(root: Path) -> Iterator[Finding]:
+    """A radio that sleeps between packets makes a live picture stutter."""
+    for interface in sorted(path.parent.name for path in (root / "sys/class/net").glob("*/phy80211")):
+        program = next((p for p in (root / "usr/sbin/iw", root / "sbin/iw", root / "usr/bin/iw") if p.exists()), None)
+        said = _said(program, "dev", interface, "get", "power_save") if program else None
+        if said is None:
+            continue
+        if "on" in said.lower().replace(":", " ").split():
+            cure = (
+                f"sudo iw dev {interface} set power_save off; for good: wifi.powersave=2 (firmware_config has the file)"
+            )
+            yield Finding(interface, "warn", "the radio sleeps between packets: the picture will stutter", cure)
+        else:
+            yield Finding(interface, "ok", "the radio does not sleep")
+
+
+def render(findings: list[Finding]) -> str:
+    """For people: a line each, its cure below it, and the count of what is wrong."""
+    marks: dict[Level, str] = {"ok": "✓", "warn": "!", "fail": "✗"}
+    width = max(len(finding.name) for finding in findings)
+    lines = []
+    for finding in findings:
+        lines.append(f"{marks[finding.level]} {finding.name:<{width}}  {finding.detail}")
+        if finding.cure:
+            lines.append(f"  {'':<{width}}  cure: {finding.cure}")
+    levels = [finding.level for finding in findings]
+    return "\n".join([*lines, f"{levels.count('fail')} to repair, {levels.count('warn')} to know of"])
+
+
+def to_json(findings: list[Finding]) -> str:
+    """For programs."""
+    return json.dumps([asdict(finding) for finding in findings], indent=2)

@@ -1,0 +1,433 @@
+"""`edgesan flash IMAGE DEVICE`: an image onto a card, read back, and told what board it will be.
+
+What must not happen is that the wrong disk is written. A device is refused unless lsblk(8) calls it a whole disk, that can
+be taken out, that nothing of the running system lies on, and that is not in use; the refusal says its name and its size.
+The kernel is asked, too: it gives a disk that is mounted to nobody (O_EXCL, open(2)).
+
+What is no image of a card (no partition table, when it is unpacked) is not written at all. With --to-file, a file that is
+there is overwritten only after a yes, and no link is followed.
+
+A block map (IMAGE.bmap, bmaptool(1)) beside the image names the blocks that hold something: only they are written, and each
+range's checksum is compared before its last block is.
+"""
+
+import fcntl
+import gzip
+import hashlib
+import json
+import lzma
+import os
+import shutil
+import stat
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+from xml.etree import ElementTree
+
+from tqdm import tqdm
+
+from edgesan import disk
+from edgesan.board.settings import inject, load_settings
+from edgesan.errors import ConfigError, SinkError
+
+SECTOR: Final = 512
+CHUNK: Final = 4 * 2**20
+BLKFLSBUF: Final = 0x1261  # linux/fs.h: forget what was read of the device
+COLUMNS: Final = "NAME,PATH,SIZE,VENDOR,MODEL,TRAN,RM,HOTPLUG,RO,TYPE,MOUNTPOINTS"
+REMOVABLE: Final = ("usb", "mmc")
+# Where a card that somebody put in is mounted; all else is the running system's.
+GUESTS: Final = ("/media/", "/run/media/", "/mnt/")
+
+
+@dataclass(frozen=True)
+class Device:
+    """A disk that could be written to, or why not."""
+
+    path: str
+    size: int  # bytes
+    model: str
+    refused: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path} ({size(self.size)}, {self.model or 'no name'})"
+
+
+@dataclass(frozen=True)
+class Range:
+    """Bytes of an image that hold something. `sha256`: empty where there is no block map."""
+
+    start: int
+    length: int
+    sha256: str = ""
+
+
+def size(number: int) -> str:
+    """As it is printed on a card."""
+    return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
+
+
+# --- which device -----------------------------------------------------------------------------------------------------
+
+
+def devices(listing: dict[str, Any]) -> list[Device]:
+    """All disks of a listing of lsblk (--json --bytes), each with what speaks against it."""
+    return [
+        _device(row) for row in listing.get("blockdevices", []) if row.get("type") in ("disk", "loop") and row["size"]
+    ]
+
+
+def _device(row: dict[str, Any]) -> Device:
+    name = " ".join(str(row.get(key) or "").strip() for key in ("vendor", "model")).strip()
+    return Device(row["path"], int(row["size"]), name, _refusal(row))
+
+
+def _refusal(row: dict[str, Any]) -> str:
+    mounts = sorted(place for each in _with_children(row) for place in each.get("mountpoints") or [] if place)
+    system = [place for place in mounts if not place.startswith(GUESTS)]
+    if system:
+        return f"the running system is on it ({', '.join(system)})"
+    if mounts:
+        return f"it is in use: sudo umount {' '.join(mounts)}"
+    inner = {each.get("type") for each in row.get("children") or [] for each in _with_children(each)} - {"part"}
+    if inner:
+        return f"it is part of something else ({', '.join(sorted(map(str, inner)))})"
+    if row.get("ro"):
+        return "it is write-protected: see the switch at its side"
+    if row["type"] == "loop" or row.get("rm") or row.get("hotplug") or row.get("tran") in REMOVABLE:
+        return ""
+    return "it cannot be taken out: it is no card"
+
+
+def _with_children(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield row
+    for child in row.get("children") or []:
+        yield from _with_children(child)
+
+
+def list_devices() -> list[Device]:
+    """All disks of this machine.
+
+    Raises:
+        ConfigError: lsblk cannot be asked.
+    """
+    try:
+        done = subprocess.run(
+            ["lsblk", "--json", "--bytes", "--output", COLUMNS], check=True, capture_output=True, text=True  # noqa: S607
+        )  # fmt: skip
+        listing: dict[str, Any] = json.loads(done.stdout)
+    except (OSError, subprocess.CalledProcessError, ValueError) as error:
+        raise ConfigError(f"cannot list the disks of this machine ({error}): install lsblk (util-linux)") from error
+    return devices(listing)
+
+
+def table(found: Iterable[Device]) -> str:
+    """For people: the cards; what else is here, and why it is none."""
+    lines = [f"{d.path:<14} {size(d.size):>9}  {d.model}" for d in found if not d.refused]
+    lines = lines or ["no card is here: put one in, or a reader"]
+    return "\n".join(
+        [*lines, *(f"{d.path:<14} {size(d.size):>9}  {d.model}: refused, {d.refused}" for d in found if d.refused)]
+    )
+
+
+def choose(path: Path, found: Iterable[Device], *, to_file: bool) -> Device:
+    """The device of that name, if it may be written.
+
+    Args:
+        to_file: an ordinary file will do: it need not be there.
+
+    Raises:
+        ConfigError: it is not here, is no whole disk, or is refused: with its name and size.
+    """
+    if to_file and path.is_symlink():
+        raise ConfigError(f"{path} is a link, which is not followed: name the file itself, {path.resolve()}")
+    real = path.resolve()
+    if to_file:
+        disk.own(real.parent)
+        if real.exists() and not real.is_file():
+            raise ConfigError(f"{path} is no file: leave --to-file out, which is for files")
+        return Device(str(real), real.stat().st_size if real.exists() else 0, "a file")
+    known = {device.path: device for device in found}
+    if str(real) not in known:
+        if real.is_file():
+            raise ConfigError(
+                f"{path} is a file of {size(real.stat().st_size)}, and no device: give --to-file if you mean it"
+            )
+        hint = "it is a part of a disk: name the whole one" if real.is_block_device() else "edgesan flash lists what is"
+        raise ConfigError(f"{path} is no disk of this machine; {hint}")
+    device = known[str(real)]
+    if device.refused:
+        raise ConfigError(f"{device} is refused: {device.refused}")
+    return device
+
+
+# --- what is written --------------------------------------------------------------------------------------------------
+
+
+class _Zstd:
+    """What zstd(1) unpacks, read from its start to its end: Python has no reader of its own before 3.14."""
+
+    def __init__(self, image: Path, mode: str) -> None:
+        image.open(mode).close()  # its errors are clearer
+        self._process = subprocess.Popen(["zstd", "-dcq", "--", str(image)], stdout=subprocess.PIPE)  # noqa: S607
+        self._at = 0
+
+    def read(self, count: int) -> bytes:
+        assert self._process.stdout is not None
+        block = self._process.stdout.read(count)
+        self._at += len(block)
+        if not block and self._process.wait():
+            raise EOFError("zstd says that it is damaged")
+        return block
+
+    def seek(self, place: int) -> None:
+        while self._at < place and self.read(min(CHUNK, place - self._at)):
+            pass
+
+    def __enter__(self) -> "_Zstd":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._process.wait()
+
+
+OPENERS: Final[dict[str, Callable[..., Any]]] = {".xz": lzma.open, ".gz": gzip.open, ".zst": _Zstd}
+
+
+def opened(image: Path) -> BinaryIO:
+    """The image as a stream, unpacked by the end of its name (.xz, .gz, .zst).
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    if image.suffix == ".zst" and shutil.which("zstd") is None:
+        raise ConfigError(f"zstd is missing, which unpacks {image.name}: sudo apt install zstd")
+    try:
+        return OPENERS.get(image.suffix, open)(image, "rb")  # type: ignore[no-any-return]
+    except OSError as error:
+        raise ConfigError(f"cannot read {image}: {error.strerror}") from error
+
+
+def block_map(image: Path) -> tuple[int, list[Range]] | None:
+    """The image's size and the ranges that its block map names; None where there is no map beside it.
+
+    Raises:
+        ConfigError: the map is not one of version 2.
+    """
+    names = [image.with_name(f"{name}.bmap") for name in (image.name, image.stem, image.stem.removesuffix(".img"))]
+    found = next((name for name in names if name.exists()), None)
+    if found is None:
+        return None
+    try:
+        root = ElementTree.fromstring(found.read_text(encoding="utf-8"))  # noqa: S314
+        block, whole = int(_said(root, "BlockSize")), int(_said(root, "ImageSize"))
+        kind = _said(root, "ChecksumType")
+        ranges = []
+        for each in root.iter("Range"):
+            first, _, last = str(each.text).strip().partition("-")
+            start, end = int(first) * block, min((int(last or first) + 1) * block, whole)
+            ranges.append(Range(start, end - start, each.attrib["chksum"]))
+    except (OSError, ValueError, KeyError, ElementTree.ParseError) as error:
+        raise ConfigError(f"{found} is no block map of version 2 ({error}): make it again, or remove it") from error
+    ends = [0, *(r.start + r.length for r in ranges)]
+    if (
+        kind != "sha256"
+        or not ranges
+        or any(r.start < end or r.length <= 0 for r, end in zip(ranges, ends, strict=False))
+    ):
+        raise ConfigError(f"{found} is no block map with SHA-256 and ranges in order: make it again, or remove it")
+    return whole, ranges
+
+
+def _said(root: ElementTree.Element, name: str) -> str:
+    text = root.findtext(name)
+    if text is None:
+        raise ValueError(f"no {name}")
+    return text.strip()
+
+
+def length(image: Path) -> int:
+    """Bytes of the image, unpacked.
+
+    Raises:
+        ConfigError: it cannot be read.
+    """
+    total = 0
+    with opened(image) as stream:
+        if image.suffix not in OPENERS:
+            return image.stat().st_size
+        try:
+            while block := stream.read(CHUNK):
+                total += len(block)
+        except (OSError, EOFError, lzma.LZMAError) as error:
+            raise ConfigError(f"cannot unpack {image} ({error}): fetch it again") from error
+    return total
+
+
+def check_table(image: Path) -> None:
+    """Refuse what no board could boot: an archive, a lone partition, a page that a server sent instead.
+
+    Raises:
+        ConfigError: it begins with no partition table, or cannot be read.
+    """
+    with opened(image) as stream:
+        try:
+            head = stream.read(2 * SECTOR)
+        except (OSError, EOFError, lzma.LZMAError) as error:
+            raise ConfigError(f"cannot unpack {image} ({error}): fetch it again") from error
+    # Of 4 entries of a master boot record: whether it boots, CHS, its type, CHS, first sector, sectors. What begins a lone
+    # FAT or NTFS partition has the same signature, and program text where these are.
+    entries = [struct.unpack_from("<B3xB3xII", head, 446 + 16 * n) for n in range(4)] if len(head) >= SECTOR else []
+    sound = all(active in (0, 0x80) for active, *_ in entries)
+    filled = any(kind and first and count for _, kind, first, count in entries)
+    if not (head[510:512] == b"\x55\xaa" and sound and filled) and not head[SECTOR:].startswith(b"EFI PART"):
+        raise ConfigError(
+            f"{image} is no image of a card: expected a partition table in its first sectors (a master boot record that"
+            " ends in 55 AA and names a partition, or a GPT, EFI PART), once .xz, .gz or .zst is unpacked; give the .img"
+        )
+
+
+def write(image: Path, ranges: list[Range], target: BinaryIO) -> list[Range]:
+    """Write these ranges; each comes back with the checksum of what was written.
+
+    Raises:
+        ConfigError: the image is damaged. SinkError: the device refuses.
+    """
+    done = []
+    with (
+        opened(image) as stream,
+        tqdm(total=sum(r.length for r in ranges), unit="B", unit_scale=True, leave=False) as bar,
+    ):
+        try:
+            for each in ranges:
+                stream.seek(each.start)
+                digest, left = hashlib.sha256(), each.length
+                target.seek(each.start)
+                while left:
+                    block = stream.read(min(CHUNK, left))
+                    if not block:
+                        raise ConfigError(f"{image} ends early, {left} bytes before byte {each.start + each.length}")
+                    digest.update(block)
+                    left -= len(block)
+                    if not left and each.sha256 and digest.hexdigest() != each.sha256:
+                        raise ConfigError(f"{image} is not what its block map says: fetch both again")
+                    _put(target, block)
+                    bar.update(len(block))
+                done.append(Range(each.start, each.length, digest.hexdigest()))
+        except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
+            raise ConfigError(f"cannot unpack {image} ({error}): fetch it again") from error
+    return done
+
+
+def _put(target: BinaryIO, block: bytes) -> None:
+    try:
+        target.write(block)
+    except OSError as error:
+        raise SinkError(f"cannot write to {target.name}: {error.strerror}; the card may be worn") from error
+
+
+def verify(path: Path, ranges: list[Range]) -> None:
+    """Read back what was written, from the device and not from memory.
+
+    Raises:
+        SinkError: it is something else.
+    """
+    with (
+        path.open("rb") as file,
+        tqdm(total=sum(r.length for r in ranges), unit="B", unit_scale=True, leave=False) as bar,
+    ):
+        if stat.S_ISBLK(os.fstat(file.fileno()).st_mode):
+            fcntl.ioctl(file.fileno(), BLKFLSBUF)
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        for each in ranges:
+            file.seek(each.start)
+            digest, left = hashlib.sha256(), each.length
+            while left:
+                block = file.read(min(CHUNK, left))
+                if not block:
+                    break
+                digest.update(block)
+                left -= len(block)
+                bar.update(len(block))
+            if digest.hexdigest() != each.sha256:
+                raise SinkError(
+                    f"{path} came back as something else at byte {each.start}: the card is worn; take another"
+                )
+
+
+def flash(
+    image: Path, path: Path, settings: Path | None, *, dry_run: bool = False, to_file: bool = False, yes: bool = False
+) -> str:
+    """Write, read back, inject. The report, in a line or two.
+
+    Raises:
+        ConfigError: the image, the device or the settings are wrong, or nobody said yes. SinkError: the device refuses.
+    """
+    told = load_settings(settings) if settings else None
+    device = choose(path, [] if to_file else list_devices(), to_file=to_file)
+    if Path(device.path).exists() and image.exists() and image.samefile(device.path):
+        raise ConfigError(f"{path} is the image itself: name another")
+    mapped = block_map(image)
+    whole, ranges = mapped or (length(image), [])
+    ranges = ranges or [Range(0, whole)]
+    if not whole:
+        raise ConfigError(f"{image} is empty: expected an image of a card")
+    check_table(image)
+    if not to_file and whole > device.size:
+        raise ConfigError(f"{device} is too small for {image.name}, which needs {size(whole)}")
+    plan = f"{image.name}: {size(sum(r.length for r in ranges))} of {size(whole)} to {device}"
+    plan += " by its block map" if mapped else ""
+    plan += f"; then the settings of {settings}" if settings else ""
+    if dry_run:
+        return f"would write {plan}; nothing was written"
+    new = to_file and not Path(device.path).exists()
+    if not (yes or new):
+        _ask(device)
+    try:
+        # Of a device, O_EXCL is the kernel's word that nobody has it mounted; of a new file, that there was none.
+        exclusive = (os.O_CREAT | os.O_EXCL if new else 0) if to_file else os.O_EXCL
+        mode = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | exclusive
+        with os.fdopen(os.open(device.path, mode, 0o600), "wb", buffering=0) as target:
+            if to_file:
+                if not stat.S_ISREG(os.fstat(target.fileno()).st_mode):
+                    raise SinkError(f"{device.path} is no file any more: leave --to-file out, which is for files")
+                target.truncate(whole)
+            written = write(image, ranges, _Whole(target))  # type: ignore[arg-type]
+            os.fsync(target.fileno())
+    except OSError as error:
+        raise SinkError(
+            f"cannot write to {device}: {error.strerror}; run it with sudo, and end what uses it"
+        ) from error
+    verify(Path(device.path), written)
+    if told is not None:
+        inject(Path(device.path), told)
+        os.sync()
+    return f"wrote {plan}; read back and compared"
+
+
+class _Whole:
+    """Raw writes may be short: write(2)."""
+
+    def __init__(self, raw: Any) -> None:
+        self._raw, self.name = raw, raw.name
+
+    def seek(self, place: int) -> None:
+        self._raw.seek(place)
+
+    def write(self, block: bytes) -> None:
+        view = memoryview(block)
+        while view:
+            view = view[self._raw.write(view) :]
+
+
+def _ask(device: Device) -> None:
+    """Raises ConfigError unless a person types yes."""
+    if not sys.stdin.isatty():
+        raise ConfigError(f"all that is on {device} would be lost: give --yes, as nobody can be asked here")
+    if input(f"All that is on {device} will be lost. Type yes to go on: ").strip() != "yes":
+        raise ConfigError("not written: nobody said yes")

@@ -1,0 +1,275 @@
+"""Who made a model: Ed25519 signatures over the exact bytes of `NAME.onnx`, kept beside it in `NAME.onnx.sig`.
+
+A signature file is two lines of text, and nothing else:
+
+    ssh-ed25519 AAAA...      the public key of who signed
+    base64                   64 bytes, Ed25519 (RFC 8032) over the bytes of the model file
+
+The first line only says whom to look up: what is trusted is decided by the keys that edgesan brings along
+(`models/edgesan.pub`) and by `trusted_keys` in the configuration. Keys are OpenSSH's own files, so `ssh-keygen -lf`
+prints the same fingerprints, and `ssh-keygen -t ed25519` makes keys as good as those of `edgesan keys new`.
+"""
+
+import base64
+import hashlib
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_ssh_private_key,
+)
+
+from edgesan import disk
+from edgesan.errors import ConfigError, SignatureError, SinkError
+
+BUNDLED_KEY: Final = Path(__file__).parent.parent / "models" / "edgesan.pub"
+KIND: Final = "ssh-ed25519"
+# The wire form of a public key (RFC 8709, section 4): two strings, each after its length.
+WIRE_HEAD: Final = b"\0\0\0\x0b" + KIND.encode() + b"\0\0\0\x20"
+KEY_BYTES: Final = 32
+SIGNATURE_BYTES: Final = 64
+MOST_FILE_BYTES: Final = 4096  # of a key or signature file: both are far smaller
+
+
+@dataclass(frozen=True)
+class Key:
+    """A public key. Its name is what somebody wrote behind it, and no part of it."""
+
+    raw: bytes
+    name: str = field(default="", compare=False)
+
+    @property
+    def fingerprint(self) -> str:
+        """As `ssh-keygen -l` prints it."""
+        return "SHA256:" + base64.b64encode(hashlib.sha256(WIRE_HEAD + self.raw).digest()).decode().rstrip("=")
+
+    @property
+    def line(self) -> str:
+        """The key as one line of text, as in OpenSSH's .pub files."""
+        return f"{KIND} {base64.b64encode(WIRE_HEAD + self.raw).decode()} {self.name}".rstrip()
+
+    def __str__(self) -> str:
+        return f"{self.fingerprint} ({self.name})" if self.name else self.fingerprint
+
+
+@dataclass(frozen=True)
+class Signer:
+    """Whose valid signature a model carries, and whether that key is trusted here."""
+
+    key: Key
+    trusted: bool
+
+    def __str__(self) -> str:
+        return f"signed by {self.key}" if self.trusted else f"signed by the UNTRUSTED key {self.key}"
+
+
+def parse_key(line: str) -> Key:
+    """A public key from its line of text, `ssh-ed25519 AAAA... name`.
+
+    Raises:
+        ValueError: it is no such line.
+    """
+    kind, _, rest = line.strip().partition(" ")
+    encoded, _, name = rest.partition(" ")
+    wire = base64.b64decode(encoded, validate=True)
+    if kind != KIND or not wire.startswith(WIRE_HEAD) or len(wire) != len(WIRE_HEAD) + KEY_BYTES:
+        raise ValueError(f"no {KIND} key")
+    if not name.isprintable():
+        raise ValueError("its name holds control characters")
+    return Key(wire[len(WIRE_HEAD) :], name.strip())
+
+
+def bundled() -> list[Key]:
+    """The keys that come with edgesan, one a line.
+
+    Raises:
+        SignatureError: their file is gone or damaged.
+    """
+    try:
+        return [parse_key(line) for line in BUNDLED_KEY.read_text(encoding="ascii").splitlines()]
+    except OSError as error:
+        raise SignatureError(
+            f"cannot read edgesan's own key {BUNDLED_KEY}: {error.strerror}; install it again"
+        ) from error
+    except ValueError as error:
+        raise SignatureError(f"edgesan's own key {BUNDLED_KEY} is damaged ({error}); install it again") from error
+
+
+def configured(lines: Iterable[str]) -> list[Key]:
+    """The keys of the configuration's `trusted_keys`.
+
+    Raises:
+        ConfigError: one of them is no public key.
+    """
+    keys = []
+    for line in lines:
+        try:
+            keys.append(parse_key(line))
+        except ValueError as error:
+            raise ConfigError(
+                f"trusted_keys holds {line[:24]!r}, which is no public key ({error}): write the line of a .pub file,"
+                f" {KIND} AAAA... name; `edgesan keys new` makes one"
+            ) from error
+    return keys
+
+
+def signature_path(model: Path) -> Path:
+    """Where the signature of a model lies: beside it."""
+    return model.with_name(f"{model.name}.sig")
+
+
+def read(signature: Path) -> bytes:
+    """What is in a signature file, or too much to be one. Raises OSError."""
+    with signature.open("rb") as file:
+        return file.read(MOST_FILE_BYTES + 1)
+
+
+def verify(model: Path, content: bytes, trusted: list[Key], *, allow_unsigned: bool) -> Signer | None:
+    """Who signed these bytes of a model file; None if nobody did, which is refused unless that is allowed.
+
+    `allow_unsigned` accepts that nobody signed, or that a stranger did. A signature file that is there and is not a
+    right signature of these bytes is damage or deceit, whatever is allowed.
+
+    Raises:
+        SignatureError: the signature is missing, unreadable, malformed, over other bytes, or by an untrusted key.
+    """
+    path = signature_path(model)
+    try:
+        text = read(path)
+    except FileNotFoundError as error:
+        if allow_unsigned:
+            return None
+        raise SignatureError(
+            f"{model} is not signed: there is no {path}; get it from where the model came, sign the model yourself"
+            " (`edgesan sign`), or run it unsigned with --allow-unsigned"
+        ) from error
+    except OSError as error:
+        raise SignatureError(f"cannot read the signature {path}: {error.strerror}; make it readable") from error
+    try:
+        signer, signature = _parse(text)
+    except ValueError as error:
+        raise SignatureError(
+            f"{path} is no signature ({error}): expected a line with the key and a line with the signature;"
+            " get it again from where the model came, or sign the model again"
+        ) from error
+    try:
+        Ed25519PublicKey.from_public_bytes(signer.raw).verify(signature, content)
+    except InvalidSignature as error:
+        raise SignatureError(
+            f"{model} is not what {signer.fingerprint} signed: {path} is over other bytes, so one of the two was"
+            " changed or is damaged; get both again from where they came, or sign the model again"
+        ) from error
+    for key in trusted:
+        if key == signer:
+            return Signer(key, trusted=True)
+    if allow_unsigned:
+        return Signer(signer, trusted=False)
+    raise SignatureError(
+        f"{model} is signed by the untrusted key {signer.fingerprint}; trusted are"
+        f" {', '.join(map(str, trusted)) or 'none'}: if you know that this key is its maker's, add its line"
+        f" to trusted_keys: {signer.line!r}"
+    )
+
+
+def _parse(text: bytes) -> tuple[Key, bytes]:
+    """The signer and the signature of a signature file, which has one right spelling only.
+
+    Raises:
+        ValueError: it is not of the form.
+    """
+    lines = text.decode("ascii").split("\n")
+    if len(lines) != 3:
+        raise ValueError(f"it has {len(lines) - 1} line ends, not 2")
+    signer, signature = parse_key(lines[0]), base64.b64decode(lines[1], validate=True)
+    if len(signature) != SIGNATURE_BYTES:
+        raise ValueError(f"it holds {len(signature)} bytes, not {SIGNATURE_BYTES}")
+    if text != _format(signer, signature):
+        raise ValueError("something is beside the key and the signature")
+    return signer, signature
+
+
+def _format(signer: Key, signature: bytes) -> bytes:
+    return f"{Key(signer.raw).line}\n{base64.b64encode(signature).decode()}\n".encode()
+
+
+def sign(model: Path, content: bytes, private: Ed25519PrivateKey) -> Path:
+    """Sign these bytes of a model file; where the signature was put, entirely or not at all.
+
+    Raises:
+        SinkError: the place beside the model cannot be written.
+    """
+    path = signature_path(model)
+    try:
+        disk.write_whole(path, _format(public_half(private), private.sign(content)))
+    except OSError as error:
+        raise SinkError(f"cannot write {path}: {error.strerror}; put the model where you may write") from error
+    return path
+
+
+def public_half(private: Ed25519PrivateKey, name: str = "") -> Key:
+    """The public key of a private one."""
+    return Key(private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw), name)
+
+
+def new_key(path: Path) -> Key:
+    """Make a key pair: the private half at `path`, for its owner's eyes only (mode 0600), the public one at `path`.pub.
+
+    Raises:
+        ConfigError: one of the files exists; a key is never overwritten.
+        SinkError: the place cannot be written.
+    """
+    private = Ed25519PrivateKey.generate()
+    key = public_half(private, path.name)
+    secret = private.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+    line = f"{key.line}\n".encode()
+    try:
+        disk.create(path.parent, {path.name: (secret, 0o600), public_path(path).name: (line, 0o644)})
+    except FileExistsError as error:
+        raise ConfigError(f"{error.filename} exists, and a key is never overwritten: name another") from error
+    except OSError as error:
+        raise SinkError(
+            f"cannot write {path}: {error.strerror}; name a folder with room that you may write to"
+        ) from error
+    return key
+
+
+def public_path(private: Path) -> Path:
+    """Where `new_key` puts the public half: beside the private one."""
+    return private.with_name(f"{private.name}.pub")
+
+
+def private_key(path: Path) -> Ed25519PrivateKey:
+    """A private key from its file: OpenSSH's form, Ed25519, without a passphrase, readable by its owner only.
+
+    Raises:
+        ConfigError: it is not such a file.
+    """
+    try:
+        with path.open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            text = file.read(MOST_FILE_BYTES)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read the private key {path}: {error.strerror}; `edgesan keys new` makes one"
+        ) from error
+    if mode & 0o077:
+        raise ConfigError(f"others may read the private key {path} (mode {mode:o}): chmod 600 it, or make a new one")
+    try:
+        key = load_ssh_private_key(text, None)
+    except TypeError as error:
+        raise ConfigError(f"{path} is locked with a passphrase: give a key without one") from error
+    except (ValueError, UnsupportedAlgorithm) as error:
+        raise ConfigError(f"{path} is no private key of OpenSSH's form: `edgesan keys new` makes one") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ConfigError(f"{path} is no Ed25519 key, but of another kind: `edgesan keys new` makes one")
+    return key

@@ -1,0 +1,1 @@
+"""Measure what a sanitized face still tells, and to whom: `python -m export.audit MODEL`."""

@@ -1,0 +1,378 @@
+"""The two units: really separate processes that find each other and outlive each other; and the unit files."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from edgesan.board import doctor
+from edgesan.config import Config
+from edgesan.errors import ConfigError
+from edgesan.transmit.link import Pipes
+from edgesan.transmit.unit import UnitClient, UnitListener
+from tests.conftest import ROOT
+from tests.test_isolation import program
+from tests.transmit.test_http import free_port
+
+FILES = ROOT / "firmware_config" / "root"
+UNITS = sorted((FILES / "usr/lib/systemd/system").glob("*.service"))
+MOST_EXPOSED = 1.5
+
+
+class Units:
+    """Both processes, started by hand as systemd would."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.port = folder, free_port()
+        self.token = ""
+        self.running: dict[str, subprocess.Popen[str]] = {}
+
+    def start(self, role: str, *more: str, **environment: str) -> None:
+        own = {
+            "sanitize": ["--camera", "demo", "--state-dir", str(self.folder / "state")],
+            "transmit": ["--out", f"http://{'0.0.0.0' if self.token else '127.0.0.1'}:{self.port}"],
+        }[role]
+        command = [sys.executable, "-m", "edgesan", "run", "--role", role, "--socket", str(self.folder / "s"), *own]
+        with (self.folder / f"{role}.log").open("a") as log:
+            self.running[role] = subprocess.Popen(
+                [*command, *more], stderr=log, text=True, env=os.environ | environment, start_new_session=True
+            )
+
+    def kill(self, role: str, number: signal.Signals = signal.SIGKILL) -> int:
+        process = self.running.pop(role)
+        process.send_signal(number)
+        return process.wait(20)
+
+    def log(self, role: str) -> str:
+        return (self.folder / f"{role}.log").read_text()
+
+    def get(self, path: str) -> Any:
+        head = {"Authorization": f"Bearer {self.token}"}
+        request = urllib.request.Request(f"http://127.0.0.1:{self.port}{path}", headers=head)
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return json.load(answer)
+
+    def until(self, test: Callable[[dict[str, Any]], object], seconds: float = 30) -> dict[str, Any]:
+        deadline, last = time.monotonic() + seconds, None
+        while time.monotonic() < deadline:
+            for role, process in self.running.items():
+                assert process.poll() is None, self.log(role)
+            try:
+                last = self.get("/api/status")
+                if test(last):
+                    return last  # type: ignore[no-any-return]
+            except OSError:
+                pass
+            time.sleep(0.05)
+        raise AssertionError(f"{last}\n{self.log('sanitize')}\n{self.log('transmit')}")
+
+
+@pytest.fixture
+def units(tmp_path: Path) -> Iterator[Units]:
+    both = Units(tmp_path)
+    yield both
+    for role in list(both.running):
+        both.kill(role)
+
+
+def flows(status: dict[str, Any]) -> bool:
+    return bool(status["ready"] and status.get("isolation", {}).get("summary", "").count(";"))
+
+
+@pytest.mark.parametrize("first", ["sanitize", "transmit"])
+def test_the_units_find_each_other_whichever_comes_first(units: Units, first: str) -> None:
+    units.start(first)
+    time.sleep(1)
+    units.start({"sanitize": "transmit", "transmit": "sanitize"}[first])
+    status = units.until(flows)
+    assert "sanitize: " in status["isolation"]["summary"]
+    assert "transmit: " in status["isolation"]["summary"]
+    assert units.kill("transmit", signal.SIGTERM) == 0
+    assert units.kill("sanitize", signal.SIGTERM) == 0
+    assert not (units.folder / "s").exists()
+    assert "Traceback" not in units.log("sanitize") + units.log("transmit")
+
+
+def test_a_viewer_turns_the_dial_of_the_other_unit(units: Units) -> None:
+    units.start("sanitize")
+    units.start("transmit")
+    units.until(flows)
+    assert doctor.port(f"http://127.0.0.1:{units.port}").detail == "edgesan serves there already"
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{units.port}/api/alpha",
+        b'{"alpha": 0.75}',
+        {"Content-Type": "application/json"},
+        method="PUT",
+    )
+    urllib.request.urlopen(request, timeout=5).close()
+    units.until(lambda status: status.get("alpha") == 0.75)
+
+
+def test_a_killed_transmit_unit_is_let_in_again_and_the_camera_never_stopped(units: Units) -> None:
+    units.start("sanitize")
+    units.start("transmit")
+    uptime, opened = units.until(flows)["uptime_s"], 0
+    for _ in range(2):
+        units.kill("transmit")
+        units.start("transmit")
+        after = units.until(flows)
+        assert after["uptime_s"] > uptime
+        uptime = after["uptime_s"]
+        now = psutil.Process(units.running["sanitize"].pid).num_fds()
+        opened = opened or now
+        assert now == opened, "each visitor's descriptors are closed when it is gone"
+    assert units.log("sanitize").count("the transmit unit is gone") == 2
+
+
+def test_a_killed_sanitize_unit_is_met_again_and_the_server_never_stopped(units: Units) -> None:
+    units.start("sanitize")
+    units.start("transmit")
+    units.until(flows)
+    for _ in range(2):
+        units.kill("sanitize")
+        assert units.until(lambda status: not status.get("camera"))["ready"] in (True, False), "it answers meanwhile"
+        units.start("sanitize")
+        units.until(flows)
+    assert units.log("transmit").count("the sanitize unit is gone") == 2
+    assert units.log("transmit").count("Traceback") == 0
+
+
+def test_the_sanitize_unit_needs_no_token(units: Units) -> None:
+    units.token = "abc" * 7
+    units.start("sanitize", "--out", f"http://0.0.0.0:{units.port}")
+    units.start("transmit", EDGESAN_TOKEN="abc" * 7)
+    units.until(flows)
+    assert b"abc" not in Path(f"/proc/{units.running['sanitize'].pid}/environ").read_bytes()
+
+
+def test_a_clip_of_before_the_restart_is_kept(units: Units) -> None:
+    clip = units.folder / "clip.mkv"
+    clip.write_bytes(b"of before")
+    units.start("sanitize")
+    units.start("transmit", "--out", str(clip))
+    units.until(flows)
+    assert units.kill("transmit", signal.SIGTERM) == 0, units.log("transmit")
+    assert clip.read_bytes() == b"of before"
+    assert (units.folder / "clip-2.mkv").stat().st_size > 0
+
+
+def test_systemd_hears_of_both(units: Units) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(units.folder / "notify"))
+        systemd.settimeout(20)
+        units.start("transmit", NOTIFY_SOCKET=str(units.folder / "notify"))
+        assert [systemd.recv(100) for _ in range(3)] == [b"READY=1", b"WATCHDOG=1", b"WATCHDOG=1"]
+        units.kill("transmit", signal.SIGTERM)
+        words = []
+        while b"STOPPING=1" not in words:
+            words.append(systemd.recv(100))
+
+
+@pytest.fixture
+def pipes() -> Iterator[Pipes]:
+    made = Pipes.make()
+    yield made
+    made.close()
+
+
+def visit(place: Path) -> socket.socket:
+    visitor = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    visitor.settimeout(5)
+    visitor.connect(str(place))
+    return visitor
+
+
+def test_one_transmit_unit_at_a_time_is_let_in(tmp_path: Path, pipes: Pipes) -> None:
+    listener = UnitListener(tmp_path / "s")
+    first, second = visit(tmp_path / "s"), visit(tmp_path / "s")
+    for _ in range(2):
+        listener.look(pipes.frames_in, pipes.wishes_out)
+    given = socket.recv_fds(first, 1, 3)[1]
+    assert len(given) == 2, "the pipe with messages, and the one back"
+    second.settimeout(0.1)
+    with pytest.raises(TimeoutError):
+        second.recv(1)
+    first.close()
+    for _ in range(2):
+        listener.look(pipes.frames_in, pipes.wishes_out)
+    given += socket.recv_fds(second, 1, 3)[1]
+    assert len(given) == 4
+    for fd in given:
+        os.close(fd)
+    second.close()
+    listener.stop()
+    listener.stop()
+    assert not (tmp_path / "s").exists()
+
+
+def test_what_is_handed_over_are_the_ends_of_pipes(tmp_path: Path, pipes: Pipes) -> None:
+    listener, client = UnitListener(tmp_path / "s"), UnitClient(tmp_path / "s")
+    found: list[int] = []
+
+    def connect() -> None:
+        found.extend(client.look())
+
+    thread = threading.Thread(target=connect)
+    thread.start()
+    while thread.is_alive():
+        listener.look(pipes.frames_in, pipes.wishes_out)
+        time.sleep(0.01)
+    frames_in, wishes_out = found
+    assert all(stat.S_ISFIFO(os.fstat(fd).st_mode) for fd in found)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.write(frames_in, b"x")
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.read(wishes_out, 1)
+    assert client.look() == []
+    listener.stop()
+    assert client.look() == []
+    assert client.descriptors() == [], "it is gone"
+    for fd in found:
+        os.close(fd)
+
+
+def test_a_second_sanitize_unit_is_refused_and_a_file_is_never_removed(tmp_path: Path) -> None:
+    listener = UnitListener(tmp_path / "s")
+    with pytest.raises(ConfigError, match="another sanitize process listens"):
+        UnitListener(tmp_path / "s")
+    listener.stop()
+    with pytest.raises(ConfigError, match=r"cannot listen at .*: No such file or directory"):
+        UnitListener(tmp_path / "none" / "s")
+    (tmp_path / "precious").write_text("of somebody")
+    with pytest.raises(ConfigError, match="is a file of another kind"):
+        UnitListener(tmp_path / "precious")
+    assert (tmp_path / "precious").read_text() == "of somebody"
+    with pytest.raises(ConfigError, match="role is 'all': choose one of both, sanitize, transmit"):
+        Config(role="all")
+
+
+# --- what a service manager has done already, the process says, too ---------------------------------------------------
+
+UNSHARE = {"x86_64": 272, "aarch64": 97}
+
+
+def test_a_network_namespace_that_the_service_manager_made_counts() -> None:
+    """PrivateNetwork= with RestrictNamespaces=, for which unshare(1) and a filter on unshare(2) stand in."""
+    text = """
+        import os, socket
+        from edgesan import isolation
+        {own}
+        isolation.deny({number})
+        with socket.socket(socket.AF_UNIX):  # its own, such as the one to systemd
+            print(isolation.leave_network().holds)
+    """
+    number = UNSHARE[os.uname().machine]
+    done = program(text.format(own="assert not isolation._unshare(isolation.CLONE_NEWNET)", number=number))
+    if "AssertionError" in done.stderr:
+        pytest.skip("this kernel gives this user no network namespace")
+    assert done.stdout.split() == ["True"], done.stderr
+    done = program(text.format(own="others = socket.socketpair(); os.close(others[0].detach())", number=number))
+    assert done.stdout.split() == ["False"], "a namespace where others have sockets is the machine's own"
+
+
+def test_a_private_dev_counts_where_the_kernel_has_no_landlock() -> None:
+    done = program("""
+        import os
+        from edgesan import isolation
+        isolation.hide_devices()
+        isolation._libc.mount(b"none", b"/dev", b"tmpfs", 0, None)
+        os.mknod("/dev/zero", 0o600 | 0o20000, os.makedev(1, 5))
+        first = isolation.no_camera([])
+        os.mknod("/dev/video0", 0o600 | 0o20000, os.makedev(1, 5))  # one that was let in all the same
+        print(first.holds, "no device appears in it" in first.detail, isolation.no_camera(["/dev/video0"]).holds)
+    """)
+    if "PermissionError" in done.stderr or "FileNotFound" in done.stderr:
+        pytest.skip("devices can be made by root only")
+    assert done.stdout.split() == ["True", "True", "False"], done.stderr
+
+
+# --- the unit files ---------------------------------------------------------------------------------------------------
+
+
+def systemd(*arguments: str) -> str:
+    program = shutil.which("systemd-analyze")
+    if program is None:
+        pytest.skip("systemd-analyze is not here: apt install systemd")
+    done = subprocess.run([program, *arguments], capture_output=True, text=True, check=False)
+    return done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
+def test_a_unit_is_little_exposed(unit: Path) -> None:
+    said = systemd("security", "--offline=true", "--no-pager", str(unit))
+    score = re.search(r"Overall exposure level for [\w.-]+: ([\d.]+)", said)
+    assert score, said
+    assert float(score[1]) <= MOST_EXPOSED
+
+
+def test_systemd_understands_every_line_of_the_units(tmp_path: Path) -> None:
+    copies = []
+    for unit in UNITS:
+        copies.append(tmp_path / unit.name)
+        copies[-1].write_text(unit.read_text().replace("/usr/bin/edgesan", "/bin/sh"))
+    assert systemd("verify", "--man=no", *map(str, copies)).strip() == ""
+
+
+def setting(unit: str, name: str) -> list[str]:
+    text = (FILES / "usr/lib/systemd/system" / unit).read_text()
+    return re.findall(rf"^{name}=(.*)$", text, re.MULTILINE)
+
+
+def test_the_units_hold_the_wall_between_them() -> None:
+    assert {unit.name for unit in UNITS} >= {"edgesan-sanitize.service", "edgesan-transmit.service"}
+    assert setting("edgesan-sanitize.service", "PrivateNetwork") == ["yes"]
+    assert setting("edgesan-sanitize.service", "EnvironmentFile") == [], "the token is the other unit's"
+    assert setting("edgesan-transmit.service", "PrivateDevices") == ["yes"]
+    assert setting("edgesan-transmit.service", "SupplementaryGroups") == []
+    for unit in ("edgesan-sanitize.service", "edgesan-transmit.service"):
+        assert any("ORT_DISABLE_TELEMETRY=1" in line for line in setting(unit, "Environment"))
+        assert int(setting(unit, "WatchdogSec")[0]) <= 30
+
+
+def test_a_restart_is_tried_only_where_it_can_cure() -> None:
+    from edgesan import errors
+
+    hopeless = {str(kind.exit_code) for kind in (errors.ConfigError, errors.ModelError, errors.IsolationError)}
+    assert set(setting("edgesan-sanitize.service", "RestartPreventExitStatus")[0].split()) == hopeless
+    assert set(setting("edgesan-transmit.service", "RestartPreventExitStatus")[0].split()) == hopeless, (
+        "both run a half of the model"
+    )
+    assert str(errors.CameraError.exit_code) not in hopeless
+
+
+def test_the_boards_configuration_is_one_for_both_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgesan.config import load
+
+    path = FILES / "etc/edgesan/edgesan.toml"
+    for role in ("sanitize", "transmit"):
+        assert load(path, {"role": role}).require_isolation
+    command = setting("edgesan-sanitize.service", "ExecStart")[0]
+    assert "/etc/edgesan/edgesan.toml" in command
+    state = setting("edgesan-sanitize.service", "StateDirectory")[0]
+    assert load(path, {}).state_dir == Path("/var/lib") / state
+    assert str(load(path, {}).socket.parent) == f"/run/{setting('edgesan-sanitize.service', 'RuntimeDirectory')[0]}"
+
+
+def test_sysusers_makes_both_users(tmp_path: Path) -> None:
+    program = shutil.which("systemd-sysusers")
+    if program is None:
+        pytest.skip("systemd-sysusers is not here: apt install systemd")
+    (tmp_path / "etc").mkdir()
+    subprocess.run([program, f"--root={tmp_path}", str(FILES / "usr/lib/sysusers.d/edgesan.conf")], check=True)
+    groups = dict(line.split(":")[::3] for line in (tmp_path / "etc/group").read_text().splitlines())
+    assert set(groups["edgesan"].split(",")) == {"edgesan-sanitize", "edgesan-transmit"}
+    assert groups["video"] == "edgesan-sanitize", "the transmit user opens no camera"

@@ -1,0 +1,617 @@
+"""Which models may run: signed by somebody trusted, as they were signed, and no older than the newest that ran."""
+
+import base64
+import hashlib
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import threading
+import tomllib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import onnx
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from edgesan import pipeline, status
+from edgesan.board import doctor
+from edgesan.cli import main
+from edgesan.config import DEMO_MODEL, Config, load
+from edgesan.errors import ConfigError, ModelError, RollbackError, SignatureError, SinkError
+from edgesan.model import inspect, rollback, signing
+from edgesan.model.load import load_model
+from tests.conftest import ROOT
+from tests.test_cli import Running, run
+
+
+class Maker:
+    """Somebody who makes models: a key pair, and a folder."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.key_file = folder / name
+        self.key = signing.new_key(self.key_file)
+        self.folder = folder
+
+    def model(self, file: str = "san.onnx", *, sign: bool = True, **changes: Any) -> Path:
+        """The bundled network, with other metadata, signed."""
+        proto = onnx.load(str(DEMO_MODEL))
+        table = json.loads(proto.metadata_props[0].value)
+        proto.metadata_props[0].value = json.dumps(table | changes)
+        path = self.folder / file
+        path.write_bytes(proto.SerializeToString())
+        if sign:
+            self.sign(path)
+        return path
+
+    def sign(self, path: Path) -> None:
+        signing.sign(path, path.read_bytes(), signing.private_key(self.key_file))
+
+    @property
+    def options(self) -> tuple[str, str]:
+        """What a device gives to trust this maker."""
+        return "--trusted-keys", self.key.line
+
+
+@pytest.fixture
+def maker(tmp_path: Path) -> Maker:
+    return Maker(tmp_path, "maker")
+
+
+@pytest.fixture
+def stranger(tmp_path: Path) -> Maker:
+    (tmp_path / "elsewhere").mkdir()
+    return Maker(tmp_path / "elsewhere", "stranger")
+
+
+# --- the bundled model ------------------------------------------------------------------------------------------------
+
+
+def test_the_bundled_model_is_signed_with_the_bundled_key() -> None:
+    """After the model was replaced: `make sign`."""
+    content = DEMO_MODEL.read_bytes()
+    signer = signing.verify(DEMO_MODEL, content, signing.bundled(), allow_unsigned=False)
+    assert signer is not None
+    assert signer.trusted
+    assert load_model(DEMO_MODEL).signer == signer
+
+
+def test_no_private_key_lies_in_the_project() -> None:
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False).stdout.split(b"\0")
+    files = [ROOT / os.fsdecode(name) for name in tracked if name] or [
+        p for p in ROOT.glob("edgesan/**/*") if p.is_file()
+    ]
+    header = b"PRIVATE" + b" KEY-----"
+    assert files
+    assert [path for path in files if path.is_file() and header in path.read_bytes()] == []
+
+
+# --- signatures -------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_of_a_trusted_maker_runs(maker: Maker) -> None:
+    loaded = load_model(maker.model(), trusted_keys=(maker.key.line,))
+    assert loaded.signer == signing.Signer(maker.key, trusted=True)
+    assert str(loaded.signer) == f"signed by {maker.key.fingerprint} (maker)"
+
+
+def flip(path: Path, at: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def resigned(path: Path, text: Callable[[list[str]], str]) -> None:
+    signature = signing.signature_path(path)
+    signature.write_text(text(signature.read_text().splitlines()))
+
+
+def short_signature(lines: list[str]) -> str:
+    return f"{lines[0]}\n{base64.b64encode(base64.b64decode(lines[1])[:63]).decode()}\n"
+
+
+def flipped_signature(lines: list[str]) -> str:
+    signature = bytearray(base64.b64decode(lines[1]))
+    signature[13] ^= 1  # a bit of the signature, not of its text: that may leave base64, and is another error
+    return f"{lines[0]}\n{base64.b64encode(signature).decode()}\n"
+
+
+def other_signature(lines: list[str]) -> str:
+    return f"{lines[0]}\n{base64.b64encode(bytes(64)).decode()}\n"
+
+
+BAD_SIGNATURES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "missing": (lambda p: signing.signature_path(p).unlink(), "is not signed: there is no"),
+    "a folder": (
+        lambda p: (signing.signature_path(p).unlink(), signing.signature_path(p).mkdir()),
+        "cannot read the signature",
+    ),
+    "empty": (lambda p: resigned(p, lambda _: ""), "it has 0 line ends, not 2"),
+    "binary": (lambda p: signing.signature_path(p).write_bytes(b"\xff" * 64), "'ascii' codec can't decode"),
+    "huge": (lambda p: signing.signature_path(p).write_bytes(b"\n" * 10**6), "it has 4097 line ends, not 2"),
+    "of one line": (lambda p: resigned(p, lambda lines: f"{lines[1]}\n"), "it has 1 line ends, not 2"),
+    "without a key": (lambda p: resigned(p, lambda lines: f"me\n{lines[1]}\n"), "no ssh-ed25519 key"),
+    "of another kind of key": (
+        lambda p: resigned(p, lambda lines: lines[0].replace("ed25519", "rsa", 1) + f"\n{lines[1]}\n"),
+        "no ssh-ed25519 key",
+    ),
+    "with a key that is no base64": (
+        lambda p: resigned(p, lambda lines: f"ssh-ed25519 A\n{lines[1]}\n"),
+        "is no signature",
+    ),
+    "that is no base64": (lambda p: resigned(p, lambda lines: f"{lines[0]}\n*{lines[1]}\n"), "is no signature"),
+    "too short": (lambda p: resigned(p, short_signature), "it holds 63 bytes, not 64"),
+    "with a name behind the key": (
+        lambda p: resigned(p, lambda lines: f"{lines[0]} edgesan\n{lines[1]}\n"),
+        "something is beside the key",
+    ),
+    "with Windows line ends": (
+        lambda p: signing.signature_path(p).write_bytes(signing.signature_path(p).read_bytes().replace(b"\n", b"\r\n")),
+        "is no signature",
+    ),
+    "of zeros": (lambda p: resigned(p, other_signature), "is over other bytes"),
+    "with one bit flipped": (lambda p: resigned(p, flipped_signature), "is over other bytes"),
+    "over a model with its first bit flipped": (lambda p: flip(p, 0), "is over other bytes"),
+    "over a model with its last bit flipped": (lambda p: flip(p, -1), "is over other bytes"),
+    "over a longer model": (lambda p: p.write_bytes(p.read_bytes() + b"\0"), "is over other bytes"),
+    "over the bundled model": (
+        lambda p: shutil.copy(signing.signature_path(DEMO_MODEL), signing.signature_path(p)),
+        "is over other bytes",
+    ),
+}
+
+
+@pytest.mark.parametrize(("damage", "words"), BAD_SIGNATURES.values(), ids=BAD_SIGNATURES)
+def test_a_bad_signature_is_refused_in_words_of_its_own(
+    maker: Maker, damage: Callable[[Path], Any], words: str
+) -> None:
+    path = maker.model(name="own")
+    damage(path)
+    with pytest.raises(SignatureError) as caught:
+        load_model(path, trusted_keys=(maker.key.line,))
+    assert words in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", [d for d, w in BAD_SIGNATURES.values() if "there is no" not in w])
+def test_a_wrong_signature_is_refused_also_where_none_is_asked_for(maker: Maker, damage: Callable[[Path], Any]) -> None:
+    path = maker.model(name="own")
+    damage(path)
+    for keys in ((), (maker.key.line,)):
+        with pytest.raises(SignatureError):
+            load_model(path, trusted_keys=keys, allow_unsigned=True)
+
+
+def test_a_strangers_model_is_refused_with_the_key_to_trust(maker: Maker, stranger: Maker) -> None:
+    path = stranger.model()
+    with pytest.raises(SignatureError) as caught:
+        load_model(path, trusted_keys=(maker.key.line,))
+    said = str(caught.value)
+    assert f"signed by the untrusted key {stranger.key.fingerprint}" in said
+    assert f"{maker.key.fingerprint} (maker)" in said
+    assert stranger.key.line.removesuffix(" stranger") in said
+
+
+def test_a_stranger_who_names_a_trusted_key_is_refused(maker: Maker, stranger: Maker) -> None:
+    path = stranger.model()
+    resigned(path, lambda lines: f"{maker.key.line.removesuffix(' maker')}\n{lines[1]}\n")
+    with pytest.raises(SignatureError, match=f"is not what {maker.key.fingerprint.replace('+', '.')} signed"):
+        load_model(path, trusted_keys=(maker.key.line,))
+
+
+def test_allow_unsigned_runs_the_unsigned_and_the_strangers_and_names_them(maker: Maker, stranger: Maker) -> None:
+    assert load_model(maker.model(sign=False), allow_unsigned=True).signer is None
+    assert load_model(stranger.model(), allow_unsigned=True).signer == signing.Signer(stranger.key, trusted=False)
+
+
+def test_a_signature_makes_no_sanitizer_of_a_file(maker: Maker) -> None:
+    path = maker.folder / "poem.onnx"
+    path.write_text("roses are red\n" * 100)
+    maker.sign(path)
+    with pytest.raises(ModelError, match="no ONNX file"):
+        load_model(path, trusted_keys=(maker.key.line,))
+
+
+opened: list[Callable[[str], None]] = []
+
+
+def _hook(event: str, arguments: tuple[Any, ...]) -> None:
+    if event == "open" and opened:
+        opened[-1](str(arguments[0]))
+
+
+sys.addaudithook(_hook)  # it cannot be taken away again; without somebody in `opened` it does nothing
+
+
+def test_the_bytes_that_were_verified_are_the_bytes_that_run(maker: Maker, stranger: Maker) -> None:
+    """An attacker swaps the model while its signature is being opened, that is, between reading and running."""
+    path, evil = maker.model(name="good"), stranger.model("evil.onnx", name="evil")
+    good = path.read_bytes()
+    signature = signing.signature_path(path)
+    seen: list[str] = []
+
+    def swap(name: str) -> None:
+        seen.append(name)
+        if name == str(signature):
+            evil.replace(path)
+
+    opened.append(swap)
+    try:
+        loaded = load_model(path, trusted_keys=(maker.key.line,))
+    finally:
+        opened.pop()
+
+    assert path.read_bytes() != good, "the attack did not happen"
+    assert loaded.sha256 == hashlib.sha256(good).hexdigest()
+    assert loaded.metadata.name == "good"
+    assert [seen.count(str(name)) for name in (path, signature)] == [1, 1]  # each is read once
+    with pytest.raises(SignatureError, match="is over other bytes"):
+        load_model(path, trusted_keys=(maker.key.line,))
+
+
+# --- keys -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_key_is_its_owners_alone_and_is_never_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "mine"
+    signing.new_key(path)
+    secret = path.read_bytes()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    with pytest.raises(ConfigError, match="never overwritten"):
+        signing.new_key(path)
+    (tmp_path / "theirs.pub").write_text("precious")
+    with pytest.raises(ConfigError, match=r"theirs\.pub exists"):
+        signing.new_key(tmp_path / "theirs")
+    assert path.read_bytes() == secret
+    assert not (tmp_path / "theirs").exists()
+    with pytest.raises(SinkError, match="No such file or directory"):
+        signing.new_key(tmp_path / "nowhere" / "mine")
+
+
+@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="OpenSSH is not here to compare with")
+def test_keys_are_openssh_keys(tmp_path: Path) -> None:
+    ours = signing.new_key(tmp_path / "ours")
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "a name", "-f", tmp_path / "theirs"], check=True
+    )
+    theirs = signing.parse_key((tmp_path / "theirs.pub").read_text())
+    for key, file in ((ours, "ours"), (theirs, "theirs")):
+        told = subprocess.run(
+            ["ssh-keygen", "-lf", tmp_path / f"{file}.pub"], capture_output=True, text=True, check=True
+        )
+        assert told.stdout.split()[1] == key.fingerprint
+        assert signing.public_half(signing.private_key(tmp_path / file)) == key
+    assert theirs.name == "a name"
+
+
+def pem(key: Any, password: bytes | None = None) -> bytes:
+    locked = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
+    made: bytes = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, locked)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "words"),
+    [
+        (None, 0o600, "No such file or directory"),
+        (b"", 0o600, "no private key of OpenSSH's form"),
+        (b"roses are red", 0o600, "no private key of OpenSSH's form"),
+        (signing.BUNDLED_KEY.read_bytes(), 0o600, "no private key of OpenSSH's form"),
+        (pem(Ed25519PrivateKey.generate())[:200], 0o600, "no private key of OpenSSH's form"),
+        (pem(Ed25519PrivateKey.generate()), 0o644, "others may read the private key"),
+        (pem(ec.generate_private_key(ec.SECP256R1())), 0o600, "is no Ed25519 key"),
+    ],
+)
+def test_a_bad_private_key_is_refused_in_words_of_its_own(
+    tmp_path: Path, content: bytes | None, mode: int, words: str
+) -> None:
+    path = tmp_path / "key"
+    if content is not None:
+        path.write_bytes(content)
+        path.chmod(mode)
+    with pytest.raises(ConfigError, match=words):
+        signing.private_key(path)
+
+
+@pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="OpenSSH is not here to make one")
+def test_a_key_with_a_passphrase_is_refused(tmp_path: Path) -> None:
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "secret", "-f", tmp_path / "key"], check=True)
+    with pytest.raises(ConfigError, match="locked with a passphrase"):
+        signing.private_key(tmp_path / "key")
+
+
+@pytest.mark.parametrize("line", ["", "me", "ssh-ed25519", "ssh-ed25519 ä", "ssh-ed25519 AAAA", "ssh-rsa AAAA me"])
+def test_a_trusted_key_that_is_none_is_refused(line: str) -> None:
+    with pytest.raises(ConfigError, match="which is no public key"):
+        load_model(DEMO_MODEL, trusted_keys=(line,))
+
+
+def test_a_damaged_bundled_key_trusts_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signing, "BUNDLED_KEY", tmp_path / "edgesan.pub")
+    with pytest.raises(SignatureError, match="cannot read edgesan's own key"):
+        load_model(DEMO_MODEL, allow_unsigned=True)
+    (tmp_path / "edgesan.pub").write_text("ssh-ed25519 AAAA\n")
+    with pytest.raises(SignatureError, match="is damaged"):
+        load_model(DEMO_MODEL, allow_unsigned=True)
+
+
+# --- the version floor ------------------------------------------------------------------------------------------------
+
+
+def test_a_rolled_back_model_is_refused(tmp_path: Path) -> None:
+    rollback.remember(tmp_path, "default", 3)
+    rollback.remember(tmp_path, "default", 3)
+    with pytest.raises(RollbackError) as caught:
+        rollback.remember(tmp_path, "default", 2)
+    said = str(caught.value)
+    assert "default has version 2, but version 3 has run here" in said
+    assert f"remove the entry 'default' from {tmp_path / 'versions.json'}" in said
+    rollback.remember(tmp_path, "another", 1)
+    assert json.loads(rollback.record(tmp_path).read_text()) == {"another": 1, "default": 3}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"3", b"\xff\xff", b'{"default": "3"}', b'{"default": true}', b'{"default": 0}',
+     b'{"default": 1.5}', b'{"default": null}', b"[" * 10**5],
+)  # fmt: skip
+def test_a_damaged_record_is_an_error_and_is_not_replaced(tmp_path: Path, content: bytes) -> None:
+    rollback.record(tmp_path).write_bytes(content)
+    with pytest.raises(RollbackError, match="is damaged: expected JSON"):
+        rollback.remember(tmp_path, "default", 9)
+    assert rollback.record(tmp_path).read_bytes() == content
+
+
+def test_a_record_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
+    rollback.record(tmp_path).mkdir()
+    with pytest.raises(RollbackError, match="cannot read which versions have run"):
+        rollback.remember(tmp_path, "default", 9)
+
+
+def test_a_record_that_cannot_be_written_is_an_error() -> None:
+    with pytest.raises(RollbackError, match=r"cannot remember in /proc/edgesan/versions.json .*--allow-rollback"):
+        rollback.remember(Path("/proc/edgesan"), "default", 9)
+
+
+def test_two_that_start_at_once_lose_no_version(tmp_path: Path) -> None:
+    def start(version: int) -> None:
+        for name in "abc":
+            with suppress(RollbackError):  # somebody was faster with a later one
+                rollback.remember(tmp_path, name, version)
+
+    threads = [threading.Thread(target=start, args=(version,)) for version in range(1, 17)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert json.loads(rollback.record(tmp_path).read_text()) == {"a": 16, "b": 16, "c": 16}
+
+
+@pytest.mark.parametrize(
+    ("chosen", "environment", "folder"),
+    [
+        (Path("/a"), {"STATE_DIRECTORY": "/b"}, Path("/a")),
+        (None, {"STATE_DIRECTORY": "/b:/c", "XDG_STATE_HOME": "/d"}, Path("/b")),
+        (None, {"XDG_STATE_HOME": "/d"}, Path("/d/edgesan")),
+        (None, {"XDG_STATE_HOME": "relative"}, Path.home() / ".local/state/edgesan"),
+        (None, {}, Path.home() / ".local/state/edgesan"),
+    ],
+)
+def test_the_record_lies_where_state_lies(chosen: Path | None, environment: dict[str, str], folder: Path) -> None:
+    assert rollback.state_folder(chosen, environment) == folder
+
+
+def config(maker: Maker, path: Path, **changes: Any) -> Config:
+    return Config(model=path, trusted_keys=(maker.key.line,), state_dir=maker.folder / "state", **changes)
+
+
+def test_only_a_trusted_signature_raises_the_record_and_every_model_is_held_to_it(maker: Maker) -> None:
+    """Else any unsigned file of version 999 could lock the signed models out."""
+    versions = maker.folder / "state" / "versions.json"
+
+    def hold(path: Path, **changes: Any) -> None:
+        c = config(maker, path, **changes)
+        loaded = load_model(path, trusted_keys=c.trusted_keys, allow_unsigned=c.allow_unsigned)
+        pipeline.hold_version(c, loaded, None)
+
+    hold(maker.model("usurper.onnx", sign=False, version=999), allow_unsigned=True)
+    assert not versions.exists()
+    hold(maker.model(version=2))
+    assert json.loads(versions.read_text()) == {"default": 2}
+    old = maker.model("old.onnx", sign=False, version=1)
+    with pytest.raises(RollbackError):
+        hold(old, allow_unsigned=True)
+    hold(old, allow_unsigned=True, allow_rollback=True)
+    assert json.loads(versions.read_text()) == {"default": 2}
+
+
+def test_a_model_that_is_only_looked_at_has_not_run(maker: Maker) -> None:
+    asked = config(maker, maker.model(version=7))
+    inspect.facts(asked)
+    assert [f.level for f in (doctor.signature(asked), doctor.model(asked)) if f] == ["ok", "ok"]
+    assert not (maker.folder / "state").exists()
+
+
+# --- as a user meets it -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def picture(tmp_path: Path, clip: list[np.ndarray]) -> Path:
+    path = tmp_path / "in.png"
+    cv2.imwrite(str(path), clip[0])
+    return path
+
+
+def test_the_record_survives_restarts(maker: Maker, picture: Path, tmp_path: Path) -> None:
+    def start(path: Path) -> subprocess.CompletedProcess[str]:
+        options = ("--model", str(path), "--state-dir", str(tmp_path / "state"), *maker.options)
+        return run("sanitize", str(picture), str(tmp_path / "out.png"), "--force", *options)
+
+    old, new = maker.model("old.onnx", version=1), maker.model("new.onnx", version=2)
+    assert [start(path).returncode for path in (old, new)] == [0, 0]
+    refused = start(old)
+    assert refused.returncode == 4
+    assert "default has version 1, but version 2 has run here" in refused.stderr
+    walk = (
+        "--camera",
+        "demo",
+        "--frames",
+        "2",
+        "--out",
+        str(tmp_path / "walk.mkv"),
+        "--state-dir",
+        str(tmp_path / "state"),
+    )
+    assert run("run", "--model", str(old), *maker.options, *walk).returncode == 4
+    (tmp_path / "state" / "versions.json").unlink()  # the owner goes back on purpose
+    assert start(old).returncode == 0
+
+
+def test_a_read_only_disk_is_told_unless_it_knows_the_version(maker: Maker, picture: Path, tmp_path: Path) -> None:
+    state, path = tmp_path / "frozen", maker.model(version=2)
+    state.mkdir()
+    unshare = ["unshare", "--user", "--map-root-user", "--mount"]
+    if (
+        shutil.which("unshare") is None
+        or subprocess.run([*unshare, "true"], check=False, capture_output=True).returncode
+    ):
+        pytest.skip("this kernel lets nobody mount a read-only disk")
+
+    def frozen(*arguments: str) -> subprocess.CompletedProcess[str]:
+        freeze = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
+        command = [sys.executable, "-m", "edgesan", *arguments, "--model", str(path), "--state-dir", str(state)]
+        return subprocess.run(
+            [*unshare, "sh", "-c", freeze, str(state), *command, *maker.options],
+            capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+
+    sanitize = ("sanitize", str(picture), str(tmp_path / "out.png"), "--force")
+    refused = frozen(*sanitize)
+    assert (refused.returncode, "Read-only file system" in refused.stderr) == (4, True), refused.stderr
+    assert "--allow-rollback" in refused.stderr
+    assert f"{state} cannot be written" in frozen("doctor").stdout
+    assert frozen(*sanitize, "--allow-rollback").returncode == 0
+    rollback.remember(state, "default", 2)  # as an image is provisioned
+    assert frozen(*sanitize).returncode == 0
+
+
+def test_a_key_is_made_a_model_signed_and_the_printed_line_trusted(
+    maker: Maker, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = maker.model(sign=False)
+    assert main(["keys", "new", str(tmp_path / "mine")]) == 0
+    told = capsys.readouterr().out
+    toml = tmp_path / "edgesan.toml"
+    toml.write_text(told[told.index("trusted_keys") :])
+    assert tomllib.loads(toml.read_text())["trusted_keys"] == [(tmp_path / "mine.pub").read_text().strip()]
+
+    assert main(["inspect", str(path), "--config", str(toml)]) == 4
+    assert main(["sign", str(path), "--key", str(tmp_path / "mine"), "--json"]) == 0
+    fingerprint = json.loads(capsys.readouterr().out)["fingerprint"]
+    assert main(["inspect", str(path)]) == 4
+    capsys.readouterr()
+    assert main(["inspect", str(path), "--config", str(toml)]) == 0
+    assert f"signed by {fingerprint} (mine), trusted" in capsys.readouterr().out
+    assert main(["inspect", str(path), "--allow-unsigned", "--json"]) == 0
+    signature = json.loads(capsys.readouterr().out)["signature"]
+    assert signature == {"fingerprint": fingerprint, "name": "", "trusted": False}
+
+
+def test_keys_lists_whom_this_device_trusts(maker: Maker, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["keys", *maker.options]) == 0
+    assert [line.split()[:2] for line in capsys.readouterr().out.splitlines()] == [
+        ["bundled", signing.bundled()[0].fingerprint],
+        ["trusted_keys", maker.key.fingerprint],
+    ]
+    assert main(["keys", "--json", *maker.options]) == 0
+    assert [row["key"] for row in json.loads(capsys.readouterr().out)][1] == maker.key.line
+    assert main(["keys", "--json", "new", str(maker.folder / "another")]) == 0
+    assert json.loads(capsys.readouterr().out)["private"] == str(maker.folder / "another")
+
+
+def test_what_may_not_run_is_not_signed(maker: Maker, capsys: pytest.CaptureFixture[str]) -> None:
+    path = maker.folder / "poem.onnx"
+    path.write_text("roses are red\n" * 100)
+    assert main(["sign", str(path), "--key", str(maker.key_file)]) == 4
+    assert "no ONNX file" in capsys.readouterr().err
+    assert not signing.signature_path(path).exists()
+
+
+def test_an_unsigned_model_is_told_at_the_start_and_in_the_status(maker: Maker) -> None:
+    path = maker.model(sign=False)
+    running = Running("--camera", "demo", "--model", str(path), "--allow-unsigned", "--allow-rollback")
+    running.until("ready", True)
+    status: Any = running.status()
+    code, said, _ = running.end()
+    assert code == 0
+    assert status["model"]["signature"] == "unsigned"
+    assert any("the model is UNSIGNED (allow_unsigned)" in text for text in status["warnings"])
+    assert any("allow_rollback" in text for text in status["warnings"])
+    assert "WARNING: the model is UNSIGNED" in said
+
+
+def test_an_unsigned_model_is_told_where_a_picture_is_sanitized(maker: Maker, picture: Path) -> None:
+    options = ["--model", str(maker.model(sign=False)), "--allow-unsigned"]
+    done = run("sanitize", str(picture), str(maker.folder / "out.png"), *options)
+    assert done.returncode == 0
+    assert "WARNING: the model is UNSIGNED" in done.stderr
+
+
+def test_a_signed_model_gives_no_warning_and_a_strangers_does(maker: Maker, stranger: Maker) -> None:
+    signed, strange = maker.model(), stranger.model("strange.onnx")
+    told = [
+        status.warnings(config(maker, path, allow_unsigned=True), load_model(path, trusted_keys=(maker.key.line,), allow_unsigned=True))
+        for path in (signed, strange)
+    ]  # fmt: skip
+    assert told[0] == []
+    assert f"signed by the UNTRUSTED key {stranger.key.fingerprint}" in told[1][0]
+
+
+def test_the_doctor_says_who_signed_and_what_to_do(maker: Maker, stranger: Maker) -> None:
+    signed, strange, bare = maker.model(), stranger.model(), maker.model("bare.onnx", sign=False)
+    seen = []
+    for path, allowed in (
+        (signed, False),
+        (signed, True),
+        (strange, False),
+        (strange, True),
+        (bare, False),
+        (bare, True),
+    ):
+        finding = doctor.signature(config(maker, path, allow_unsigned=allowed))
+        assert finding is not None
+        assert finding.cure or finding.level == "ok"
+        seen.append(finding.level)
+    assert seen == ["ok", "warn", "fail", "warn", "fail", "warn"]
+    names = [
+        finding.name for finding in doctor.examine(config(maker, bare, camera="demo", out=("http://127.0.0.1:0",)))
+    ]
+    assert ("signature" in names, "model" in names) == (True, False)
+
+
+def test_the_doctor_foresees_a_refused_rollback(maker: Maker) -> None:
+    asked = config(maker, maker.model(version=1))
+    rollback.remember(maker.folder / "state", "default", 2)
+    assert doctor.model(asked).level == "fail"
+    assert "version 2 has run here" in doctor.model(asked).detail
+    assert doctor.model(config(maker, asked.model, allow_rollback=True)).level == "warn"
+
+
+def test_the_options_have_the_same_names_in_the_file(tmp_path: Path, maker: Maker) -> None:
+    path = tmp_path / "edgesan.toml"
+    path.write_text(
+        f'trusted_keys = ["{maker.key.line}"]\nallow_unsigned = true\nstate_dir = "s"\nallow_rollback = true\n'
+    )
+    loaded = load(path, {"allow_unsigned": False})
+    assert (loaded.trusted_keys, loaded.allow_unsigned, loaded.state_dir, loaded.allow_rollback) == (
+        (maker.key.line,), False, Path("s"), True,
+    )  # fmt: skip
