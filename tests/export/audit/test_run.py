@@ -266,7 +266,7 @@ def test_an_audit_started_several_times_computes_each_cell_once(tmp_path: Path) 
 
         return work.later(name, compute)
 
-    def run(_: int) -> dict[str, list[dict[str, str]]]:
+    def one(_: int) -> dict[str, list[dict[str, str]]]:
         work = run.Work(tmp_path, tmp_path)
         groups: dict[str, run.Tree] = {g: [cell(work, f"{g}{i}") for i in range(4)] for g in "abc"}
         run.share(list(groups.values()), tmp_path)
@@ -274,7 +274,7 @@ def test_an_audit_started_several_times_computes_each_cell_once(tmp_path: Path) 
         return found
 
     with ThreadPoolExecutor(3) as pool:
-        first, *others = pool.map(run, range(3))
+        first, *others = pool.map(one, range(3))
     assert first == {g: [{"is": f"{g}{i}"} for i in range(4)] for g in "abc"}
     assert all(other == first for other in others)
     assert sorted(made) == [f"{g}{i}" for g in "abc" for i in range(4)]
