@@ -18,7 +18,7 @@ from edgesan import faces, sanitize
 from edgesan.frames import Pixels, lend
 from edgesan.model.load import Model
 from edgesan.render import Renderer
-from tests.test_sanitize import Blind
+from tests.support import Blind
 
 # Cosine at FAR 1 % of id_mobilefacenet_b on the celebrity set, the laxer of the two in its notes.
 SAME_PERSON = 0.223

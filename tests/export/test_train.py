@@ -30,7 +30,7 @@ from export import data, door, losses, networks, pack, recipe, sweep, train
 from export.audit import mechanisms, run
 from export.errors import DataError, ExportError, NetworkError, RecipeError
 from export.networks import Device, Finder, FrozenOnnx, Provider, Sanitizer, Unet
-from tests.conftest import ROOT
+from tests.support import ROOT
 
 PLAIN = '[{name}]\nfile = "{name}.onnx"\noutput = "{output}"\n{classes}box = [0, 0, 112, 112]\nsize = {size}\norder = "RGB"\nmean = [127.5, 127.5, 127.5]\nscale = [127.5, 127.5, 127.5]\n'
 
@@ -77,7 +77,7 @@ def tiny_networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def people() -> data.Faces:
     """Real chips: the two people of the bundled clip, and each of them mirrored as a third and a fourth."""
-    from tests.conftest import CLIP
+    from tests.support import CLIP
 
     detector, chips, names = runtime_faces.Detector(320), [], []
     capture = cv2.VideoCapture(str(CLIP))
