@@ -15,9 +15,8 @@ from torch import Tensor
 
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before onnxruntime is loaded
 
-import onnxruntime as ort
 
-from edgesan.model.load import ORT_ERRORS
+from edgesan import ort
 from export.errors import NetworkError
 from export.networks import FrozenOnnx, Provider
 
@@ -73,9 +72,9 @@ def examine(provider: Provider, chips: NDArray[np.uint8], classes: Sequence[str]
 def compare(provider: Provider, x: Tensor) -> None:
     """As onnxruntime has it: the table of operators reads the file as everybody does."""
     try:
-        session = ort.InferenceSession(str(provider.path), providers=["CPUExecutionProvider"])
+        session = ort.session(provider.path.read_bytes())
         (expected,) = session.run([provider.output], {provider.net.input: x.numpy()})
-    except ORT_ERRORS as error:
+    except ort.ORT_ERRORS as error:
         raise NetworkError(f"{provider.path} does not run in onnxruntime: {error}") from error
     (actual,) = FrozenOnnx(provider.path, [provider.output])(x)
     off = float(np.abs(actual.numpy() - expected).max())
