@@ -28,6 +28,7 @@ from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, Q
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from tqdm import tqdm
 
+from edgesan import ort
 from edgesan.errors import ModelError
 from edgesan.message import MOST_CODE
 from edgesan.model.cut import cut
@@ -199,11 +200,7 @@ def quantize(fp32: Path, int8: Path, chips: NDArray[np.uint8], noise_dim: int) -
 
 def runner(content: bytes, output: str = "sanitized") -> Run:
     """The model (or its encoder) as a function of chips, noise and alpha; sessions set as on the device."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 2
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    session = ort.InferenceSession(content, options, ["CPUExecutionProvider"])
+    session = ort.session(content, 2)
 
     def run(chips: NDArray[np.uint8], noise: NDArray[np.float32], alpha: float) -> NDArray[np.uint8]:
         dial = np.full((len(chips), 1), alpha, np.float32)

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 import torch.nn.functional as F
 from google.protobuf.message import DecodeError
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from edgesan.faces import session_options
+from edgesan import ort
 from export.errors import NetworkError
 
 
@@ -79,8 +78,7 @@ class FrozenOnnx(nn.Module):
         model = onnx.load(self.path)
         del model.graph.output[:]
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self.outputs)
-        options = session_options(2)
-        session = ort.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+        session = ort.session(model.SerializeToString(), 2)
         return lambda x: [torch.from_numpy(y) for y in session.run(self.outputs, {self.input: x.contiguous().numpy()})]
 
     def forward(self, x: Tensor) -> list[Tensor]:

@@ -13,13 +13,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgesan.model.load import ORT_ERRORS
+from edgesan import ort
 from export.errors import NetworkError
 from export.onnx_torch import FrozenOnnx, read_graph
 
@@ -228,9 +227,9 @@ def validate(provider: Provider, chips: NDArray[np.uint8], classes: Sequence[str
 def compare(provider: Provider, x: Tensor) -> None:
     """As onnxruntime has it: the table of operators reads the file as everybody does."""
     try:
-        session = ort.InferenceSession(str(provider.path), providers=["CPUExecutionProvider"])
+        session = ort.session(provider.path.read_bytes())
         (expected,) = session.run([provider.output], {provider.net.input: x.numpy()})
-    except ORT_ERRORS as error:
+    except ort.ORT_ERRORS as error:
         raise NetworkError(f"{provider.path} does not run in onnxruntime: {error}") from error
     (actual,) = FrozenOnnx(provider.path, [provider.output])(x)
     off = float(np.abs(actual.numpy() - expected).max())

@@ -29,10 +29,15 @@ from export import compile as compiler
 from export import data, losses, onnx_torch, pack, providers, recipe, sweep, train
 from export.audit import mechanisms, run
 from export.errors import DataError, ExportError, NetworkError, RecipeError
+<<<<<<< HEAD
 from export.networks import DeviceGraph, Sanitizer, Unet
 from export.onnx_torch import FrozenOnnx
 from export.providers import Finder, Provider
 from tests.conftest import ROOT
+=======
+from export.networks import Device, Finder, FrozenOnnx, Provider, Sanitizer, Unet
+from tests.support import ROOT
+>>>>>>> h-runtime
 
 PLAIN = '[{name}]\nfile = "{name}.onnx"\noutput = "{output}"\n{classes}box = [0, 0, 112, 112]\nsize = {size}\norder = "RGB"\nmean = [127.5, 127.5, 127.5]\nscale = [127.5, 127.5, 127.5]\n'
 
@@ -79,7 +84,7 @@ def tiny_networks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def people() -> data.Faces:
     """Real chips: the two people of the bundled clip, and each of them mirrored as a third and a fourth."""
-    from tests.conftest import CLIP
+    from tests.support import CLIP
 
     detector, chips, names = runtime_faces.Detector(320), [], []
     capture = cv2.VideoCapture(str(CLIP))
