@@ -27,7 +27,8 @@ from edgesan.frames import Pixels
 from edgesan.model.load import known_inputs, load_model
 from export import compile as compiler
 from export import data, door, losses, networks, pack, recipe, sweep, train
-from export.audit import mechanisms, run
+from export.audit import mechanisms
+from export.audit.claims import graph_digest
 from export.errors import DataError, ExportError, NetworkError, RecipeError
 from export.networks import Device, Finder, FrozenOnnx, Provider, Sanitizer, Unet
 from tests.conftest import ROOT
@@ -714,7 +715,7 @@ def test_a_model_file_gets_another_default_of_its_dial(tmp_path: Path, capsys: p
     turned, before = load_model(out, allow_unsigned=True), load_model(DEMO_MODEL)
     assert turned.metadata.alpha_default == 0.6
     assert not turned.metadata.claims, "they were made at another alpha"
-    assert run.graph_digest(out) == run.graph_digest(DEMO_MODEL)
+    assert graph_digest(out) == graph_digest(DEMO_MODEL)
     chips, z = np.full((1, 112, 112, 3), 120, np.uint8), np.zeros((1, 64), np.float32)
     np.testing.assert_array_equal(turned.run(chips, z, 0.5), before.run(chips, z, 0.5))
     assert "in format 2; sign it anew" in capsys.readouterr().out
