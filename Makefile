@@ -35,7 +35,7 @@ lint: $(VENV)/dev  ## ruff and mypy
 	$(BIN)/mypy
 
 docs: $(VENV)/docs  ## the documentation, into site/index.html; a broken link fails
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 constraints: $(VENV)/dev  ## constraints.txt, from the versions that are installed; run the tests before it
 	{ echo "# Written by make constraints: the versions that were tested. torch is installed by itself (TORCH in the Makefile)."; \
