@@ -18,12 +18,11 @@ from typing import Any
 import cv2
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tqdm import tqdm
 
-from edgesan import bench, faces
+from edgesan import bench, faces, ort
 from edgesan.config import DEMO_MODEL, Config
 from edgesan.frames import Pixels
 from edgesan.model.load import load_model
@@ -110,7 +109,7 @@ def unet() -> bytes:
 
 def network(content: bytes) -> Callable[[], object]:
     """A call of any network on one face, one thread."""
-    session = ort.InferenceSession(content, faces.session_options(1), ["CPUExecutionProvider"])
+    session = ort.session(content)
     inputs: dict[str, NDArray[Any]] = {}
     for given in session.get_inputs():
         shape = [d if isinstance(d, int) else 1 for d in given.shape]

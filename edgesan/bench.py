@@ -33,12 +33,11 @@ import av
 import cv2
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tqdm import tqdm
 
-from edgesan import faces, message, noise, render, sanitize
+from edgesan import faces, message, noise, ort, render, sanitize
 from edgesan.capture import DEMO_CLIP
 from edgesan.capture.opencv import FileSource
 from edgesan.config import Config
@@ -189,7 +188,7 @@ def core(content: bytes, seconds: float) -> Rows:
 
 def start(content: bytes, threads: int) -> ort.InferenceSession:
     """A session as the runtime has it."""
-    return ort.InferenceSession(content, faces.session_options(threads), ["CPUExecutionProvider"])
+    return ort.session(content, threads)
 
 
 def feed(session: ort.InferenceSession, batch: int) -> Callable[[], object]:
@@ -215,8 +214,7 @@ def product(precision: str, threads: int) -> Callable[[], object]:
         [numpy_helper.from_array(weights, "b")],
     )  # fmt: skip
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    options = faces.session_options(threads)
-    session = ort.InferenceSession(proto.SerializeToString(), options, ["CPUExecutionProvider"])
+    session = ort.session(proto.SerializeToString(), threads)
     inputs = {"a": generator.astype(helper.tensor_dtype_to_np_dtype(left))}
     return lambda: session.run(["c"], inputs)
 

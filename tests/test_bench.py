@@ -9,12 +9,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import aims, check, compare, projection
-from edgesan import bench, faces
+from edgesan import bench, faces, ort
 from edgesan.config import DEMO_MODEL, Config
 from edgesan.model.load import Model, known_inputs, load_model
 
@@ -40,7 +39,7 @@ def test_the_float_twin_paints_what_the_shipped_file_does() -> None:
     feed = {"face": chips, "noise": z, "alpha": np.full((4, 1), 0.5, np.float32)}
     pictures = []
     for content in (proto.SerializeToString(), twin.SerializeToString()):
-        session = ort.InferenceSession(content, faces.session_options(1), ["CPUExecutionProvider"])
+        session = ort.session(content)
         pictures.append(session.run(["sanitized"], feed)[0].astype(np.float64))
     error = float(((pictures[0] - pictures[1]) ** 2).mean())
     assert 0 < error < 255**2 / 10**3, "30 dB"
