@@ -10,6 +10,7 @@ from types import FrameType
 from edgesan import faces, isolation, message, sanitize, status
 from edgesan.capture import open_source
 from edgesan.config import Config
+from edgesan.control import ALIVE, NOT_RECORDED, READY, RECORD_VERSION, RECORDED, START, ControlChannel
 from edgesan.errors import ConfigError, EndOfStream, Reject, RollbackError
 from edgesan.isolation import Claim
 from edgesan.message import COUNTERS, SPANS, Status
@@ -17,7 +18,6 @@ from edgesan.metrics import Metrics
 from edgesan.model import rollback
 from edgesan.model.load import Encoder, Verified, load_encoder
 from edgesan.transmit.link import Pipes, Sender
-from edgesan.control import ALIVE, NOT_RECORDED, READY, RECORD_VERSION, RECORDED, START, ControlChannel
 
 FRAME_TIMEOUT_S = 2.0  # without a frame for so long, the camera is lost
 STATUS_NS = 500_000_000
@@ -69,7 +69,7 @@ def run(
         status_due_ns, faces_now = started_ns, 0
         control.send(READY)
         while not stop.asked and frames != metrics.totals["sanitized"]:
-            for asked in sender.wishes():
+            for asked in sender.requested_alphas():
                 low, high = encoder.metadata.alpha_range
                 sanitizer.alpha = min(max(asked, low), high)
             try:

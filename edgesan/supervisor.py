@@ -26,17 +26,18 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import BinaryIO, Final
+from typing import Final
 
 from edgesan import isolation
-from edgesan.config import SERVERS, Config
+from edgesan.config import Config
+from edgesan.control import ALIVE, NOT_RECORDED, READY, RECORD_VERSION, RECORDED, START, ControlChannel
 from edgesan.errors import CameraError, ConfigError, EdgesanError, SinkError
 from edgesan.model import rollback
-from edgesan.transmit import process
-from edgesan.transmit.link import Pipes
+from edgesan.transmit import process, sinks
+from edgesan.transmit.link import Pipes, send_pipes
+from edgesan.transmit.sinks import OutputFile
 from edgesan.transmit.unit import UnitClient, UnitListener
 from edgesan.watchdog import Watchdog
-from edgesan.control import ALIVE, NOT_RECORDED, READY, RECORD_VERSION, RECORDED, START, ControlChannel
 
 TURN_MS: Final = 200  # at most, between two looks at everything
 START_S: Final = 30.0  # for a child to be ready
@@ -190,7 +191,7 @@ class Supervisor:
         now_s = time.monotonic()
         if self._config.role != "sanitize" and self._transmit is None and now_s >= self._transmit_due_s:
             again = self._transmit_due_s > 0 or self._config.role == "transmit"  # there, systemd starts it again
-            files = process.open_outputs(self._config, again=again)
+            files = sinks.open_files(self._config, again=again)
             self._files += [path for path, _ in files]
             self._channel, theirs = socket.socketpair()
             self._transmit = self._fork("transmit", lambda control: self._run_transmit(files, theirs, control))
@@ -198,7 +199,7 @@ class Supervisor:
             for _, file in files:
                 file.close()
             if self._pipes:
-                self._give(self._pipes.frames_in, self._pipes.wishes_out)
+                send_pipes(self._channel, self._pipes.frames_in, self._pipes.requests_out)
         if self._losses and not (self._sanitize and self._sanitize.ready):
             self._alive()
         if self._pipes and self._sanitize is None and now_s >= self._sanitize_due_s:
@@ -248,7 +249,7 @@ class Supervisor:
         assert log
         log.take()
         # Whatever else it inherited, also from whoever started edgesan, could hold a picture.
-        keep = {0, 1, 2, pipes.frames_out, pipes.frames_in, pipes.wishes_in, control.read_fd, control.write_fd}
+        keep = {0, 1, 2, pipes.frames_out, pipes.frames_in, pipes.requests_in, control.read_fd, control.write_fd}
         for fd in {int(name) for name in os.listdir("/proc/self/fd")} - keep:
             with suppress(OSError):  # the one that listed them
                 os.close(fd)
@@ -266,7 +267,7 @@ class Supervisor:
         pipeline.run(c, pipes, control, claims, frames=left, losses=self._losses)
         return 0
 
-    def _run_transmit(self, files: list[tuple[Path, BinaryIO]], channel: socket.socket, control: ControlChannel) -> int:
+    def _run_transmit(self, files: list[OutputFile], channel: socket.socket, control: ControlChannel) -> int:
         """The life of the transmit process."""
         self._end_with_parent(signal.SIGTERM if files else signal.SIGKILL)  # files are finished; a port is free at once
         if self._channel:
@@ -280,12 +281,6 @@ class Supervisor:
         isolation.end_with_parent(number)
         if os.getppid() != self._pid:
             os.kill(os.getpid(), number)
-
-    def _give(self, frames_in: int, wishes_out: int) -> None:
-        """Give the transmit process the pipes of a sanitize process."""
-        assert self._channel
-        with suppress(BrokenPipeError, ConnectionResetError):  # it is dead, which is seen soon
-            socket.send_fds(self._channel, [b"\0"], [frames_in, wishes_out])
 
     # --- hearing ------------------------------------------------------------------------------------------------------
 
@@ -348,11 +343,12 @@ class Supervisor:
     def _meet(self) -> None:
         """Let another unit in, or go to meet it."""
         if self._listener and self._pipes:
-            self._listener.look(self._pipes.frames_in, self._pipes.wishes_out)
+            self._listener.look(self._pipes.frames_in, self._pipes.requests_out)
         if self._client and self._transmit and self._transmit.ready:
             given = self._client.look()
             if given:
-                self._give(*given)
+                assert self._channel
+                send_pipes(self._channel, *given)
                 for fd in given:
                     os.close(fd)
 
@@ -426,7 +422,7 @@ class Supervisor:
             self._sanitize.end(STOP_SANITIZE_S)
             self._close_log()
         if self._transmit:
-            files = [out for out in self._config.out if not out.startswith(SERVERS)]
+            files = [str(path) for path in self._config.files]
             ended = self._transmit.end(STOP_FILES_S if files else STOP_S)
             self._forget_empty_files()
             if files and ended < 0 and self._transmit.ready:

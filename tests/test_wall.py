@@ -71,7 +71,9 @@ def dependencies(module: str) -> set[str]:
     known = {name for package in PACKAGES for name in sources(package)}
     found = set()
     for name in imported(sources(module.partition(".")[0])[module]):
-        parents = set(accumulate(name.split("."), "{}.{}".format))  # edgesan.model.load of edgesan.model.load.load_model
+        parents = set(
+            accumulate(name.split("."), "{}.{}".format)
+        )  # edgesan.model.load of edgesan.model.load.load_model
         found.add(max(known & parents, key=len, default=module))
     return found - {module}
 
@@ -151,6 +153,7 @@ def test_sockets_are_made_where_they_belong() -> None:
         "supervisor",  # a pair, through which the transmit process receives its pipes
         "transmit.admission",
         "transmit.http",
+        "transmit.link",
         "transmit.process",
         "transmit.unit",
         "watchdog",  # the service manager's socket
@@ -223,12 +226,12 @@ def test_onnxruntimes_telemetry_is_off_before_it_is_loaded() -> None:
 
 LEAKS = {
     "a raw frame is sent": (
-        "from edgesan.frames import RawFrame\nfrom edgesan.transmit import Sink\n"
+        "from edgesan.frames import RawFrame\nfrom edgesan.transmit.sinks import Sink\n"
         "async def leak(sink: Sink, raw: RawFrame) -> None:\n    await sink.send(raw)\n",
         'incompatible type "RawFrame"; expected "SanitizedFrame"',
     ),
     "raw pixels are sent": (
-        "from edgesan.frames import RawFrame\nfrom edgesan.transmit import Sink\n"
+        "from edgesan.frames import RawFrame\nfrom edgesan.transmit.sinks import Sink\n"
         "async def leak(sink: Sink, raw: RawFrame) -> None:\n    await sink.send(raw.pixels)\n",
         'expected "SanitizedFrame"',
     ),

@@ -66,7 +66,7 @@ class HttpSink:
         address: as the user wrote it.
         token: what viewers must present; empty if nothing.
         status: gives what the other processes count.
-        ask_alpha: passes on a viewer's wish; False if nobody listens.
+        request_alpha: passes on a viewer's wish; False if nobody listens.
         sockets: those that `edgesan.transmit.admission.listen` bound.
         tls: None for http.
     """
@@ -76,12 +76,12 @@ class HttpSink:
         address: str,
         token: str,
         status: Callable[[], dict[str, Any]],
-        ask_alpha: Callable[[float], bool],
+        request_alpha: Callable[[float], bool],
         sockets: Sequence[ListeningSocket],
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.name = address
-        self._status, self._ask_alpha = status, ask_alpha
+        self._status, self._request_alpha = status, request_alpha
         self._tokens = Tokens(token, time.monotonic) if token else None
         self._sockets, self._tls = sockets, tls
         self._metrics = Metrics()
@@ -275,7 +275,7 @@ class HttpSink:
             raise web.HTTPBadRequest(text=f'alpha must be a number within {low:g}..{high:g}; send {{"alpha": 0.5}}\n')
         if reason := self._not_ready():
             raise web.HTTPServiceUnavailable(text=f"{reason}: the dial turns while pictures come; ask again\n")
-        if not self._ask_alpha(float(alpha)):
+        if not self._request_alpha(float(alpha)):
             raise web.HTTPServiceUnavailable(text="the sanitizer does not answer; ask again\n")
         return web.json_response({"asked": float(alpha)}, status=202)
 

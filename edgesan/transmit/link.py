@@ -8,6 +8,7 @@ import fcntl
 import math
 import os
 import select
+import socket
 import struct
 import time
 from collections.abc import Callable
@@ -21,7 +22,8 @@ from edgesan.message import Latents, Status
 
 F_SETPIPE_SZ: Final = 1031  # linux/fcntl.h
 PLACES: Final = 2  # messages that wait in the pipe: a frame, and a status
-WISH: Final = struct.Struct("<d")
+ALPHA_REQUEST: Final = struct.Struct("<d")
+PIPES_SENT: Final = 2  # the pipe with messages, and the one back
 MOST_READ: Final = 64  # packets in one turn
 MOST_RATE: Final = 60 * message.MOST_BYTES  # bytes a second that are heard: 60 of the largest frames
 
@@ -32,20 +34,20 @@ class Pipes:
 
     frames_out: int  # to be written to by the sanitize process
     frames_in: int
-    wishes_out: int  # to be written to by the transmit process
-    wishes_in: int
+    requests_out: int  # to be written to by the transmit process
+    requests_in: int
 
     @classmethod
     def make(cls) -> "Pipes":
         """New ones, that no program which is started inherits."""
         frames_in, frames_out = os.pipe2(os.O_DIRECT | os.O_NONBLOCK | os.O_CLOEXEC)
-        wishes_in, wishes_out = os.pipe2(os.O_DIRECT | os.O_NONBLOCK | os.O_CLOEXEC)
-        for end in (frames_out, wishes_out):
+        requests_in, requests_out = os.pipe2(os.O_DIRECT | os.O_NONBLOCK | os.O_CLOEXEC)
+        for end in (frames_out, requests_out):
             fcntl.fcntl(end, F_SETPIPE_SZ, PLACES * os.sysconf("SC_PAGE_SIZE"))
-        return cls(frames_out, frames_in, wishes_out, wishes_in)
+        return cls(frames_out, frames_in, requests_out, requests_in)
 
     def close(self) -> None:
-        for end in (self.frames_out, self.frames_in, self.wishes_out, self.wishes_in):
+        for end in (self.frames_out, self.frames_in, self.requests_out, self.requests_in):
             os.close(end)
 
 
@@ -80,13 +82,13 @@ class Sender:
             else:
                 return
 
-    def wishes(self) -> list[float]:
+    def requested_alphas(self) -> list[float]:
         """The alphas that viewers asked for since the last call, each finite and within 0..1."""
         heard = []
         with suppress(BlockingIOError):
             for _ in range(MOST_READ):
-                word = os.read(self._pipes.wishes_in, WISH.size + 1)
-                (alpha,) = WISH.unpack(word) if len(word) == WISH.size else (math.nan,)
+                word = os.read(self._pipes.requests_in, ALPHA_REQUEST.size + 1)
+                (alpha,) = ALPHA_REQUEST.unpack(word) if len(word) == ALPHA_REQUEST.size else (math.nan,)
                 if 0 <= alpha <= 1:  # so no NaN
                     heard.append(alpha)
         return heard
@@ -95,8 +97,8 @@ class Sender:
 class Receiver:
     """The transmit process's end: parses what comes, and counts it."""
 
-    def __init__(self, frames_in: int, wishes_out: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._frames_in, self._wishes_out, self._clock = frames_in, wishes_out, clock
+    def __init__(self, frames_in: int, requests_out: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._frames_in, self._requests_out, self._clock = frames_in, requests_out, clock
         self.bytes = self.messages = self.refused = 0
         """What crossed, in all; and the messages that were no such thing, or came too fast."""
         self._budget, self._at_s = float(MOST_RATE), clock()
@@ -137,12 +139,33 @@ class Receiver:
                 newest = said
         return newest
 
-    def ask_alpha(self, alpha: float) -> bool:
+    def request_alpha(self, alpha: float) -> bool:
         """Pass a viewer's wish on. False if nobody listens: the pipe is full, or nobody is there."""
-        if self.over or not select.select([], [self._wishes_out], [], 0)[1]:
+        if self.over or not select.select([], [self._requests_out], [], 0)[1]:
             return False
         try:
-            os.write(self._wishes_out, WISH.pack(alpha))
+            os.write(self._requests_out, ALPHA_REQUEST.pack(alpha))
         except (BlockingIOError, BrokenPipeError):
             return False
         return True
+
+
+def send_pipes(connection: socket.socket, frames_in: int, requests_out: int) -> None:
+    """Pass the transmit process's ends of the pipes on. Nothing happens if the other side is gone."""
+    with suppress(BrokenPipeError, ConnectionResetError):
+        socket.send_fds(connection, [b"\0"], [frames_in, requests_out])
+
+
+def receive_pipes(connection: socket.socket) -> list[int] | None:
+    """Return the two descriptors that `send_pipes` sent, for the caller to close.
+
+    The list is empty if something else was sent, and the result None if the other side has closed.
+    """
+    content, received, _, _ = socket.recv_fds(connection, 1, PIPES_SENT)
+    if not content:
+        return None
+    if len(received) != PIPES_SENT:
+        for descriptor in received:
+            os.close(descriptor)
+        return []
+    return received

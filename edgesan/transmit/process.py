@@ -5,8 +5,6 @@ gives up the rest (`edgesan.isolation.transmit`), and only then loads the librar
 """
 
 import asyncio
-import errno
-import itertools
 import os
 import signal
 import socket
@@ -14,20 +12,20 @@ import sys
 import time
 from collections import deque
 from contextlib import AsyncExitStack
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from edgesan import disk, isolation
-from edgesan.config import SERVERS, Config
-from edgesan.errors import ModelError, Reject, SinkError
-from edgesan.isolation import Claim
+from edgesan import isolation
+from edgesan.config import Config
 from edgesan.control import ALIVE, READY, ControlChannel
+from edgesan.errors import ModelError, Reject
+from edgesan.isolation import Claim
+from edgesan.transmit import sinks
+from edgesan.transmit.sinks import OutputFile, Sink
 
 if TYPE_CHECKING:  # numpy must not be loaded yet: see `edgesan.isolation`
     from edgesan.frames import SanitizedFrame
     from edgesan.message import Status
     from edgesan.model.load import Decoder
-    from edgesan.transmit import Sink
     from edgesan.transmit.link import Receiver
 
 FRESH_NS: Final = 1_000_000_000  # an older frame is no picture of now
@@ -35,90 +33,41 @@ SLATE_S: Final = 0.5  # between slates, while no fresh frame comes
 ALIVE_S: Final = 1.0  # between signs of life for the parent
 RATE_S: Final = 5.0  # that bytes a second are counted over
 RELOAD_S: Final = 2.0  # between attempts to read another model
-GIVEN: Final = 2  # descriptors: the pipe with messages, and the one back
 
 
-def open_outputs(config: Config, *, again: bool) -> list[tuple[Path, BinaryIO]]:
-    """The files that are written to, new and empty; the transmit process may open none itself.
-
-    Args:
-        again: it was killed, and its files stay as they are: clip.mkv becomes clip-2.mkv, or the next number that is free.
-
-    Raises:
-        SinkError: a file exists, or its place cannot be written.
-    """
-    opened: list[tuple[Path, BinaryIO]] = []
-    try:
-        for path in [Path(out).absolute() for out in config.out if not out.startswith(SERVERS)]:
-            opened.append(_open_output(path, again=again))  # noqa: PERF401 - what was opened must be known where the next fails
-    except SinkError:
-        for path, file in opened:
-            file.close()
-            path.unlink()
-        raise
-    return opened
-
-
-def _open_output(path: Path, *, again: bool) -> tuple[Path, BinaryIO]:
-    numbers = (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(2))
-    for name in itertools.chain([path], numbers if again else []):
-        try:
-            return name, disk.new_file(name)
-        except FileExistsError as error:
-            if not again:
-                raise SinkError(f"{name} exists: name another file, or move it away first") from error
-        except OSError as error:
-            reason = "there is no such folder" if error.errno == errno.ENOENT else error.strerror
-            raise SinkError(f"cannot write {name}: {reason}; name a file in a folder that you may write to") from error
-    raise SinkError(f"cannot write {path}: every name beside it is taken; move the files away")
-
-
-def run(config: Config, files: list[tuple[Path, BinaryIO]], channel: socket.socket, control: ControlChannel) -> int:
-    """The whole life of the process; its exit code.
+def run(config: Config, files: list[OutputFile], channel: socket.socket, control: ControlChannel) -> int:
+    """Live the whole life of the transmit process, and return its exit code.
 
     Args:
-        files: from `open_outputs`.
-        channel: gives the descriptors of the pipes (GIVEN of them), each time when there is a sanitize process to hear.
-        control: to the parent.
+        config: the options of the run.
+        files: from `sinks.open_files`.
+        channel: carries the pipes of each new sanitize process; see `link.receive_pipes`.
+        control: the child's end of the channel to the parent.
 
     Raises:
-        SinkError: a sink could not be opened, or failed. ModelError: the model may not be run.
-        IsolationError: as `require_isolation` asks.
+        SinkError: a sink could not be opened, or failed.
+        ModelError: the model may not be run.
+        IsolationError: `require_isolation` is set, and a restriction does not hold.
     """
-    from edgesan.transmit.admission import listen
-    from edgesan.transmit.tls import tls_context
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent coordinates
-    servers = [(out, listen(out)) for out in config.out if out.startswith(SERVERS)]
-    tls = None if config.tls_cert is None else tls_context(config.tls_cert, config.tls_key)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends them in order
+    servers = sinks.open_servers(config)
     loop = asyncio.new_event_loop()
-    claims = isolation.transmit(model_folders(config.model))
+    claims = isolation.transmit(config.model_folders)
     if config.require_isolation:
         isolation.require(claims)
-    where = ", ".join(config.out)
-    print(f"edgesan: transmit -> {where}\n  isolation: {isolation.summary(claims)}",
-          *(f"  WARNING: {claim}" for claim in claims if not claim.holds), sep="\n", file=sys.stderr, flush=True)  # fmt: skip
-
-    from edgesan.transmit.http import HttpSink
-
+    print(
+        f"edgesan: transmit -> {', '.join(config.out)}\n  isolation: {isolation.summary(claims)}",
+        *(f"  WARNING: {claim}" for claim in claims if not claim.holds),
+        sep="\n",
+        file=sys.stderr,
+        flush=True,
+    )
     transmitter = Transmitter(config, claims, channel, control)
-    sinks: list[Sink] = [
-        HttpSink(out, config.token, transmitter.report, transmitter.ask_alpha, sockets, tls) for out, sockets in servers
-    ]
-    if files:
-        from edgesan.transmit.file import FileSink  # 16 MB of a library that streams do not need
-
-        sinks += [FileSink(file, path) for path, file in files]
+    built = sinks.build(config, servers, files, transmitter.report, transmitter.request_alpha)
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         loop.add_signal_handler(signal.SIGTERM, transmitter.end)
-        runner.run(transmitter.serve(sinks))
+        runner.run(transmitter.serve(built))
     return 0
-
-
-def model_folders(model: Path) -> list[Path]:
-    """Where the model is read from: its folder; and, where that is a link which may be turned to another, the one around."""
-    folder = model.absolute().parent
-    return [folder.resolve(), folder.parent] if folder.is_symlink() else [folder.resolve()]
 
 
 class Transmitter:
@@ -155,7 +104,7 @@ class Transmitter:
         self._over = True
         self._news.set()
 
-    async def serve(self, sinks: "list[Sink]") -> None:
+    async def serve(self, sinks: list[Sink]) -> None:
         """Serve until `end`.
 
         Raises:
@@ -243,15 +192,12 @@ class Transmitter:
     def _meet(self) -> None:
         """Take the pipes of another sanitize process from the parent. Its tracks are others, too."""
         from edgesan.render import Renderer
-        from edgesan.transmit.link import Receiver
+        from edgesan.transmit.link import Receiver, receive_pipes
 
-        word, given, _, _ = socket.recv_fds(self._channel, 1, GIVEN)
-        if not word:  # the parent is gone
+        given = receive_pipes(self._channel)
+        if given is None:  # the parent is gone
             asyncio.get_running_loop().remove_reader(self._channel)
-            return
-        if len(given) != GIVEN:
-            for fd in given:
-                os.close(fd)
+        if not given:
             return
         self._leave()
         self._given, self._receiver = given, Receiver(given[0], given[1])
@@ -283,9 +229,9 @@ class Transmitter:
                 self._samples.popleft()
             await asyncio.sleep(ALIVE_S)
 
-    def ask_alpha(self, alpha: float) -> bool:
+    def request_alpha(self, alpha: float) -> bool:
         """Pass a viewer's wish on. False if nobody listens."""
-        return self._receiver is not None and self._receiver.ask_alpha(alpha)
+        return self._receiver is not None and self._receiver.request_alpha(alpha)
 
     def report(self) -> dict[str, Any]:
         """What the page and the metrics say, but for the server's own figures."""

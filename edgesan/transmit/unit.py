@@ -11,13 +11,12 @@ import os
 import socket
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from edgesan import disk
 from edgesan.errors import ConfigError, SinkError
-from edgesan.transmit.process import GIVEN
+from edgesan.transmit.link import receive_pipes, send_pipes
 
 RETRY_S: Final = 0.3  # between attempts to reach the sanitize unit
 
@@ -54,7 +53,7 @@ class UnitListener:
         """What to wait for."""
         return [(self._visitor or self._socket).fileno()]
 
-    def look(self, frames_in: int, wishes_out: int) -> None:
+    def look(self, frames_in: int, requests_out: int) -> None:
         """See who came and who went; who came is given the pipes."""
         if self._visitor is not None and _is_gone(self._visitor):
             self._visitor.close()
@@ -67,8 +66,7 @@ class UnitListener:
         except BlockingIOError:
             return
         self._visitor.setblocking(False)
-        with suppress(BrokenPipeError, ConnectionResetError):  # it is gone again, which is seen soon
-            socket.send_fds(self._visitor, [b"\0"], [frames_in, wishes_out])
+        send_pipes(self._visitor, frames_in, requests_out)
         print("edgesan: a transmit unit is here", file=sys.stderr, flush=True)
 
     def close(self) -> None:
@@ -117,7 +115,7 @@ class UnitClient:
         connection.settimeout(RETRY_S)
         try:
             connection.connect(str(self._path))
-            _, given, _, _ = socket.recv_fds(connection, 1, GIVEN)
+            given = receive_pipes(connection)
         except PermissionError as error:
             raise SinkError(
                 f"may not connect to the sanitize unit at {self._path}: join the group that the socket belongs to"
@@ -125,9 +123,7 @@ class UnitClient:
         except (FileNotFoundError, ConnectionRefusedError, ConnectionResetError, TimeoutError, BlockingIOError):
             connection.close()  # it is not there, or another transmit unit is
             return []
-        if len(given) != GIVEN:
-            for fd in given:
-                os.close(fd)
+        if not given:
             connection.close()
             return []
         connection.setblocking(False)
