@@ -72,6 +72,10 @@ class FrameSanitizer:
             for track in self.tracker.tracks:
                 track.code = b""
 
+    def forget(self) -> None:
+        """Forget all faces: the next frame has nothing to do with the ones before."""
+        self.tracker.tracks, self._late, self._frames = [], [], 0
+
     def __call__(self, raw: RawFrame, *, late: bool = False) -> Latents:
         """Sanitize one frame.
 

@@ -31,7 +31,8 @@ FLOORS = (
     {"render", "sanitize", "status"},
     {"transmit"},
     {"board", "pipeline"},
-    {"bench", "files", "supervisor"},
+    {"bench", "local", "supervisor"},
+    {"files"},
     {"cli"},
     {"__main__"},
 )
