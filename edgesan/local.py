@@ -28,8 +28,8 @@ class Sanitizer:
         """Verify the model and load it.
 
         Args:
-            config: the options: the model and the keys that may sign it, alpha, zones, detection. None: the bundled model,
-                as it was released. Options of cameras and sinks have no effect here.
+            config: the model, the keys that may sign it, alpha, zones and detection; options of cameras and sinks have
+                no effect. None: the bundled model with its own alpha.
 
         Raises:
             ModelError: the model may not be run; the message says why.
@@ -52,8 +52,8 @@ class Sanitizer:
         """Sanitize a picture by itself: nothing of an earlier one is used.
 
         Args:
-            pixels: uint8 [height, width, 3] in BGR, as `cv2.imread` returns it; None, as it returns it for a file that it
-                cannot read, is refused.
+            pixels: uint8 [height, width, 3] in BGR, as `cv2.imread` returns it; None, as it returns it for a file that
+                it cannot read, is refused.
 
         Raises:
             ValueError: this is not such an array.
