@@ -5,7 +5,6 @@ Files are opened by the parent, ports by the transmit process before it gives up
 
 import errno
 import itertools
-import ssl
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol
 from edgesan import disk
 from edgesan.config import Config
 from edgesan.errors import SinkError
-from edgesan.transmit.admission import ListeningSocket, listen
+from edgesan.transmit.admission import Server, listen
 from edgesan.transmit.tls import tls_context
 
 if TYPE_CHECKING:  # numpy must not be loaded before isolation
@@ -40,14 +39,6 @@ class OutputFile(NamedTuple):
 
     path: Path
     file: BinaryIO
-
-
-class Server(NamedTuple):
-    """The listening sockets of an `http://` or `https://` address, and its certificate."""
-
-    address: str
-    sockets: list[ListeningSocket]
-    tls: ssl.SSLContext | None
 
 
 def open_files(config: Config, *, again: bool) -> list[OutputFile]:
@@ -93,9 +84,9 @@ def open_servers(config: Config) -> list[Server]:
     Raises:
         SinkError: a port is taken, or the certificate cannot be used.
     """
-    sockets = [(address, listen(address)) for address in config.servers]
+    sockets = {address: listen(address) for address in config.servers}
     tls = None if config.tls_cert is None else tls_context(config.tls_cert, config.tls_key)
-    return [Server(address, listening, tls) for address, listening in sockets]
+    return [Server(address, listening, tls) for address, listening in sockets.items()]
 
 
 def build(
@@ -116,9 +107,7 @@ def build(
     """
     from edgesan.transmit.http import HttpSink
 
-    sinks: list[Sink] = [
-        HttpSink(address, config.token, status, request_alpha, sockets, tls) for address, sockets, tls in servers
-    ]
+    sinks: list[Sink] = [HttpSink(server, config.token, status, request_alpha) for server in servers]
     if files:
         from edgesan.transmit.file import FileSink  # loads 16 MB of PyAV, which streams do not need
 

@@ -97,7 +97,7 @@ def test_the_end_of_the_other_side_is_seen(pipes: Pipes) -> None:
     _, receiver = ends(pipes)
     os.close(pipes.frames_out)
     assert receiver.read(lambda status: None) is None
-    assert receiver.over
+    assert receiver.is_closed
     assert not receiver.request_alpha(0.5)
 
 
