@@ -341,7 +341,7 @@ def kernels(
 
     pipes = Pipes.make()
     stack.callback(pipes.close)
-    sender, receiver = Sender(pipes), Receiver(pipes.frames_in, pipes.wishes_out)
+    sender, receiver = Sender(pipes), Receiver(pipes.frames_in, pipes.requests_out)
 
     def pipe() -> object:
         sender.send(latents)
