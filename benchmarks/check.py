@@ -18,7 +18,7 @@ import onnx
 from benchmarks import network
 from benchmarks.results import FOLDER, load
 from benchmarks.side_by_side import by_hand, in_turn, period, pixelate
-from edgesan import bench
+from edgesan import bench, ort
 from edgesan.bench import Clip, Machine
 from edgesan.config import DEMO_MODEL, Config
 from edgesan.frames import Pixels
@@ -48,8 +48,8 @@ def ratios(seconds: float) -> dict[str, float]:
                 stages[stage]()
 
         calls: dict[str, Callable[[], object]] = {
-            "int8": network.feed(network.start(content, 1), 1),
-            "fp32": network.feed(network.start(network.unquantized(proto).SerializeToString(), 1), 1),
+            "int8": network.feed(ort.session(content, 1), 1),
+            "fp32": network.feed(ort.session(network.unquantized(proto).SerializeToString(), 1), 1),
             "peak": network.product("int8", 1),
             "kernels": kernels,
             "frame": stages["frame"],

@@ -16,13 +16,12 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tqdm import tqdm
 
 from benchmarks.results import LabResults, NetworkRow
-from edgesan import bench, faces
+from edgesan import bench, ort
 from edgesan.config import DEMO_MODEL
 from edgesan.model.load import known_inputs, prepare, read
 
@@ -47,7 +46,7 @@ def measure(content: bytes, seconds: float) -> list[NetworkRow]:
     twins = {"int8": content, "fp32": unquantized(quantized).SerializeToString()}
     rows: list[NetworkRow] = []
     for threads in (t for t in THREADS if t <= (os.cpu_count() or 1)):
-        sessions = {precision: start(twin, threads) for precision, twin in twins.items()}
+        sessions = {precision: ort.session(twin, threads) for precision, twin in twins.items()}
         peaks = {f"{precision} peak": product(precision, threads) for precision in twins}
         for batch in tqdm(BATCHES, desc=f"network, threads {threads}", leave=False):
             calls = {precision: feed(session, batch) for precision, session in sessions.items()}
@@ -70,11 +69,6 @@ def measure(content: bytes, seconds: float) -> list[NetworkRow]:
                 )
                 rows.append(row)
     return rows
-
-
-def start(content: bytes, threads: int) -> ort.InferenceSession:
-    """Start a session with the runtime's own options."""
-    return ort.InferenceSession(content, faces.session_options(threads), ["CPUExecutionProvider"])
 
 
 def feed(session: ort.InferenceSession, batch: int) -> Callable[[], object]:
@@ -101,7 +95,7 @@ def product(precision: str, threads: int) -> Callable[[], object]:
         [numpy_helper.from_array(weights, "b")],
     )
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    session = start(proto.SerializeToString(), threads)
+    session = ort.session(proto.SerializeToString(), threads)
     inputs = {"a": values.astype(helper.tensor_dtype_to_np_dtype(left))}
     return lambda: session.run(["c"], inputs)
 

@@ -26,7 +26,7 @@ from onnx import TensorProto, helper, numpy_helper
 from tqdm import tqdm
 
 from benchmarks import network
-from edgesan import bench, faces
+from edgesan import bench, faces, ort
 from edgesan.config import DEMO_MODEL, Config
 from edgesan.frames import Pixels
 from edgesan.model.load import load_model
@@ -138,7 +138,7 @@ def unet() -> bytes:
 
 def any_network(content: bytes) -> Callable[[], object]:
     """Return a call of any network on one face, one thread."""
-    session = network.start(content, 1)
+    session = ort.session(content, 1)
     inputs: dict[str, NDArray[Any]] = {}
     for given in session.get_inputs():
         shape = [d if isinstance(d, int) else 1 for d in given.shape]
@@ -177,8 +177,8 @@ def measure(seconds: float, san: Path | None = None) -> dict[str, dict[str, floa
     content = DEMO_MODEL.read_bytes()
     twin = network.unquantized(onnx.load_model_from_string(content)).SerializeToString()
     alone: dict[str, Callable[[], object]] = {
-        "edgesan, int8": network.feed(network.start(content, 1), 1),
-        "edgesan, float": network.feed(network.start(twin, 1), 1),
+        "edgesan, int8": network.feed(ort.session(content, 1), 1),
+        "edgesan, float": network.feed(ort.session(twin, 1), 1),
         "U-Net, float": any_network(unet()),
     }
     if san is not None and san.exists():

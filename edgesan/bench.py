@@ -17,6 +17,7 @@ import json
 import math
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -37,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from edgesan import faces, message, noise, render, sanitize
+from edgesan import faces, message, noise, ort, render, sanitize
 from edgesan.capture import DEMO_CLIP
 from edgesan.capture.opencv import FileSource
 from edgesan.config import Config
@@ -190,14 +191,12 @@ def run(parts: Sequence[str], config: Config, seconds: float, minutes: float) ->
 
 def machine() -> Machine:
     """Describe this machine."""
-    lines = [line.partition(":") for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()]
-    about = {key.strip(): value.strip() for key, _, value in lines}
-    flags = set((about.get("flags") or about.get("Features") or "").split())
     board = Path("/proc/device-tree/model")
+    name = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.MULTILINE)
     return Machine(
-        processor=board.read_text().strip("\0") if board.exists() else about.get("model name", platform.machine()),
+        processor=board.read_text().strip("\0") if board.exists() else name[1] if name else platform.machine(),
         cores=os.cpu_count() or 1,
-        int8=sorted(flags & {"avx2", "avx512_vnni", "avx_vnni", "asimddp", "i8mm"}),
+        int8=sorted(ort.cpu_flags() & {"avx2", "avx512_vnni", "avx_vnni", "asimddp", "i8mm"}),
         governor=_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
         python=platform.python_version(),
         edgesan=metadata.version("edgesan"),

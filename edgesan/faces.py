@@ -7,15 +7,15 @@ also holds the noise of its face, so that nobody can average the noise away over
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
 import cv2
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
+from edgesan import ort
 from edgesan.frames import Pixels
 from edgesan.message import Place
 
@@ -39,28 +39,6 @@ class Face:
     score: float
 
 
-def session_options(threads: int) -> ort.SessionOptions:
-    """onnxruntime as this runtime wants it."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # A waiting thread that spins burns the board: 77 % of a core against 11 %, and slower, in a paced loop.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    if saturates():
-        options.add_session_config_entry("session.x64quantprecision", "1")
-    return options
-
-
-@cache
-def saturates() -> bool:
-    """Whether sums of int8 products overflow 16 bits here: on x86 without VNNI. onnxruntime can do without, in 2.5 times
-    the time; with VNNI, and on Arm, the results are the same either way.
-    """
-    words = set(Path("/proc/cpuinfo").read_text(encoding="utf-8").split())
-    return not words & {"avx512_vnni", "avx_vnni", "asimd"}
-
-
 class Detector:
     """YuNet (Wu, Peng and Yu 2023) over plain onnxruntime; the decoding follows OpenCV Zoo's description."""
 
@@ -69,7 +47,7 @@ class Detector:
     def __init__(self, size: int, threads: int = 1, score: float = SCORE) -> None:
         """`size`: the longest side, in pixels, of the copy that is searched."""
         self.size, self.score = size, score
-        self._session = ort.InferenceSession(DETECTOR.read_bytes(), session_options(threads), ["CPUExecutionProvider"])
+        self._session = ort.session(DETECTOR.read_bytes(), threads)
         self._outputs = [f"{head}_{stride}" for stride in self.STRIDES for head in ("cls", "obj", "bbox", "kps")]
 
     def __call__(self, pixels: Pixels) -> list[Face]:

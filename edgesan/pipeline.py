@@ -10,6 +10,7 @@ from types import FrameType
 from edgesan import faces, isolation, message, sanitize, status
 from edgesan.capture import open_source
 from edgesan.config import Config
+from edgesan.control import ALIVE, NOT_RECORDED, READY, RECORD_VERSION, RECORDED, START, ControlChannel
 from edgesan.errors import ConfigError, EndOfStream, Reject, RollbackError
 from edgesan.isolation import Claim
 from edgesan.message import COUNTERS, SPANS, Status
@@ -17,7 +18,6 @@ from edgesan.metrics import Metrics
 from edgesan.model import rollback
 from edgesan.model.load import Encoder, Verified, load_encoder
 from edgesan.transmit.link import Pipes, Sender
-from edgesan.words import ALIVE, GO, RAISE, RAISED, READY, REFUSED, Line
 
 FRAME_TIMEOUT_S = 2.0  # without a frame for so long, the camera is lost
 STATUS_NS = 500_000_000
@@ -35,12 +35,14 @@ class Stop:
         self.asked = True
 
 
-def run(config: Config, pipes: Pipes, line: Line, claims: list[Claim], *, frames: int | None, losses: int) -> None:
+def run(
+    config: Config, pipes: Pipes, control: ControlChannel, claims: list[Claim], *, frames: int | None, losses: int
+) -> None:
     """Until the frames or the file end, or a signal comes.
 
     Args:
         pipes: to the transmit process.
-        line: to the parent.
+        control: to the parent.
         claims: what this process has given up; see `isolation.sanitize`.
         frames: end after so many.
         losses: how often the camera was lost before.
@@ -53,19 +55,19 @@ def run(config: Config, pipes: Pipes, line: Line, claims: list[Claim], *, frames
     with ExitStack() as stack:
         encoder = load_encoder(config.model, config.threads, config.trusted_keys, allow_unsigned=config.allow_unsigned)
         sanitizer = build(config, encoder)
-        hold_version(config, encoder, line)
+        hold_version(config, encoder, control)
         source = open_source(config.camera, config.width_height, config.fps, config.rotate)
         stack.callback(source.close)
         isolation.limit_memory()
         width, height = source.size
         status.announce(config, encoder, source.name, source.size, sanitizer.alpha, claims)
-        line.wait(GO)  # until somebody takes the frames; where the parent is gone, a signal ends this process
+        control.wait_for(START)  # until somebody takes the frames; where the parent is gone, a signal ends this process
 
         sender, metrics, results = Sender(pipes), Metrics(), isolation.pack(claims)
         metrics.count("camera_lost", losses)
         started_ns = time.monotonic_ns()
         status_due_ns, faces_now = started_ns, 0
-        line.say(READY)
+        control.send(READY)
         while not stop.asked and frames != metrics.totals["sanitized"]:
             for asked in sender.wishes():
                 low, high = encoder.metadata.alpha_range
@@ -83,7 +85,7 @@ def run(config: Config, pipes: Pipes, line: Line, claims: list[Claim], *, frames
             else:
                 faces_now = len(latents.faces)
                 record(metrics, sanitizer, faces_now)
-            line.say(ALIVE)
+            control.send(ALIVE)
             now_ns = time.monotonic_ns()
             if now_ns >= status_due_ns:
                 metrics.totals["dropped"] = sender.dropped
@@ -115,13 +117,13 @@ def build(config: Config, encoder: Encoder, most_encoded: int = sanitize.MOST_EN
     )
 
 
-def hold_version(config: Config, model: Verified, line: Line | None) -> None:
+def hold_version(config: Config, model: Verified, control: ControlChannel | None) -> None:
     """Let no model run that is older than one that ran, and have this one remembered.
 
     Only a trusted signature may raise the record: else any file could lock the signed models out.
 
     Args:
-        line: to the parent, which writes the record: a process that sees the camera writes nothing. None: write it here.
+        control: to the parent, which writes the record: a process that sees the camera writes nothing. None: write it here.
 
     Raises:
         RollbackError: it is older, or the record cannot be read or kept.
@@ -133,12 +135,12 @@ def hold_version(config: Config, model: Verified, line: Line | None) -> None:
     trusted = model.signer is not None and model.signer.trusted
     if not rollback.check(folder, name, version) or not trusted:
         return
-    if line is None:
+    if control is None:
         rollback.remember(folder, name, version)
         return
-    line.say(RAISE, json.dumps([name, version], ensure_ascii=False).encode())
-    kind, why = line.wait(RAISED, REFUSED)
-    if kind != RAISED:
+    control.send(RECORD_VERSION, json.dumps([name, version], ensure_ascii=False).encode())
+    kind, why = control.wait_for(RECORDED, NOT_RECORDED)
+    if kind != RECORDED:
         raise RollbackError(why.decode(errors="replace") or "the parent process is gone: start edgesan again")
 
 

@@ -30,13 +30,13 @@ from typing import BinaryIO, Final
 
 from edgesan import isolation
 from edgesan.config import SERVERS, Config
+from edgesan.control import ALIVE, NOT_RECORDED, READY, RECORD_VERSION, RECORDED, START, ControlChannel
 from edgesan.errors import CameraError, ConfigError, EdgesanError, SinkError
 from edgesan.model import rollback
 from edgesan.transmit import process
 from edgesan.transmit.link import Pipes
 from edgesan.transmit.unit import UnitClient, UnitListener
 from edgesan.watchdog import Watchdog
-from edgesan.words import ALIVE, GO, RAISE, RAISED, READY, REFUSED, Line
 
 TURN_MS: Final = 200  # at most, between two looks at everything
 START_S: Final = 30.0  # for a child to be ready
@@ -101,7 +101,7 @@ class Child:
 
     name: str
     pid: int
-    line: Line
+    control: ControlChannel
     started_s: float
     ready: bool = False
     asked: bool = False  # to remember a version
@@ -118,7 +118,7 @@ class Child:
         """Ask it to end, kill it if that takes too long; its code."""
         if self.look():
             os.kill(self.pid, signal.SIGTERM)
-            self.line.say(GO)  # where it still waits for it
+            self.control.send(START)  # where it still waits for it
         over_s = time.monotonic() + seconds
         while self.look() and time.monotonic() < over_s:
             time.sleep(0.01)
@@ -193,7 +193,7 @@ class Supervisor:
             files = process.open_outputs(self._config, again=again)
             self._files += [path for path, _ in files]
             self._channel, theirs = socket.socketpair()
-            self._transmit = self._fork("transmit", lambda line: self._run_transmit(files, theirs, line))
+            self._transmit = self._fork("transmit", lambda control: self._run_transmit(files, theirs, control))
             theirs.close()
             for _, file in files:
                 file.close()
@@ -206,11 +206,11 @@ class Supervisor:
             self._sanitize = self._fork("sanitize", self._run_sanitize)
             self._log.given()
             if self._transmit is None or self._transmit.ready:
-                self._sanitize.line.say(GO)
+                self._sanitize.control.send(START)
 
-    def _fork(self, name: str, live: Callable[[Line], int]) -> Child:
+    def _fork(self, name: str, live: Callable[[ControlChannel], int]) -> Child:
         """A child that lives `live`, and nothing else."""
-        ours, theirs = Line.pair()
+        ours, theirs = ControlChannel.pair()
         sys.stderr.flush()
         pid = os.fork()
         if pid:
@@ -223,7 +223,7 @@ class Supervisor:
             Path("/proc/self/comm").write_text(f"edgesan-{name}"[:15])  # for ps and top: proc(5)
             ours.close()
             for child in self._children():
-                child.line.close()
+                child.control.close()
             if self._log:
                 os.close(self._log.reads)
             self._watchdog.close()
@@ -240,7 +240,7 @@ class Supervisor:
             sys.stderr.flush()
             os._exit(code)
 
-    def _run_sanitize(self, line: Line) -> int:
+    def _run_sanitize(self, control: ControlChannel) -> int:
         """The life of the sanitize process."""
         self._end_with_parent(signal.SIGKILL)
         pipes, log = self._pipes, self._log
@@ -248,7 +248,7 @@ class Supervisor:
         assert log
         log.take()
         # Whatever else it inherited, also from whoever started edgesan, could hold a picture.
-        keep = {0, 1, 2, pipes.frames_out, pipes.frames_in, pipes.wishes_in, line.reads, line.writes}
+        keep = {0, 1, 2, pipes.frames_out, pipes.frames_in, pipes.wishes_in, control.read_fd, control.write_fd}
         for fd in {int(name) for name in os.listdir("/proc/self/fd")} - keep:
             with suppress(OSError):  # the one that listed them
                 os.close(fd)
@@ -263,17 +263,17 @@ class Supervisor:
         from edgesan import pipeline
 
         left = None if c.frames is None else max(0, c.frames - self._frames)
-        pipeline.run(c, pipes, line, claims, frames=left, losses=self._losses)
+        pipeline.run(c, pipes, control, claims, frames=left, losses=self._losses)
         return 0
 
-    def _run_transmit(self, files: list[tuple[Path, BinaryIO]], channel: socket.socket, line: Line) -> int:
+    def _run_transmit(self, files: list[tuple[Path, BinaryIO]], channel: socket.socket, control: ControlChannel) -> int:
         """The life of the transmit process."""
         self._end_with_parent(signal.SIGTERM if files else signal.SIGKILL)  # files are finished; a port is free at once
         if self._channel:
             self._channel.close()
         if self._pipes:
             self._pipes.close()  # they come by the channel
-        return process.run(self._config, files, channel, line)
+        return process.run(self._config, files, channel, control)
 
     def _end_with_parent(self, number: int) -> None:
         """Get this signal when the parent ends; at once, if it has ended."""
@@ -293,7 +293,7 @@ class Supervisor:
         """Until somebody says something or dies, or a turn is over."""
         poll = select.poll()
         for child in self._children():
-            poll.register(child.line.reads, select.POLLIN)
+            poll.register(child.control.read_fd, select.POLLIN)
         if self._log:
             poll.register(self._log.reads, select.POLLIN)
         for place in (self._listener, self._client):
@@ -305,15 +305,15 @@ class Supervisor:
 
     def _hear(self, child: Child) -> None:
         """Take in what a child has said."""
-        while (word := child.line.hear()) is not None and word[0]:
-            kind, more = word
-            if kind == RAISE and child is self._sanitize and not child.asked:
+        while (message := child.control.receive()) is not None and message.kind:
+            kind, payload = message
+            if kind == RECORD_VERSION and child is self._sanitize and not child.asked:
                 child.asked = True  # once, as it does before it opens the camera: no picture gets into the record
-                self._remember(child, more)
+                self._remember(child, payload)
             elif kind == READY and not child.ready:
                 child.ready = True
                 if child is self._transmit and self._sanitize:
-                    self._sanitize.line.say(GO)
+                    self._sanitize.control.send(START)
                 if all(each.ready for each in self._children()) and self._began_s is None:
                     self._began_s = time.monotonic()
                     self._watchdog.ready()
@@ -329,21 +329,21 @@ class Supervisor:
             self._alive_s = time.monotonic()
             self._watchdog.alive()
 
-    def _remember(self, child: Child, more: bytes) -> None:
+    def _remember(self, child: Child, payload: bytes) -> None:
         """Write down that a version runs, for a process that may write nothing."""
         try:
-            name, version = json.loads(more)
+            name, version = json.loads(payload)
             folder = rollback.state_folder(self._config.state_dir, os.environ)
             named = isinstance(name, str) and name.isprintable() and 0 < len(name) <= MOST_NAME
             if not (named and type(version) is int and 0 < version < 2**53):
-                raise ConfigError(f"a version cannot be remembered that is {more!r}")
+                raise ConfigError(f"a version cannot be remembered that is {payload!r}")
             rollback.remember(folder, name, version)
         except EdgesanError as error:
-            child.line.say(REFUSED, str(error).encode())
+            child.control.send(NOT_RECORDED, str(error).encode())
         except ValueError:
-            child.line.say(REFUSED, b"the version came garbled: start edgesan again")
+            child.control.send(NOT_RECORDED, b"the version came garbled: start edgesan again")
         else:
-            child.line.say(RAISED)
+            child.control.send(RECORDED)
 
     def _meet(self) -> None:
         """Let another unit in, or go to meet it."""
@@ -379,7 +379,7 @@ class Supervisor:
             self._sanitize_ended(self._sanitize)
 
     def _sanitize_ended(self, child: Child) -> None:
-        child.line.close()
+        child.control.close()
         self._sanitize = None
         self._close_log()
         lost = child.code == CameraError.exit_code and (child.ready or self._losses)
@@ -393,7 +393,7 @@ class Supervisor:
         print("edgesan: opening the camera again", file=sys.stderr, flush=True)
 
     def _transmit_ended(self, child: Child) -> None:
-        child.line.close()
+        child.control.close()
         self._transmit = None
         if self._channel:
             self._channel.close()

@@ -39,7 +39,7 @@ from export.audit import attackers, metrics
 from export.audit.attackers import Chips
 from export.audit.run import JPEG_QUALITY, MATCHERS, leave
 from export.errors import ExportError
-from export.networks import Provider
+from export.providers import Provider
 
 Canvas = Callable[[Iterator[Pixels]], Iterator[Pixels]]
 """Frames of the camera to frames that leave."""

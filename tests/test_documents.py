@@ -8,7 +8,7 @@ import pytest
 from edgesan.cli import parser
 from edgesan.config import DEMO_MODEL, Config
 from edgesan.model.load import load_model
-from tests.conftest import ROOT
+from tests.support import ROOT
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = sorted({line.split("#")[0].strip() for line in README.splitlines() if line.startswith("edgesan ")})

@@ -23,8 +23,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgesan.frames import Pixels
-from tests.conftest import CLIP, ROOT, report
-from tests.transmit.test_http import free_port
+from tests.support import CLIP, ROOT, free_port, report
 
 CELL, STRENGTH = 4, 14  # of the pattern: pixels of a square, levels up or down
 FOUND = 0.45  # correlation with the pattern, in a tile, from which it counts as found

@@ -24,9 +24,7 @@ from edgesan import isolation, syscalls
 from edgesan.config import Config
 from edgesan.errors import ConfigError, IsolationError
 from edgesan.isolation import WAYS, Claim
-from tests.conftest import ROOT, child, report
-from tests.test_cli import Running
-from tests.transmit.test_http import free_port
+from tests.support import ROOT, Running, child, free_port, report
 
 BOTH = ("no privileges", "no dumps", "no files", "no terminal", "no other process", "no new namespace", "no kernel doors",
         "no endless memory")  # fmt: skip

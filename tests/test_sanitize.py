@@ -15,16 +15,10 @@ from edgesan.frames import Pixels, RawFrame, SanitizedFrame, Stamps, lend
 from edgesan.message import Latents
 from edgesan.model.load import Model
 from edgesan.sanitize import FrameSanitizer, Settings
+from tests.support import Blind
 
 Make = Callable[..., FrameSanitizer]
 FRAME_NS = 40_000_000
-
-
-class Blind(faces.Detector):
-    """A real detector that is switched off: every face is missed."""
-
-    def __call__(self, pixels: Pixels) -> list[faces.Face]:
-        return []
 
 
 class Placing(faces.Detector):

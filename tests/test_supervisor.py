@@ -21,8 +21,7 @@ import pytest
 from edgesan.config import Config
 from edgesan.errors import ConfigError
 from edgesan.supervisor import LOG_BURST, LOG_RATE, RESTART_S, Log
-from tests.conftest import ROOT, child
-from tests.transmit.test_http import free_port
+from tests.support import ROOT, child, free_port
 
 
 class Run:

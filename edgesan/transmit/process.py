@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from edgesan import disk, isolation
 from edgesan.config import SERVERS, Config
+from edgesan.control import ALIVE, READY, ControlChannel
 from edgesan.errors import ModelError, Reject, SinkError
 from edgesan.isolation import Claim
-from edgesan.words import ALIVE, READY, Line
 
 if TYPE_CHECKING:  # numpy must not be loaded yet: see `edgesan.isolation`
     from edgesan.frames import SanitizedFrame
@@ -73,13 +73,13 @@ def _open_output(path: Path, *, again: bool) -> tuple[Path, BinaryIO]:
     raise SinkError(f"cannot write {path}: every name beside it is taken; move the files away")
 
 
-def run(config: Config, files: list[tuple[Path, BinaryIO]], channel: socket.socket, line: Line) -> int:
+def run(config: Config, files: list[tuple[Path, BinaryIO]], channel: socket.socket, control: ControlChannel) -> int:
     """The whole life of the process; its exit code.
 
     Args:
         files: from `open_outputs`.
         channel: gives the descriptors of the pipes (GIVEN of them), each time when there is a sanitize process to hear.
-        line: to the parent.
+        control: to the parent.
 
     Raises:
         SinkError: a sink could not be opened, or failed. ModelError: the model may not be run.
@@ -101,7 +101,7 @@ def run(config: Config, files: list[tuple[Path, BinaryIO]], channel: socket.sock
 
     from edgesan.transmit.http import HttpSink
 
-    transmitter = Transmitter(config, claims, channel, line)
+    transmitter = Transmitter(config, claims, channel, control)
     sinks: list[Sink] = [
         HttpSink(out, config.token, transmitter.report, transmitter.ask_alpha, sockets, tls) for out, sockets in servers
     ]
@@ -124,11 +124,11 @@ def model_folders(model: Path) -> list[Path]:
 class Transmitter:
     """Hears messages, paints, and passes each newest frame on to all sinks."""
 
-    def __init__(self, config: Config, claims: list[Claim], channel: socket.socket, line: Line) -> None:
+    def __init__(self, config: Config, claims: list[Claim], channel: socket.socket, control: ControlChannel) -> None:
         from edgesan.metrics import Metrics
         from edgesan.render import Renderer
 
-        self._config, self._claims, self._channel, self._line = config, claims, channel, line
+        self._config, self._claims, self._channel, self._control = config, claims, channel, control
         self._decoder = self._load()
         self._renderer = Renderer(self._decoder, config.zones)
         isolation.limit_memory()
@@ -168,7 +168,7 @@ class Transmitter:
             for sink in sinks:
                 await sink.start()
                 stack.push_async_callback(sink.close)
-            self._line.say(READY)
+            self._control.send(READY)
             stack.callback(loop.create_task(self._live()).cancel)
             while not self._over:
                 try:
@@ -276,7 +276,7 @@ class Transmitter:
     async def _live(self) -> None:
         """Tell the parent that the loop turns, and see how much crosses."""
         while True:
-            self._line.say(ALIVE)
+            self._control.send(ALIVE)
             now_s = time.monotonic()
             self._samples.append((now_s, self._wall()[0]))
             while now_s - self._samples[0][0] > RATE_S:

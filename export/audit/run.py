@@ -43,7 +43,7 @@ from export.audit import html as pages
 from export.audit.attackers import Chips, Convolutional, FineTuned, Judge, Lesson, Linear
 from export.audit.mechanisms import Mechanism
 from export.errors import ExportError
-from export.networks import Provider
+from export.providers import Provider
 
 FORMAT = 5  # of the cells: raised whenever a figure is computed in another way
 CLOSED_SETS = ("lfw", "glint", "pins")

@@ -10,6 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks import network, results
+from edgesan import ort
 from edgesan.config import DEMO_MODEL
 from edgesan.model.load import known_inputs
 
@@ -32,7 +33,7 @@ def test_the_float_twin_paints_what_the_shipped_file_does() -> None:
     assert not {"QuantizeLinear", "DequantizeLinear"} & {node.op_type for node in twin.graph.node}
     chips, z = known_inputs(4, 64)
     feed = {"face": chips, "noise": z, "alpha": np.full((4, 1), 0.5, np.float32)}
-    whole, rounded = (network.start(p.SerializeToString(), 1).run(["sanitized"], feed)[0] for p in (twin, proto))
+    whole, rounded = (ort.session(p.SerializeToString(), 1).run(["sanitized"], feed)[0] for p in (twin, proto))
     error = float(((whole.astype(np.float64) - rounded) ** 2).mean())
     assert 0 < error < 255**2 / 10**3, "30 dB"
 

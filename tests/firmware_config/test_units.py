@@ -24,9 +24,8 @@ from edgesan.config import Config
 from edgesan.errors import ConfigError
 from edgesan.transmit.link import Pipes
 from edgesan.transmit.unit import UnitClient, UnitListener
-from tests.conftest import ROOT
+from tests.support import ROOT, free_port
 from tests.test_isolation import program
-from tests.transmit.test_http import free_port
 
 FILES = ROOT / "firmware_config" / "root"
 UNITS = sorted((FILES / "usr/lib/systemd/system").glob("*.service"))

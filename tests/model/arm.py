@@ -20,7 +20,7 @@ import onnx
 from numpy.typing import NDArray
 
 from benchmarks import network
-from edgesan import faces
+from edgesan import faces, ort
 from edgesan.capture.opencv import open_clip
 from edgesan.config import DEMO_MODEL
 from edgesan.model.load import known_inputs, load_model
@@ -119,7 +119,7 @@ def compare(folder: Path) -> dict[str, dict[str, float]]:
     np.savez(folder / "given.npz", **given)
     sanitizer = load_model(DEMO_MODEL)
     here = np.stack([sanitizer.run(given["chips"], given["noise"], float(alpha)) for alpha in ALPHAS]).astype(int)
-    twin = network.start(network.unquantized(onnx.load(DEMO_MODEL)).SerializeToString(), 1)
+    twin = ort.session(network.unquantized(onnx.load(DEMO_MODEL)).SerializeToString(), 1)
     feed = {"face": given["chips"], "noise": given["noise"]}
     size = (len(given["chips"]), 1)
     exact = [twin.run(None, feed | {"alpha": np.full(size, alpha, np.float32)})[0] for alpha in ALPHAS]

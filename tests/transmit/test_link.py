@@ -12,7 +12,6 @@ from edgesan import message
 from edgesan.errors import Reject
 from edgesan.message import COUNTERS, SPANS, FaceCode, Latents, Place, Status
 from edgesan.transmit.link import MOST_RATE, WISH, Pipes, Receiver, Sender
-from edgesan.words import GO, RAISED, REFUSED, Line
 
 FRAME = Latents(1, 10**12, 3000, 640, 480, 0.4, 7, (FaceCode(3, Place(100, 50, 80, 0.5), bytes(64)),))
 STATUS = Status((1,) * len(COUNTERS), 1.5, 30.0, 0.4, ((1.0, 2.0, 3.0),) * len(SPANS), 7, 640, 480, b"\1")
@@ -123,31 +122,6 @@ def test_wishes_pass_and_what_is_none_does_not(pipes: Pipes) -> None:
 def test_a_dial_that_nobody_hears_is_told(pipes: Pipes) -> None:
     _, receiver = ends(pipes)
     assert [receiver.ask_alpha(0.5) for _ in range(3)][-1] is False, "the pipe is full"
-
-
-def test_a_word_arrives_as_it_was_said() -> None:
-    parent, child = Line.pair()
-    assert parent.hear() is None
-    child.say(b"V", b'["default", 5]')
-    child.say(b"A")
-    assert [parent.hear(), parent.hear(), parent.hear()] == [(b"V", b'["default", 5]'), (b"A", b""), None]
-    parent.say(GO)
-    assert child.hear() == (GO, b"")
-    parent.close()
-    assert child.hear() == (b"", b"")
-    child.say(b"A")  # nobody is there: nothing happens
-    child.close()
-
-
-def test_a_word_that_is_waited_for_leaves_the_others_for_later() -> None:
-    parent, child = Line.pair()
-    parent.say(GO)
-    parent.say(REFUSED, b"no room")
-    assert child.wait(RAISED, REFUSED) == (REFUSED, b"no room")
-    assert child.wait(GO) == (GO, b"")
-    parent.close()
-    assert child.wait(GO) == (b"", b"")
-    child.close()
 
 
 def test_what_comes_too_fast_is_not_heard(pipes: Pipes) -> None:
