@@ -21,7 +21,7 @@ from edgesan import disk, isolation
 from edgesan.config import SERVERS, Config
 from edgesan.control import ALIVE, READY, ControlChannel
 from edgesan.errors import ModelError, Reject, SinkError
-from edgesan.isolation import Claim
+from edgesan.isolation import IsolationClaim
 
 if TYPE_CHECKING:  # numpy must not be loaded yet: see `edgesan.isolation`
     from edgesan.frames import SanitizedFrame
@@ -124,7 +124,9 @@ def model_folders(model: Path) -> list[Path]:
 class Transmitter:
     """Hears messages, paints, and passes each newest frame on to all sinks."""
 
-    def __init__(self, config: Config, claims: list[Claim], channel: socket.socket, control: ControlChannel) -> None:
+    def __init__(
+        self, config: Config, claims: list[IsolationClaim], channel: socket.socket, control: ControlChannel
+    ) -> None:
         from edgesan.metrics import Metrics
         from edgesan.render import Renderer
 
