@@ -6,7 +6,7 @@ from typing import Any
 
 from edgesan import __version__, isolation
 from edgesan.config import Config
-from edgesan.isolation import Claim
+from edgesan.isolation import IsolationClaim
 from edgesan.message import COUNTERS, MOST_BYTES, SPANS, Status
 from edgesan.metrics import Metrics
 from edgesan.model.load import Verified
@@ -16,7 +16,7 @@ def report(
     config: Config,
     model: Verified,
     status: Status | None,
-    claims: list[Claim],
+    claims: list[IsolationClaim],
     metrics: Metrics,
     wall: dict[str, Any],
     *,
@@ -85,7 +85,7 @@ def warnings(config: Config, model: Verified) -> list[str]:
 
 
 def announce(
-    config: Config, model: Verified, camera: str, size: tuple[int, int], alpha: float, claims: list[Claim]
+    config: Config, model: Verified, camera: str, size: tuple[int, int], alpha: float, claims: list[IsolationClaim]
 ) -> None:
     """Print the start lines of the sanitize process."""
     facts = model.metadata
