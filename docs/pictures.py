@@ -17,8 +17,15 @@ from edgesan.capture import DEMO_CLIP
 
 HERE = Path(__file__).parent
 FRAMES = (2, 28, 46)
-FLAGS = "headless no-sandbox disable-gpu disable-background-networking disable-dev-shm-usage hide-scrollbars \
-    window-size=760,1080"
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--window-size=760,1080",
+)
 
 
 def before_after() -> None:
@@ -44,8 +51,8 @@ def page() -> None:
     """Write docs/page.png: the live page, as a browser shows it."""
     options = webdriver.ChromeOptions()
     options.binary_location = "/usr/bin/chromium"
-    for flag in FLAGS.split():
-        options.add_argument(f"--{flag}")
+    for flag in FLAGS:
+        options.add_argument(flag)
     options.page_load_strategy = "none"  # the stream in the page never ends
     with subprocess.Popen([sys.executable, "-m", "edgesan", "run", "--camera", "demo"]) as run:
         try:
