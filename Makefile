@@ -49,7 +49,7 @@ data: $(VENV)/dev  ## only the tests that need real faces and networks
 
 wall: $(VENV)/dev  ## nothing raw leaves: every way out tried, egress, every fault in every stage, 100 kills of each process, as a table
 	rm -f .faults; EDGESAN_KILLS=$(KILLS) EDGESAN_FAULT_TABLE=$(CURDIR)/.faults $(BIN)/python -m pytest -q \
-	    tests/test_isolation.py tests/test_disk.py tests/test_faults.py tests/test_recovery.py; \
+	    tests/isolation tests/test_disk.py tests/test_faults.py tests/test_recovery.py; \
 	    code=$$?; $(BIN)/python -m tests.wall_table .faults && exit $$code
 
 soak: $(VENV)/dev  ## a million frames (FRAMES=..., or MINUTES=...), root only: memory, open files and latency must not grow

@@ -24,14 +24,15 @@ PACKAGES = {
 }
 # The modules and sub-packages of edgesan, from the bottom: each imports only what stands on a floor below its own.
 FLOORS = (
-    {"control", "errors", "frames", "metrics", "noise", "ort", "syscalls"},
+    {"control", "errors", "frames", "metrics", "noise", "ort"},
     {"config", "disk", "isolation", "message", "watchdog"},
     {"capture", "faces"},
     {"model"},
     {"render", "sanitize", "status"},
     {"transmit"},
     {"board", "pipeline"},
-    {"bench", "files", "supervisor"},
+    {"bench", "local", "supervisor"},
+    {"files"},
     {"cli"},
     {"__main__"},
 )
@@ -149,10 +150,12 @@ def test_sockets_are_made_where_they_belong() -> None:
     assert users("socket") == {
         "bench",  # a viewer of its own
         "board.doctor",  # tries whether a port is free
-        "isolation",  # tries whether a socket can be made
+        "isolation.limits",  # tries whether a stranger can be reached
+        "isolation.probes",  # tries whether a socket can be made
         "supervisor",  # a pair, through which the transmit process receives its pipes
         "transmit.admission",
         "transmit.http",
+        "transmit.link",
         "transmit.process",
         "transmit.unit",
         "watchdog",  # the service manager's socket
@@ -225,12 +228,12 @@ def test_onnxruntimes_telemetry_is_off_before_it_is_loaded() -> None:
 
 LEAKS = {
     "a raw frame is sent": (
-        "from edgesan.frames import RawFrame\nfrom edgesan.transmit import Sink\n"
+        "from edgesan.frames import RawFrame\nfrom edgesan.transmit.sinks import Sink\n"
         "async def leak(sink: Sink, raw: RawFrame) -> None:\n    await sink.send(raw)\n",
         'incompatible type "RawFrame"; expected "SanitizedFrame"',
     ),
     "raw pixels are sent": (
-        "from edgesan.frames import RawFrame\nfrom edgesan.transmit import Sink\n"
+        "from edgesan.frames import RawFrame\nfrom edgesan.transmit.sinks import Sink\n"
         "async def leak(sink: Sink, raw: RawFrame) -> None:\n    await sink.send(raw.pixels)\n",
         'expected "SanitizedFrame"',
     ),
