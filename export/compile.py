@@ -106,14 +106,14 @@ class CalibrationChips(CalibrationDataReader):  # type: ignore[misc]  # onnxrunt
         return next(self._feeds, None)
 
 
-def quantize(fp32: Path, int8: Path, chips: NDArray[np.uint8], noise_dim: int) -> int:
+def quantize(fp32: Path, chips: NDArray[np.uint8], noise_dim: int) -> tuple[onnx.ModelProto, int]:
     """Quantize statically: uint8 activations and per-channel int8 weights fuse on x86 and Arm alike.
 
     Returns:
-        The width of the code in bytes.
+        The model, and the width of its code in bytes.
     """
     with tempfile.TemporaryDirectory() as folder:
-        prepared = Path(folder) / "prepared.onnx"
+        prepared, int8 = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
         quant_pre_process(str(fp32), str(prepared), skip_symbolic_shape=True)
         quantize_static(
             str(prepared),
@@ -127,9 +127,7 @@ def quantize(fp32: Path, int8: Path, chips: NDArray[np.uint8], noise_dim: int) -
             op_types_to_quantize=QUANTIZED,
             extra_options={"WeightSymmetric": True, "ActivationSymmetric": False},
         )
-    model, width = lay_out(split_transposes(onnx.load(str(int8))))
-    onnx.save(model, str(int8))
-    return width
+        return lay_out(split_transposes(onnx.load(str(int8))))
 
 
 def runner(content: bytes, output: str = "sanitized") -> Run:
@@ -163,9 +161,8 @@ def known_answer(path: Path, model: onnx.ModelProto, metadata: Metadata, count: 
     }
 
 
-def write_metadata(path: Path, metadata: Metadata) -> None:
-    """Write the `edgesan` metadata into the file, with the known answer of the very bytes that will be read."""
-    model = onnx.load(str(path))
+def write_metadata(model: onnx.ModelProto, path: Path, metadata: Metadata) -> None:
+    """Write the model file: the graph, and the `edgesan` metadata with the known answer of this very graph."""
     del model.metadata_props[:]
     metadata = replace(metadata, known_answer=known_answer(path, model, metadata))
     onnx.helper.set_model_props(model, {"edgesan": json.dumps(asdict(metadata))})
@@ -203,8 +200,7 @@ def upgrade(path: Path, out: Path) -> None:
         ExportError: it is no model file.
     """
     model, metadata = _read_model(path)
-    onnx.save(model, str(out))
-    write_metadata(out, metadata)
+    write_metadata(model, out, metadata)
 
 
 def set_default_alpha(path: Path, out: Path, alpha: float) -> None:
@@ -218,8 +214,7 @@ def set_default_alpha(path: Path, out: Path, alpha: float) -> None:
     model, metadata = _read_model(path)
     if alpha != metadata.alpha_default:
         metadata = replace(metadata, alpha_default=alpha, claims=[])
-    onnx.save(model, str(out))
-    write_metadata(out, metadata)
+    write_metadata(model, out, metadata)
 
 
 def _read_model(path: Path) -> tuple[onnx.ModelProto, Metadata]:
@@ -285,7 +280,7 @@ def compile_model(
     with tempfile.TemporaryDirectory() as folder:
         fp32 = Path(folder) / "fp32.onnx"
         export_fp32(sanitizer, fp32)
-        width = quantize(fp32, out, calibration, sanitizer.noise_dim)
+        model, width = quantize(fp32, calibration, sanitizer.noise_dim)
         metadata = Metadata(
             format=FORMAT,
             code={"tensor": "code", "bytes": width},
@@ -299,7 +294,7 @@ def compile_model(
             known_answer={},
             provenance=provenance(trained),
         )
-        write_metadata(out, metadata)
+        write_metadata(model, out, metadata)
         sample = validation[random.permutation(len(validation))[:256]]
         both = runner(fp32.read_bytes()), runner(out.read_bytes())
         return parity(*both, sample, sanitizer.noise_dim, (0.0, default, 1.0))
