@@ -206,15 +206,15 @@ def teacher_targets(faces: FaceViews, nets: Providers, cache: Path, digest: str)
 
 
 @torch.no_grad()
-def encode(s: Sanitizer, m: TrainingData) -> Tensor:
+def encode(s: Sanitizer, faces: FaceViews) -> Tensor:
     """Return the encoder's descriptions of all views [views, N, D + 15], on the CPU."""
     s.encoder.eval()
-    rows = torch.arange(len(m.faces.chips))
+    rows = torch.arange(len(faces.chips))
     found = []
-    for v in range(m.faces.count):
+    for v in range(faces.count):
         parts = []
-        for part in tqdm(rows.split(BATCH), desc=f"encoding view {v + 1} of {m.faces.count}", leave=False):
-            x = m.faces.pictures(torch.full_like(part, v), part)
+        for part in tqdm(rows.split(BATCH), desc=f"encoding view {v + 1} of {faces.count}", leave=False):
+            x = faces.pictures(torch.full_like(part, v), part)
             parts.append(s.encoder(unshuffle(x))[..., 0, 0].cpu())
         found.append(torch.cat(parts))
     return torch.stack(found)
