@@ -35,10 +35,10 @@ exit codes: 0 clean end · 1 unexpected error · 2 option or configuration · 3 
 
 BENCH_EPILOG = """\
 examples:
-  edgesan bench                                  tables of core, stages, wire and idle
-  edgesan bench --part core --model san.onnx     your own sanitizer's network alone
+  edgesan bench                                  tables of stages, wire and idle
+  edgesan bench --part stages --model san.onnx   each stage, with your own sanitizer
   edgesan bench --part long --minutes 30         does this board throttle?
-  edgesan bench --json > settings.json              to compare machines with
+  edgesan bench --json > machine.json            to compare machines with: python -m benchmarks.compare
 """
 
 KEYS_EPILOG = """\
@@ -114,20 +114,19 @@ def parser() -> argparse.ArgumentParser:
     bench = verbs.add_parser(
         "bench",
         help="time this machine",
-        description="Time the network alone, each stage, and glass to wire on this machine (about 5 minutes).",
+        description="Time each stage, and glass to wire on this machine (about 5 minutes).",
         epilog=BENCH_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     bench.add_argument(
         "--part",
         action="append",
-        choices=("core", "stages", "wire", "idle", "long"),
+        choices=("stages", "wire", "idle", "long"),
         help="only this (default: all but long)",
     )
     bench.add_argument("--seconds", type=float, default=8, metavar="S", help="of each run (default: 8)")
     bench.add_argument("--minutes", type=float, default=10, metavar="M", help="of --part long (default: 10)")
     bench.add_argument("--json", action="store_true", help="as JSON")
-    bench.add_argument("--plot", type=Path, metavar="FILE", help="also a picture (needs matplotlib)")
     add_options(bench, ("model", "threads", "detect_every", "trusted_keys", "allow_unsigned"))
 
     keys = verbs.add_parser(
@@ -284,13 +283,12 @@ def _run(arguments: argparse.Namespace) -> int:
 def _sanitize(arguments: argparse.Namespace) -> int:
     from edgesan import isolation
     from edgesan.model import rollback
-    from edgesan.transmit.process import model_folders
 
     config = configuration(arguments)
     state = rollback.state_folder(config.state_dir, os.environ)
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder = arguments.output.absolute().parent
-    reads = [*model_folders(config.model), arguments.input.absolute()]
+    reads = [*config.model_folders, arguments.input.absolute()]
     claims = isolation.sanitize(reads, [folder, state])
     from edgesan import files
 
@@ -332,11 +330,9 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _bench(arguments: argparse.Namespace) -> int:
     from edgesan import bench
 
-    parts = tuple(arguments.part or ("core", "stages", "wire", "idle"))
+    parts = tuple(arguments.part or ("stages", "wire", "idle"))
     results = bench.run(parts, configuration(arguments), arguments.seconds, arguments.minutes)
-    print(json.dumps(results, indent=1) if arguments.json else bench.text(results))
-    if arguments.plot:
-        bench.plot([results], arguments.plot)
+    print(json.dumps(bench.plain(results), indent=1) if arguments.json else bench.text(results))
     return 0
 
 

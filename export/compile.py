@@ -9,7 +9,6 @@ A model file of an older format is laid out anew, with the same outputs to the l
 import argparse
 import json
 import math
-import os
 import subprocess
 import sys
 import tempfile
@@ -24,21 +23,18 @@ import torch
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before onnxruntime is loaded
-
-import onnxruntime as ort
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from tqdm import tqdm
 
+from edgesan import ort
 from edgesan.errors import ModelError
 from edgesan.message import MOST_CODE
 from edgesan.model.cut import cut
 from edgesan.model.load import FORMAT, known_inputs
 from export import data
 from export.errors import ExportError
-from export.networks import LANDMARKS, LIGHT, Device, Sanitizer, Unet
+from export.networks import LANDMARKS, LIGHT, DeviceGraph, Sanitizer, Unet
 from export.recipe import Recipe
 
 OPSET = 17
@@ -144,7 +140,7 @@ def export_fp32(sanitizer: Sanitizer, path: Path) -> None:
         # torch's older exporter: the newer one needs onnxscript, and unrolls the byte shuffles at both ends of the graph.
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.onnx.export(
-            Device(sanitizer),
+            DeviceGraph(sanitizer),
             tuple(inputs.values()),
             str(path),
             input_names=list(inputs),
@@ -203,11 +199,7 @@ def quantize(fp32: Path, int8: Path, chips: NDArray[np.uint8], noise_dim: int) -
 
 def runner(content: bytes, output: str = "sanitized") -> Run:
     """The model (or its encoder) as a function of chips, noise and alpha; sessions set as on the device."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = 2
-    options.log_severity_level = 3
-    options.add_session_config_entry("session.x64quantprecision", "1")
-    session = ort.InferenceSession(content, options, ["CPUExecutionProvider"])
+    session = ort.session(content, 2)
 
     def run(chips: NDArray[np.uint8], noise: NDArray[np.float32], alpha: float) -> NDArray[np.uint8]:
         dial = np.full((len(chips), 1), alpha, np.float32)

@@ -38,7 +38,7 @@ from export.audit.command import conclude, errors_as_lines
 from export.audit.measure import MATCHERS
 from export.audit.report import Interval
 from export.errors import ExportError
-from export.networks import Provider
+from export.providers import Provider
 
 Canvas = Callable[[Iterator[Pixels]], Iterator[Pixels]]
 """Frames of the camera to frames that leave."""

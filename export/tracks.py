@@ -29,7 +29,7 @@ from export.audit.attackers import Chips
 from export.audit.command import conclude, errors_as_lines
 from export.audit.device import jpeg, shaken
 from export.audit.measure import MATCHERS
-from export.networks import Provider
+from export.providers import Provider
 
 SETS = ("lfw", "celeba", "pins", "glint")
 ONE = "1 picture"

@@ -1,23 +1,18 @@
 """Shared by all tests: the bundled clip and model, and where real data lies, if it is here."""
 
-import json
 import os
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
 import numpy as np
-import psutil
 import pytest
 
 from edgesan import faces
 from edgesan.config import DEMO_MODEL
 from edgesan.frames import Pixels, SanitizedFrame, Stamps
 from edgesan.model.load import Model, load_model
-
-ROOT = Path(__file__).parent.parent
-CLIP = ROOT / "edgesan" / "capture" / "demo.mp4"
+from tests.support import CLIP
 
 
 @pytest.fixture(scope="session")
@@ -55,25 +50,6 @@ def sanitized_frame() -> Callable[..., SanitizedFrame]:
         return SanitizedFrame._create(pixels, Stamps(number, captured_ns))
 
     return make
-
-
-def child(parent: int, name: str) -> psutil.Process:
-    """One of the two processes of a run: "sanitize" or "transmit"."""
-    deadline = time.monotonic() + 20
-    while True:
-        for each in psutil.Process(parent).children():
-            if each.name() == f"edgesan-{name}"[:15]:
-                return each
-        assert time.monotonic() < deadline, f"there is no {name} process"
-        time.sleep(0.02)
-
-
-def report(*row: object) -> None:
-    """A row of the table that `make wall` prints: what was done, what came of it, what leaked."""
-    table = os.environ.get("EDGESAN_FAULT_TABLE")
-    if table:
-        with Path(table).open("a") as file:
-            file.write(json.dumps(row) + "\n")
 
 
 def folder(variable: str, needed: str) -> Path:

@@ -20,48 +20,7 @@ from edgesan.cli import parser
 from edgesan.config import DEMO_MODEL, Config, load
 from edgesan.errors import ConfigError
 from tests.capture.webcam import Webcam
-from tests.conftest import CLIP, ROOT, child
-from tests.transmit.test_http import free_port
-
-COMMAND = [sys.executable, "-m", "edgesan"]
-
-
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False, timeout=60)
-
-
-class Running:
-    """`edgesan run` in the background."""
-
-    def __init__(self, *arguments: str) -> None:
-        self.port = free_port()
-        out = ["--out", f"http://127.0.0.1:{self.port}"]
-        self.process = subprocess.Popen([*COMMAND, "run", *out, *arguments], stderr=subprocess.PIPE, text=True)
-
-    def status(self) -> dict[str, object]:
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/api/status", timeout=5) as answer:
-            status: dict[str, object] = json.load(answer)
-            return status
-
-    def until(self, key: str, value: object, seconds: float = 20) -> None:
-        deadline = time.monotonic() + seconds
-        last: object = None
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.process.stderr.read() if self.process.stderr else ""
-            try:
-                last = self.status().get(key)
-            except OSError as error:
-                last = error
-            if last == value:
-                return
-            time.sleep(0.05)
-        raise AssertionError(f"{key} is {last!r}, not {value!r}")
-
-    def end(self, number: signal.Signals = signal.SIGINT) -> tuple[int, str, float]:
-        started = time.monotonic()
-        self.process.send_signal(number)
-        _, said = self.process.communicate(timeout=10)
-        return self.process.returncode, said, time.monotonic() - started
+from tests.support import CLIP, COMMAND, ROOT, Running, child, free_port, run
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

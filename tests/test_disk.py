@@ -24,8 +24,7 @@ from edgesan.board import update
 from edgesan.config import Config
 from edgesan.errors import ConfigError, EdgesanError, RollbackError, SinkError
 from edgesan.model import rollback, signing
-from tests.conftest import ROOT, report
-from tests.model.test_signing import Maker
+from tests.support import ROOT, Maker, report
 
 ATTACKER = 65533
 # Python 3.12 and later warn of a fork beside threads of numpy's, which do not matter here: the child calls none of it.

@@ -22,7 +22,7 @@ from edgesan.frames import SanitizedFrame, Stamps
 from edgesan.transmit.file import ClipWriter
 from tests import fuzz_message
 from tests.model import fuzz as fuzz_model
-from tests.transmit.test_enemies import Served, is_closed
+from tests.transmit.server import ServerThread, is_closed
 
 MORE = int(os.environ.get("EDGESAN_FUZZ", "1"))
 
@@ -117,14 +117,14 @@ def test_a_number_or_a_nesting_without_end_is_refused(tmp_path: Path, text: str)
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[Served]:
-    with closing(Served()) as live:
+def served() -> Iterator[ServerThread]:
+    with closing(ServerThread()) as live:
         yield live
 
 
 @pytest.fixture(scope="module")
-def guarded() -> Iterator[Served]:
-    with closing(Served("s3cret")) as live:
+def guarded() -> Iterator[ServerThread]:
+    with closing(ServerThread("s3cret")) as live:
         yield live
 
 
@@ -138,7 +138,7 @@ REQUESTS = (
 )
 
 
-def answer(live: Served, request: bytes) -> bytes:
+def answer(live: ServerThread, request: bytes) -> bytes:
     with live.connect() as connection, suppress(ConnectionError):
         connection.sendall(request)
         connection.shutdown(socket.SHUT_WR)
@@ -153,7 +153,7 @@ def answer(live: Served, request: bytes) -> bytes:
 
 @examples(120)
 @given(st.randoms(use_true_random=False), st.sampled_from(REQUESTS))
-def test_any_request_is_answered_or_cut_off(served: Served, rng: random.Random, request_: bytes) -> None:
+def test_any_request_is_answered_or_cut_off(served: ServerThread, rng: random.Random, request_: bytes) -> None:
     got = answer(served, mutate(rng, request_))
     assert got == b"" or got.startswith(b"HTTP/")
     assert b" 500 " not in got.partition(b"\r\n")[0]
@@ -162,27 +162,27 @@ def test_any_request_is_answered_or_cut_off(served: Served, rng: random.Random, 
 
 @examples(40)
 @given(st.binary(max_size=200))
-def test_any_bytes_are_answered_or_cut_off(served: Served, content: bytes) -> None:
+def test_any_bytes_are_answered_or_cut_off(served: ServerThread, content: bytes) -> None:
     got = answer(served, content)
     assert got == b"" or got.startswith((b"HTTP/1.1 4", b"HTTP/1.0 4"))
 
 
 @examples(60)
 @given(st.binary(max_size=300))
-def test_any_body_is_a_wish_or_refused(served: Served, body: bytes) -> None:
+def test_any_body_is_a_wish_or_refused(served: ServerThread, body: bytes) -> None:
     assert served.get("/api/alpha", "PUT", body, Content_Type="application/json")[0] in (202, 400, 413)
 
 
 @examples(60)
 @given(st.randoms(use_true_random=False), st.sampled_from(REQUESTS))
-def test_no_request_passes_without_the_token(guarded: Served, rng: random.Random, request_: bytes) -> None:
+def test_no_request_passes_without_the_token(guarded: ServerThread, rng: random.Random, request_: bytes) -> None:
     got = answer(guarded, mutate(rng, request_))
     assert b"<!doctype" not in got
     assert guarded.asked == []
 
 
 def test_after_all_that_the_servers_still_answer_and_say_nothing_of_it(
-    served: Served, guarded: Served, capfd: pytest.CaptureFixture[str]
+    served: ServerThread, guarded: ServerThread, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert served.get("/healthz")[0] == 200
     # From another address: many a mutated request was a guess.

@@ -16,7 +16,7 @@ from edgesan import faces
 from edgesan.frames import Pixels
 from edgesan.model.load import Model
 from export import missed
-from tests.conftest import CLIP
+from tests.support import CLIP
 
 QUICK = missed.Plan(size=(320, 240), frames=120, people=40, learn=160, pictures=1000, eigenfaces=700)
 

@@ -18,8 +18,7 @@ import psutil
 
 from edgesan.frames import Pixels
 from tests.capture.webcam import Webcam
-from tests.conftest import report
-from tests.transmit.test_http import free_port
+from tests.support import free_port, report
 
 KILLS = int(os.environ.get("EDGESAN_KILLS", "3"))
 WITHIN_S = 5.0

@@ -15,16 +15,10 @@ from edgesan.frames import Pixels, RawFrame, SanitizedFrame, Stamps, lend
 from edgesan.message import Latents
 from edgesan.model.load import Model
 from edgesan.sanitize import FrameSanitizer, Settings
+from tests.support import Blind
 
 Make = Callable[..., FrameSanitizer]
 FRAME_NS = 40_000_000
-
-
-class Blind(faces.Detector):
-    """A real detector that is switched off: every face is missed."""
-
-    def __call__(self, pixels: Pixels) -> list[faces.Face]:
-        return []
 
 
 class Placing(faces.Detector):
@@ -254,7 +248,7 @@ def test_a_raw_frame_is_gone_after_its_loan(clip: list[Pixels]) -> None:
 
 
 def test_nobody_else_makes_a_sanitized_frame(clip: list[Pixels]) -> None:
-    with pytest.raises(TypeError, match=r"made by edgesan\.render only"):
+    with pytest.raises(TypeError, match=r"only edgesan\.render makes a SanitizedFrame"):
         SanitizedFrame(clip[0], Stamps(1, 0), object())
     assert not issubclass(RawFrame, SanitizedFrame)
 

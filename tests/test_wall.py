@@ -1,49 +1,64 @@
-"""The architecture, held by tests: floors, the wall between raw and sanitized, and what the runtime never imports."""
+"""The architecture, held by tests: who imports whom, the wall between raw and sanitized, what the runtime never imports."""
 
 import ast
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support import ROOT
+
 PACKAGE = ROOT / "edgesan"
-FLOORS = {
-    "errors": 0, "frames": 0, "disk": 0.5, "words": 0, "syscalls": 0,
-    "config": 1, "noise": 1, "message": 1, "metrics": 1, "isolation": 1, "watchdog": 1,
-    "model.graph": 1, "model.signing": 1, "model.rollback": 1, "board.settings": 2,
-    "model.cut": 2, "capture": 2, "faces": 2, "model.load": 2.5, "transmit": 3,
-    "sanitize": 3, "render": 3, "status": 3, "model.inspect": 3, "board.doctor": 3.5, "board.update": 3, "board.flash": 3,
-    "pipeline": 4, "files": 4.5, "bench": 4.5, "supervisor": 4.5,
-    "cli": 5, "__main__": 6, "__init__": -1, "model.__init__": -1, "board.__init__": -1,
-}  # fmt: skip
-# The transmit process paints what it serves; its parts that come before isolation import nothing of this floor.
-SAME_FLOOR = {("transmit", "render"), ("transmit", "status")}
+# Each package of the repository, and the others that it may import.
+PACKAGES = {
+    "edgesan": set(),
+    "export": {"edgesan"},
+    "firmware_config": {"edgesan"},
+    "benchmarks": {"edgesan", "export"},
+}
+# The modules and sub-packages of edgesan, from the bottom: each imports only what stands on a floor below its own.
+FLOORS = (
+    {"control", "errors", "frames", "metrics", "noise", "ort"},
+    {"config", "disk", "isolation", "message", "watchdog"},
+    {"capture", "faces"},
+    {"model"},
+    {"render", "sanitize", "status"},
+    {"transmit"},
+    {"board", "pipeline"},
+    {"bench", "local", "supervisor"},
+    {"files"},
+    {"cli"},
+    {"__main__"},
+)
 
 
 @cache
-def sources() -> dict[Path, ast.Module]:
-    return {path: ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
+def sources(package: str = "edgesan") -> dict[str, ast.Module]:
+    """The modules of a package by their dotted names, such as `edgesan.model.load`; a sub-package has its own name."""
+    files = sorted((ROOT / package).rglob("*.py"))
+    names = [".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for file in files]
+    return {name: ast.parse(file.read_text()) for name, file in zip(names, files, strict=True)}
 
 
-def part(path: Path) -> str:
-    """The module of `edgesan` that a file is, or the sub-package that has one floor."""
-    return floor(path.relative_to(PACKAGE).with_suffix("").as_posix().replace("/", "."))
-
-
-def floor(name: str) -> str:
-    """`model.load` of `model.load.Model`, `capture` of `capture.opencv`."""
-    return ".".join(name.split(".")[: 2 if name.split(".", maxsplit=1)[0] in ("model", "board") else 1])
+def nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """All that is run of a module: not what stands under `if TYPE_CHECKING`."""
+    for node in ast.iter_child_nodes(tree):
+        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"):
+            yield node
+            yield from nodes(node)
 
 
 @cache
 def imported(tree: ast.Module) -> set[str]:
-    """Dotted names of all that a file imports, anywhere in it."""
+    """Dotted names of all that a module imports, anywhere in it."""
     names = set()
-    for node in ast.walk(tree):
+    for node in nodes(tree):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -51,77 +66,132 @@ def imported(tree: ast.Module) -> set[str]:
     return names
 
 
+@cache
+def dependencies(module: str) -> set[str]:
+    """The modules of this repository that a module imports."""
+    known = {name for package in PACKAGES for name in sources(package)}
+    found = set()
+    for name in imported(sources(module.partition(".")[0])[module]):
+        parents = set(
+            accumulate(name.split("."), "{}.{}".format)
+        )  # edgesan.model.load of edgesan.model.load.load_model
+        found.add(max(known & parents, key=len, default=module))
+    return found - {module}
+
+
+def users(wanted: str) -> set[str]:
+    """The modules of edgesan that import a library, as `model.load` of `edgesan.model.load`."""
+    return {
+        module.removeprefix("edgesan.")
+        for module, tree in sources().items()
+        if any(name.partition(".")[0] == wanted for name in imported(tree))
+    }
+
+
+def part(module: str) -> str:
+    """The floor's name for a module: `model` of `edgesan.model.load`."""
+    return module.split(".")[1]
+
+
+def test_every_module_of_the_runtime_stands_on_one_floor() -> None:
+    assert sorted(name for floor in FLOORS for name in floor) == sorted({part(m) for m in sources() if "." in m})
+
+
 def test_modules_import_only_from_floors_below() -> None:
-    wrong = []
-    for path, tree in sources().items():
-        here = part(path)
-        for name in imported(tree):
-            if name.startswith("edgesan."):
-                there = floor(name.removeprefix("edgesan."))
-                if there not in FLOORS or there == here or (here, there) in SAME_FLOOR:
-                    continue
-                if FLOORS[there] >= FLOORS[here]:
-                    wrong.append(f"{here} (floor {FLOORS[here]}) imports {there} (floor {FLOORS[there]})")
+    height = {name: number for number, floor in enumerate(FLOORS) for name in floor}
+    wrong = [
+        f"{module} imports {other}"
+        for module in sources()
+        for other in dependencies(module)
+        if "." in module
+        and "." in other
+        and part(module) != part(other)
+        and height[part(other)] >= height[part(module)]
+    ]
     assert wrong == []
 
 
-def test_every_module_has_a_floor() -> None:
-    assert {part(path) for path in sources()} == FLOORS.keys()
+def test_packages_import_only_those_below_them() -> None:
+    wrong = [
+        f"{module} imports {other}"
+        for package, below in PACKAGES.items()
+        for module in sources(package)
+        for other in dependencies(module)
+        if other.partition(".")[0] not in below | {package}
+    ]
+    assert wrong == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {module: dependencies(module) for package in PACKAGES for module in sources(package)}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(f"a circle of imports: {' -> '.join(error.args[1])}")
+
+
+def test_one_module_sets_the_options_of_onnxruntime() -> None:
+    makers = {
+        module
+        for package in PACKAGES
+        for module, tree in sources(package).items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("SessionOptions", "InferenceSession"))
+    }
+    assert makers == {"edgesan.ort"}
 
 
 @pytest.mark.parametrize("forbidden", ["torch", "export", "random", "pickle", "shelve", "marshal"])
 def test_the_runtime_never_imports(forbidden: str) -> None:
-    users = [part(p) for p, tree in sources().items() for name in imported(tree) if name.split(".")[0] == forbidden]
-    assert users == []
+    assert users(forbidden) == set()
 
 
 def test_sockets_are_made_where_they_belong() -> None:
-    users = {part(p) for p, tree in sources().items() for name in imported(tree) if name.split(".")[0] == "socket"}
-    # watchdog: systemd's ear; isolation and doctor: they try whether one can be made, and whether a port is free
-    # supervisor: a pair, by which the transmit process gets its pipes
-    assert users == {"transmit", "watchdog", "isolation", "board.doctor", "bench", "supervisor"}
+    assert users("socket") == {
+        "bench",  # a viewer of its own
+        "board.doctor",  # tries whether a port is free
+        "isolation.limits",  # tries whether a stranger can be reached
+        "isolation.probes",  # tries whether a socket can be made
+        "supervisor",  # a pair, through which the transmit process receives its pipes
+        "transmit.admission",
+        "transmit.http",
+        "transmit.link",
+        "transmit.process",
+        "transmit.unit",
+        "watchdog",  # the service manager's socket
+    }
 
 
 def test_the_runtime_measures_no_time_with_a_clock_that_can_be_set() -> None:
-    users = [
-        str(p)
-        for p, tree in sources().items()
-        for n in ast.walk(tree)
-        if isinstance(n, ast.Attribute) and n.attr == "time" and isinstance(n.value, ast.Name) and n.value.id == "time"
-    ]
-    assert users == []
-    assert [p for p, tree in sources().items() if "datetime" in imported(tree) or "time.time" in imported(tree)] == []
+    attributes = [n for tree in sources().values() for n in ast.walk(tree) if isinstance(n, ast.Attribute)]
+    assert [n for n in attributes if ast.unparse(n) == "time.time"] == []
+    assert users("datetime") == set()
+    assert [module for module, tree in sources().items() if "time.time" in imported(tree)] == []
 
 
 def test_one_module_imports_cryptography() -> None:
-    users = {part(p) for p, tree in sources().items() for name in imported(tree) if name.startswith("cryptography.")}
-    assert users == {"model.signing"}
+    assert users("cryptography") == {"model.signing"}
 
 
 def test_the_runtime_draws_no_numpy_randomness() -> None:
-    users = [
-        p
-        for p, tree in sources().items()
-        for n in ast.walk(tree)
-        if isinstance(n, ast.Attribute) and n.attr == "random"
-    ]
-    assert users == []
+    nodes = [n for tree in sources().values() for n in ast.walk(tree)]
+    assert [n for n in nodes if isinstance(n, ast.Attribute) and n.attr == "random"] == []
 
 
 def test_sanitized_frames_are_made_in_one_place_only() -> None:
     makers = {
-        part(path)
-        for path, tree in sources().items()
+        module
+        for module, tree in sources().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.Attribute) and node.attr == "_create"
     }
-    assert makers == {"render"}
+    assert makers == {"edgesan.render"}
 
 
 def test_no_except_is_bare_or_broad() -> None:
     broad = [
-        f"{path.name}:{node.lineno}"
-        for path, tree in sources().items()
+        f"{module}:{node.lineno}"
+        for module, tree in sources().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.ExceptHandler)
         and (node.type is None or (isinstance(node.type, ast.Name) and node.type.id in {"Exception", "BaseException"}))
@@ -158,12 +228,12 @@ def test_onnxruntimes_telemetry_is_off_before_it_is_loaded() -> None:
 
 LEAKS = {
     "a raw frame is sent": (
-        "from edgesan.frames import RawFrame\nfrom edgesan.transmit import Sink\n"
+        "from edgesan.frames import RawFrame\nfrom edgesan.transmit.sinks import Sink\n"
         "async def leak(sink: Sink, raw: RawFrame) -> None:\n    await sink.send(raw)\n",
         'incompatible type "RawFrame"; expected "SanitizedFrame"',
     ),
     "raw pixels are sent": (
-        "from edgesan.frames import RawFrame\nfrom edgesan.transmit import Sink\n"
+        "from edgesan.frames import RawFrame\nfrom edgesan.transmit.sinks import Sink\n"
         "async def leak(sink: Sink, raw: RawFrame) -> None:\n    await sink.send(raw.pixels)\n",
         'expected "SanitizedFrame"',
     ),

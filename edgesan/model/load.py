@@ -30,13 +30,12 @@ from typing import Any, Final
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from edgesan import ort
 from edgesan.errors import ModelError
-from edgesan.faces import CHIP, session_options
+from edgesan.faces import CHIP
 from edgesan.message import MOST_CODE
 from edgesan.model import signing
 from edgesan.model.cut import Halves, cut
@@ -50,12 +49,6 @@ MOST_NOISE: Final = 4096
 MOST_MEMORY: Final = 2**30  # bytes, to prepare a session and try it
 CALL_S: Final = 5.0  # for one run of a network
 CODE_TOLERANCE: Final = 2  # steps of 256 that a code may differ by between processors
-# onnxruntime's exceptions have no common base of their own (a test holds this list against the library).
-ORT_ERRORS: Final = (
-    ort_errors.EPFail, ort_errors.EngineError, ort_errors.Fail, ort_errors.InvalidArgument, ort_errors.InvalidGraph,
-    ort_errors.InvalidProtobuf, ort_errors.ModelLoadCanceled, ort_errors.ModelLoaded, ort_errors.ModelRequiresCompilation,
-    ort_errors.NoModel, ort_errors.NoSuchFile, ort_errors.NotFound, ort_errors.NotImplemented, ort_errors.RuntimeException,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -184,7 +177,7 @@ def _run(
     wanted = {value.name for value in session.get_inputs()}
     try:
         result: NDArray[np.uint8] = session.run([output], {k: v for k, v in feed.items() if k in wanted}, options)[0]
-    except (*ORT_ERRORS, MemoryError) as error:
+    except (*ort.ORT_ERRORS, MemoryError) as error:
         reason = f"it took longer than {CALL_S:g} s" if options.terminate else str(error)
         raise ModelError(f"the model {model.metadata.name} failed: {reason}; export it again, or smaller") from error
     finally:
@@ -289,8 +282,8 @@ def _little_memory() -> Iterator[None]:
 
 def _session(path: Path, content: bytes, threads: int) -> ort.InferenceSession:
     try:
-        return ort.InferenceSession(content, session_options(threads), ["CPUExecutionProvider"])
-    except (*ORT_ERRORS, MemoryError) as error:
+        return ort.session(content, threads)
+    except (*ort.ORT_ERRORS, MemoryError) as error:
         raise ModelError(f"{path} does not run: {error}; export it again") from error
 
 

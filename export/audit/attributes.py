@@ -24,7 +24,7 @@ from export.audit.mechanisms import Mechanism
 from export.audit.protocol import Options
 from export.audit.report import Score, from_json
 from export.errors import ExportError
-from export.networks import Provider
+from export.providers import Provider
 
 PIXELS = {"linear on pixels": (Linear, 1e-3), "CNN 4": (lambda: Convolutional(4), 2e-3)}
 

@@ -18,7 +18,7 @@ from export.audit.cells import Store
 from export.audit.mechanisms import Mechanism
 from export.audit.report import Brief, Looks, Plan, Point, Score, Strangers, Track, Utility
 from export.audit.splits import ClosedSet, Mask, closed_set, open_set
-from export.networks import Provider
+from export.providers import Provider
 
 UTILITY = "id_mobilefacenet_paddle"  # took part in the training
 MATCHERS = (UTILITY, "id_mobilefacenet_b")  # the second did not

@@ -11,19 +11,18 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import onnxruntime as ort
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from edgesan import noise
-from edgesan.faces import session_options
+from edgesan import noise, ort
 from edgesan.model.load import Model
 from export.audit.attackers import DEVICE, Chips, pictures
 from export.compile import restore, unpack
 from export.errors import ExportError
-from export.networks import Provider, half
+from export.networks import half
+from export.providers import Provider
 
 BATCH = 32
 AUTHORS = "U-Net, the authors' shape"  # a row's name
@@ -159,7 +158,7 @@ def semi_adversarial(networks: Path) -> Mechanism:
         raise ExportError(f"the Semi-Adversarial Network needs {weights.name} and {faces.name} in {networks}")
 
     def apply(chips: Chips, truth: NDArray[np.bool_], seed: int) -> Chips:
-        session = ort.InferenceSession(weights.read_bytes(), session_options(2), ["CPUExecutionProvider"])
+        session = ort.session(weights.read_bytes(), 2)
         stored = np.load(faces)
         mean = {man: stored["male" if man else "female"].transpose(2, 0, 1)[None] / 255 for man in (True, False)}
         out = np.empty_like(chips)

@@ -19,8 +19,7 @@ import pytest
 from edgesan.board import flash
 from edgesan.board.flash import Range
 from edgesan.errors import ConfigError, SinkError
-from tests.conftest import report
-from tests.test_cli import COMMAND
+from tests.support import COMMAND, report
 
 GB = 10**9
 

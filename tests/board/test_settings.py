@@ -19,8 +19,7 @@ from edgesan.config import DEMO_MODEL, Config, load
 from edgesan.errors import ConfigError, SinkError
 from firmware_config import build
 from firmware_config import install as installer
-from tests.conftest import ROOT
-from tests.test_cli import COMMAND
+from tests.support import COMMAND, ROOT
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIBw0 me@home"
 SETTINGS = f"""

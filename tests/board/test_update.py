@@ -17,9 +17,7 @@ from edgesan.board import update
 from edgesan.config import DEMO_MODEL
 from edgesan.errors import ConfigError
 from edgesan.model import rollback
-from tests.model.test_signing import Maker
-from tests.test_cli import COMMAND
-from tests.transmit.test_http import free_port
+from tests.support import COMMAND, Maker, free_port
 
 # Stands for systemctl: ends the sanitize process, waits until it has ended and starts the next one, as its unit would.
 RESTART = """

@@ -35,8 +35,7 @@ from edgesan.config import load
 from edgesan.errors import CameraError, CameraLost, ConfigError, EndOfStream
 from edgesan.faces import Detector
 from edgesan.frames import Pixels
-from tests.conftest import report
-from tests.test_cli import COMMAND
+from tests.support import COMMAND, report
 
 PATIENCE_S = 5.0
 

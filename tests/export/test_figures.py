@@ -8,7 +8,7 @@ import pytest
 
 from export import figures
 from export.audit import mechanisms, plots, report
-from tests.conftest import ROOT
+from tests.support import ROOT
 
 SPREAD = {"F": [0.2, 0.3, 0.4], "M": [0.6, 0.7, 0.8]}
 SCORE = {"accuracy": 0.7, "balanced": 0.7, "auc": 0.8, "leak_nats": 0.1}

@@ -10,16 +10,15 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from edgesan import faces, sanitize
+from edgesan import faces, ort, sanitize
 from edgesan.frames import Pixels, lend
 from edgesan.model.load import Model
 from edgesan.render import Renderer
 from export import missed
-from tests.test_sanitize import Blind
+from tests.support import Blind
 
 # Cosine at FAR 1 % of id_mobilefacenet_b on the celebrity set, the laxer of the two in its notes.
 SAME_PERSON = 0.223
@@ -54,7 +53,7 @@ class Sight:
 
 @pytest.fixture(scope="module")
 def matcher(networks_folder: Path) -> ort.InferenceSession:
-    return ort.InferenceSession(networks_folder / "id_mobilefacenet_b.onnx", faces.session_options(2))
+    return ort.session((networks_folder / "id_mobilefacenet_b.onnx").read_bytes(), 2)
 
 
 @pytest.fixture(scope="module")

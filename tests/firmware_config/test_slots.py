@@ -18,8 +18,8 @@ from edgesan.board.settings import INSTALLER, Fat, Settings, inject
 from edgesan.errors import ConfigError
 from firmware_config import build, debian, install, slots
 from tests.board.test_settings import stock_image
-from tests.conftest import ROOT
 from tests.firmware_config.test_units import Units
+from tests.support import ROOT
 
 PROGRAM = slots.FILES / slots.PROGRAM
 CONFIG = "arm_64bit=1\nkernel=vmlinuz\ninitramfs initrd.img followkernel\nos_prefix=A/\n"

@@ -22,7 +22,6 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from edgesan.config import DEMO_MODEL
 from edgesan.errors import ModelError
 from edgesan.model.load import (
-    ORT_ERRORS,
     Encoder,
     Model,
     _little_memory,
@@ -34,6 +33,7 @@ from edgesan.model.load import (
     prepare,
     verify,
 )
+from edgesan.ort import ORT_ERRORS
 from tests.model import fuzz as fuzz_model
 from tests.model.fuzz import PAINT, READ, SHAPES, small
 
@@ -375,7 +375,7 @@ def test_every_onnxruntime_error_is_mapped() -> None:
         and issubclass(value, Exception)
         and value is not ort_errors.__dict__.get("DeviceReset")
     }
-    assert theirs == set(ORT_ERRORS), "onnxruntime has exceptions that edgesan.model does not map"
+    assert theirs == set(ORT_ERRORS), "onnxruntime has exceptions that edgesan.ort does not list"
 
 
 def test_the_same_face_and_noise_give_the_same_picture(sanitizer_model: Model) -> None:

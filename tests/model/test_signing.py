@@ -17,7 +17,6 @@ from typing import Any
 
 import cv2
 import numpy as np
-import onnx
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -30,36 +29,7 @@ from edgesan.config import DEMO_MODEL, Config, load
 from edgesan.errors import ConfigError, ModelError, RollbackError, SignatureError, SinkError
 from edgesan.model import inspect, rollback, signing
 from edgesan.model.load import load_model
-from tests.conftest import ROOT
-from tests.test_cli import Running, run
-
-
-class Maker:
-    """Somebody who makes models: a key pair, and a folder."""
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.key_file = folder / name
-        self.key = signing.new_key(self.key_file)
-        self.folder = folder
-
-    def model(self, file: str = "san.onnx", *, sign: bool = True, **changes: Any) -> Path:
-        """The bundled network, with other metadata, signed."""
-        proto = onnx.load(str(DEMO_MODEL))
-        table = json.loads(proto.metadata_props[0].value)
-        proto.metadata_props[0].value = json.dumps(table | changes)
-        path = self.folder / file
-        path.write_bytes(proto.SerializeToString())
-        if sign:
-            self.sign(path)
-        return path
-
-    def sign(self, path: Path) -> None:
-        signing.sign(path, path.read_bytes(), signing.private_key(self.key_file))
-
-    @property
-    def options(self) -> tuple[str, str]:
-        """What a device gives to trust this maker."""
-        return "--trusted-keys", self.key.line
+from tests.support import ROOT, Maker, Running, run
 
 
 @pytest.fixture
@@ -549,7 +519,7 @@ def test_what_may_not_run_is_not_signed(maker: Maker, capsys: pytest.CaptureFixt
 def test_an_unsigned_model_is_told_at_the_start_and_in_the_status(maker: Maker) -> None:
     path = maker.model(sign=False)
     running = Running("--camera", "demo", "--model", str(path), "--allow-unsigned", "--allow-rollback")
-    running.until("ready", True)
+    running.until("camera_up", True)  # a frame may be there before the status that names the model
     status: Any = running.status()
     code, said, _ = running.end()
     assert code == 0

@@ -24,9 +24,9 @@ from edgesan.config import DEMO_MODEL
 from edgesan.frames import Pixels
 from edgesan.model import signing
 from firmware_config import build, debian
-from tests.model.test_signing import Maker
 from tests.qemu.conftest import Row
 from tests.qemu.guest import IGNORED, PATIENCE_S, TOKEN, Guest
+from tests.support import Maker
 
 pytestmark = [pytest.mark.board, pytest.mark.slow, IGNORED]
 UNITS = ("edgesan-sanitize.service", "edgesan-transmit.service")

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
@@ -10,12 +10,10 @@ from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
-from edgesan.frames import SanitizedFrame
-from tests.test_cli import Running
-from tests.transmit.test_http import STATUS, Line
+from tests.support import Running
+from tests.transmit.server import STATUS, LiveServer, Make
 
 pytestmark = pytest.mark.browser
-Make = Callable[..., SanitizedFrame]
 WALL = {"bytes": 186_000, "bytes_per_s": 9300.0, "messages": 600, "refused": 0}
 WHOLE = STATUS | {
     "wall": WALL,
@@ -103,7 +101,7 @@ def test_the_picture_moves_and_the_dial_turns(page: tuple[webdriver.Chrome, Runn
 def test_the_page_says_what_crosses_the_wall_and_that_a_picture_is_old(
     driver: webdriver.Chrome, sanitized_frame: Make
 ) -> None:
-    with closing(Line(sanitized_frame, size=(640, 480))) as live:
+    with closing(LiveServer(sanitized_frame, size=(640, 480))) as live:
         live.status = WHOLE
         live.flow()
         driver.get(f"http://127.0.0.1:{live.port}/")

@@ -23,44 +23,25 @@ from edgesan.frames import SanitizedFrame
 from edgesan.transmit import admission
 from edgesan.transmit import http as server_module
 from edgesan.transmit.tls import tls_context
-from tests.transmit.test_http import Served, free_port
+from tests.support import free_port
+from tests.transmit.server import Make, ServerThread, is_closed, until
 
-Make = Callable[..., SanitizedFrame]
 JSON = {"Content-Type": "application/json"}
 
 
 @pytest.fixture
-def serve() -> Iterator[Callable[..., Served]]:
+def serve() -> Iterator[Callable[..., ServerThread]]:
     with ExitStack() as stack:
 
-        def start(*arguments: Any) -> Served:
-            served = Served(*arguments)
+        def start(*arguments: Any) -> ServerThread:
+            served = ServerThread(*arguments)
             stack.callback(served.close)
             return served
 
         yield start
 
 
-def is_closed(connection: socket.socket) -> bool:
-    """Whether the other side has closed, once all that it said is read."""
-    try:
-        while connection.recv(65536):
-            pass
-    except ConnectionResetError:
-        pass
-    except TimeoutError:
-        return False
-    return True
-
-
-def until(wanted: Callable[[], object], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not wanted():
-        assert time.monotonic() < deadline, "it never came about"
-        time.sleep(0.02)
-
-
-def answers(live: Served) -> bool:
+def answers(live: ServerThread) -> bool:
     """Whether there is room for one more."""
     with suppress(ConnectionError):
         return live.get("/healthz")[0] == 200
@@ -82,7 +63,7 @@ def answers(live: Served) -> bool:
         {"Origin": ""},
     ],
 )
-def test_another_sites_page_cannot_turn_the_dial(serve: Callable[..., Served], headers: dict[str, str]) -> None:
+def test_another_sites_page_cannot_turn_the_dial(serve: Callable[..., ServerThread], headers: dict[str, str]) -> None:
     live = serve()
     for method in ("PUT", "POST"):
         assert live.get("/api/alpha", method, '{"alpha": 0.1}', **JSON, **headers)[0] == 403
@@ -91,7 +72,9 @@ def test_another_sites_page_cannot_turn_the_dial(serve: Callable[..., Served], h
 
 
 @pytest.mark.parametrize("destination", ["image", "iframe", "empty", "script", "embed"])
-def test_another_sites_page_cannot_show_or_read_the_stream(serve: Callable[..., Served], destination: str) -> None:
+def test_another_sites_page_cannot_show_or_read_the_stream(
+    serve: Callable[..., ServerThread], destination: str
+) -> None:
     live = serve()
     mode = {"iframe": "navigate", "empty": "cors"}.get(destination, "no-cors")
     for site in ("cross-site", "same-site"):
@@ -101,7 +84,7 @@ def test_another_sites_page_cannot_show_or_read_the_stream(serve: Callable[..., 
 
 
 def test_the_page_itself_a_link_to_it_and_no_browser_at_all_may(
-    serve: Callable[..., Served], sanitized_frame: Make
+    serve: Callable[..., ServerThread], sanitized_frame: Make
 ) -> None:
     live = serve()
     live.send(sanitized_frame(captured_ns=time.monotonic_ns()))
@@ -114,7 +97,7 @@ def test_the_page_itself_a_link_to_it_and_no_browser_at_all_may(
     assert live.get("/", Sec_Fetch_Site="none")[0] == 200
 
 
-def test_every_answer_forbids_other_sites_and_caches(serve: Callable[..., Served], sanitized_frame: Make) -> None:
+def test_every_answer_forbids_other_sites_and_caches(serve: Callable[..., ServerThread], sanitized_frame: Make) -> None:
     live = serve()
     live.send(sanitized_frame(captured_ns=time.monotonic_ns()))
     answers = [live.get(path) for path in ("/", "/page.js", "/snapshot.jpg", "/api/status", "/metrics", "/nothing")]
@@ -139,7 +122,9 @@ def test_every_answer_forbids_other_sites_and_caches(serve: Callable[..., Served
 # --- the token ---
 
 
-def test_a_token_in_the_address_shows_and_changes_nothing(serve: Callable[..., Served], sanitized_frame: Make) -> None:
+def test_a_token_in_the_address_shows_and_changes_nothing(
+    serve: Callable[..., ServerThread], sanitized_frame: Make
+) -> None:
     live = serve("s3cret")
     live.send(sanitized_frame(captured_ns=time.monotonic_ns()))
     assert live.get("/?token=s3cret")[0] == 200
@@ -150,7 +135,7 @@ def test_a_token_in_the_address_shows_and_changes_nothing(serve: Callable[..., S
     assert live.asked == [0.1]
 
 
-def test_no_answer_says_the_token(serve: Callable[..., Served]) -> None:
+def test_no_answer_says_the_token(serve: Callable[..., ServerThread]) -> None:
     live = serve("s3cret")
     for path in ("/?token=s3cret", "/page.js?token=s3cret", "/api/status?token=s3cret", "/metrics?token=s3cret",
                  "/nothing?token=s3cret"):  # fmt: skip
@@ -168,7 +153,9 @@ def test_a_token_that_no_header_can_carry_is_refused(token: str) -> None:
 # --- the slow, the greedy and the deaf ---
 
 
-def test_who_says_nothing_or_drips_is_cut_off(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_says_nothing_or_drips_is_cut_off(
+    serve: Callable[..., ServerThread], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(server_module, "REQUEST_S", 0.5)
     live = serve()
     with live.connect() as silent, live.connect() as dripping:
@@ -183,7 +170,7 @@ def test_who_says_nothing_or_drips_is_cut_off(serve: Callable[..., Served], monk
 
 
 def test_a_second_request_that_drips_is_cut_off_too(
-    serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., ServerThread], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "REQUEST_S", 0.5)
     live = serve()
@@ -195,7 +182,7 @@ def test_a_second_request_that_drips_is_cut_off_too(
 
 
 def test_a_body_that_does_not_come_is_not_waited_for(
-    serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., ServerThread], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "BODY_S", 0.2)
     live = serve()
@@ -223,7 +210,7 @@ def test_a_body_that_does_not_come_is_not_waited_for(
     ids=["a long address", "a long field", "many fields", "a field without end", "TLS", "bare line feeds", "zeros"],
 )
 def test_a_head_that_is_too_large_or_no_http_is_refused_in_a_few_words(
-    serve: Callable[..., Served], head: bytes, capfd: pytest.CaptureFixture[str]
+    serve: Callable[..., ServerThread], head: bytes, capfd: pytest.CaptureFixture[str]
 ) -> None:
     live = serve()
     with live.connect() as connection:
@@ -238,7 +225,7 @@ def test_a_head_that_is_too_large_or_no_http_is_refused_in_a_few_words(
     assert capfd.readouterr().err == "", "what strangers send must not fill the log"
 
 
-def test_a_large_body_is_refused_and_a_packed_one_is_not_unpacked(serve: Callable[..., Served]) -> None:
+def test_a_large_body_is_refused_and_a_packed_one_is_not_unpacked(serve: Callable[..., ServerThread]) -> None:
     import gzip
 
     live = serve()
@@ -255,7 +242,9 @@ def test_a_large_body_is_refused_and_a_packed_one_is_not_unpacked(serve: Callabl
     assert live.asked == []
 
 
-def test_one_address_cannot_take_all_connections(serve: Callable[..., Served], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_address_cannot_take_all_connections(
+    serve: Callable[..., ServerThread], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(admission, "MOST_OF_ONE", 4)
     monkeypatch.setattr(admission, "MOST_CONNECTIONS", 6)
     live = serve()
@@ -285,7 +274,7 @@ def test_many_ipv6_addresses_of_one_owner_are_one() -> None:
 
 
 def test_a_viewer_that_takes_nothing_is_cut_off_and_let_go(
-    serve: Callable[..., Served], sanitized_frame: Make, monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., ServerThread], sanitized_frame: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(admission, "DEAF_S", 1.0)
     live = serve()
@@ -300,7 +289,7 @@ def test_a_viewer_that_takes_nothing_is_cut_off_and_let_go(
         until(lambda: live.viewers() == 0, seconds=15)
 
 
-def test_a_viewer_that_leaves_is_let_go_before_the_next_frame(serve: Callable[..., Served]) -> None:
+def test_a_viewer_that_leaves_is_let_go_before_the_next_frame(serve: Callable[..., ServerThread]) -> None:
     live = serve()
     with live.connect() as viewer:
         viewer.sendall(b"GET /stream.mjpg HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
@@ -313,7 +302,7 @@ def test_a_viewer_that_leaves_is_let_go_before_the_next_frame(serve: Callable[..
     ["/../pyproject.toml", "/page.js/../../config.py", "/%2e%2e/config.py", "/..%2fconfig.py", "//etc/passwd",
      "/web/page.js", "/page.js%00.png", "/.", "/page.js/", "/\\..\\config.py", "http://127.0.0.1/../config.py"],
 )  # fmt: skip
-def test_no_path_leads_to_a_file(serve: Callable[..., Served], path: str) -> None:
+def test_no_path_leads_to_a_file(serve: Callable[..., ServerThread], path: str) -> None:
     status, body, _ = serve().get(path)
     assert status in (400, 404)
     assert b"import" not in body
@@ -353,7 +342,7 @@ def secure_get(port: int, context: ssl.SSLContext, path: str, **headers: str) ->
 
 
 def test_over_tls_everything_is_as_without(
-    serve: Callable[..., Served], authority: trustme.CA, files: tuple[Path, Path, Path], sanitized_frame: Make
+    serve: Callable[..., ServerThread], authority: trustme.CA, files: tuple[Path, Path, Path], sanitized_frame: Make
 ) -> None:
     live = serve("s3cret", files[0], files[1])
     live.send(sanitized_frame(captured_ns=time.monotonic_ns()))
@@ -374,14 +363,14 @@ def test_over_tls_everything_is_as_without(
 
 
 def test_one_file_may_hold_certificate_and_key(
-    serve: Callable[..., Served], authority: trustme.CA, files: tuple[Path, Path, Path]
+    serve: Callable[..., ServerThread], authority: trustme.CA, files: tuple[Path, Path, Path]
 ) -> None:
     live = serve("", files[2])
     assert secure_get(live.port, trusting(authority), "/healthz")[0] == 200
 
 
 def test_nothing_older_than_tls_1_2_is_spoken(
-    serve: Callable[..., Served], authority: trustme.CA, files: tuple[Path, Path, Path]
+    serve: Callable[..., ServerThread], authority: trustme.CA, files: tuple[Path, Path, Path]
 ) -> None:
     live = serve("", files[0], files[1])
     context = trusting(authority)
@@ -397,7 +386,7 @@ def test_nothing_older_than_tls_1_2_is_spoken(
 
 
 def test_a_handshake_that_does_not_come_is_not_waited_for(
-    serve: Callable[..., Served], files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+    serve: Callable[..., ServerThread], files: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_module, "HANDSHAKE_S", 0.3)
     live = serve("", files[0], files[1])
@@ -416,10 +405,10 @@ def test_files_that_are_no_certificate_and_key_are_refused_in_words(
     command = ["openssl", "pkey", "-aes128", "-passout", "pass:x", "-in", str(key), "-out", str(locked)]
     subprocess.run(command, check=True, capture_output=True)
     for pair, words in (
-        ((certificate, other), "the key is not the certificate's"),
-        ((text, key), "damaged, or no PEM file"),
-        ((certificate, text), "damaged, or no PEM file"),
-        ((certificate, None), "damaged, or no PEM file"),
+        ((certificate, other), "the key does not belong to the certificate"),
+        ((text, key), "damaged, or not a PEM file"),
+        ((certificate, text), "damaged, or not a PEM file"),
+        ((certificate, None), "damaged, or not a PEM file"),
         ((certificate, locked), "locked with a passphrase"),
         ((gone, key), f"cannot read {gone}: No such file"),
         ((certificate, tmp_path), f"cannot read {tmp_path}: Is a directory"),

@@ -9,7 +9,7 @@ import pytest
 
 from export.audit import cells
 from export.errors import ExportError
-from tests.conftest import ROOT
+from tests.support import ROOT
 
 
 def test_an_audit_started_several_times_computes_each_cell_once(tmp_path: Path) -> None:

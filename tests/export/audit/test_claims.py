@@ -11,7 +11,7 @@ from edgesan.model.load import prepare
 from export.audit import claims, report
 from export.audit.report import ModelId, Report
 from export.errors import ExportError
-from tests.conftest import ROOT
+from tests.support import ROOT
 
 
 @pytest.fixture(scope="module")

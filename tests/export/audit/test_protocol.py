@@ -9,7 +9,7 @@ from export.audit import protocol, report
 from export.audit.measure import Folders
 from export.audit.protocol import Options
 from export.errors import ExportError
-from tests.conftest import ROOT
+from tests.support import ROOT
 
 STORED = ROOT / "docs" / "audit.json"
 

@@ -8,7 +8,7 @@ import pytest
 from export.audit import report
 from export.audit.report import Mean, OwnRow, Plan, Pooled, Report, Row, Score
 from export.errors import ExportError
-from tests.conftest import ROOT
+from tests.support import ROOT
 
 STORED = ROOT / "docs" / "audit.json"
 ENDS = (0.4, 0.6)

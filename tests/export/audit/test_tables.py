@@ -4,7 +4,7 @@ import pytest
 
 from export.audit import html, report, tables
 from export.audit.report import Report
-from tests.conftest import ROOT
+from tests.support import ROOT
 
 
 @pytest.fixture(scope="module")
