@@ -328,7 +328,7 @@ def _parse(path: Path, content: bytes) -> tuple[onnx.ModelProto, dict[str, str]]
     try:
         proto = onnx.load_model_from_string(content)
     except DecodeError as error:
-        raise ModelError(f"{path} is no ONNX file, or a damaged one; get it again from where it came") from error
+        raise ModelError(f"{path} is not an ONNX file, or a damaged one; download it again") from error
     check_graph(path, proto)
     return proto, {entry.key: entry.value for entry in proto.metadata_props}
 

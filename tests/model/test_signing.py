@@ -187,7 +187,7 @@ def test_a_signature_makes_no_sanitizer_of_a_file(maker: Maker) -> None:
     path = maker.folder / "poem.onnx"
     path.write_text("roses are red\n" * 100)
     maker.sign(path)
-    with pytest.raises(ModelError, match="no ONNX file"):
+    with pytest.raises(ModelError, match="not an ONNX file"):
         load_model(path, trusted_keys=(maker.key.line,))
 
 
@@ -512,7 +512,7 @@ def test_what_may_not_run_is_not_signed(maker: Maker, capsys: pytest.CaptureFixt
     path = maker.folder / "poem.onnx"
     path.write_text("roses are red\n" * 100)
     assert main(["sign", str(path), "--key", str(maker.key_file)]) == 4
-    assert "no ONNX file" in capsys.readouterr().err
+    assert "not an ONNX file" in capsys.readouterr().err
     assert not signing.signature_path(path).exists()
 
 
