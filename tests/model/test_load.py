@@ -904,7 +904,7 @@ def test_a_model_that_swaps_the_faces_of_a_batch_is_refused(where: str) -> None:
         "codes": answer["codes"][::-1] if where == "encoder" else answer["codes"],
         "samples": [[1 - n, *rest] for n, *rest in answer["samples"]],
     }
-    for words, sealed in (("the encoder|the decoder", told), ("the whole, all faces at once", answer)):
+    for words, sealed in (("the encoder|the decoder", told), ("the whole graph, all faces at once", answer)):
         metadata(proto, known_answer=sealed)
         with pytest.raises(ModelError, match=f"wrong known answer on this machine .({words})"):
             prepare(Path("x.onnx"), proto.SerializeToString())
