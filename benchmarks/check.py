@@ -1,72 +1,64 @@
 """Did it become slower? `python -m benchmarks.check` (`make bench-check`).
 
-Ratios are measured, never times: each is of two things that ran in turn in one run, so that a slow or busy machine does
-not matter. Less is better for all of them. They are compared with those that are stored for this kind of machine in
-`benchmarks/results`; what is worse by more than 15 % in three measurements, one after the other, fails.
+It measures ratios, never times: each compares two things that ran in turn in one run, so that a slow or busy machine
+does not matter. Less is better for all of them. They are compared with the ratios that `benchmarks/results` holds for
+this kind of machine. A ratio that is worse by more than 15 % in three measurements in a row fails.
 """
 
 import argparse
 import itertools
-import json
 import sys
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import onnx
 
-from benchmarks.side_by_side import by_hand, pixelate
-from edgesan import bench
+from benchmarks import network
+from benchmarks.results import FOLDER, load
+from benchmarks.side_by_side import by_hand, in_turn, period, pixelate
+from edgesan import bench, ort
+from edgesan.bench import Clip, Machine
 from edgesan.config import DEMO_MODEL, Config
+from edgesan.frames import Pixels
 from edgesan.model.load import prepare
 
-RESULTS: Final = Path(__file__).parent / "results"
 MOST_WORSE: Final = 0.15
 ATTEMPTS: Final = 3
 SIZE: Final = (640, 480)
 
 
 def ratios(seconds: float) -> dict[str, float]:
-    """The network against its float twin and against the peak; a frame whose faces are encoded against its kernels; the
-    frames of a refresh, in which each face is encoded once if it can, against pixelation by hand, and with 16 faces
-    against those with two.
+    """Measure the ratios.
+
+    The network is compared with its float twin and with the peak; a frame whose faces are encoded with its stages; the
+    frames of a refresh, in which each face is encoded once if it can, with pixelation by hand; and those of 16 faces
+    with those of two.
     """
     content = DEMO_MODEL.read_bytes()
     proto = onnx.load_model_from_string(content)
-    sanitizer = prepare(DEMO_MODEL, content)
+    model = prepare(DEMO_MODEL, content)
     with ExitStack() as stack:
-        two = bench.kernels(SIZE, sanitizer, Config(), stack)
-        scenes = {count: itertools.cycle(bench.scene(SIZE, count)) for count in (2, 16)}
-        ways = {count: bench.pipeline(sanitizer, Config()) for count in scenes}
-        hand = by_hand(pixelate)
-        period = bench.period(Config())
+        stages = bench.stage_calls(Clip(SIZE, 2), model, Config(), stack)
+        two, sixteen, hand = bench.pipeline(model, Config()), bench.pipeline(model, Config()), by_hand(pixelate)
 
         def kernels() -> None:
-            for stage in bench.LOOP:
-                two[stage]()
+            for stage in bench.STAGES:
+                stages[stage]()
 
-        def frames(count: int) -> None:
-            for _ in range(period):
-                bench.jpeg(ways[count](next(scenes[count])).pixels)
-
-        def pixelated() -> None:
-            for _ in range(period):
-                bench.jpeg(hand(next(scenes[2])))
-
-        ms = bench.in_turn(
-            {
-                "int8": bench.feed(bench.start(content, 1), 1),
-                "fp32": bench.feed(bench.start(bench.unquantized(proto).SerializeToString(), 1), 1),
-                "peak": bench.product("int8", 1),
-                "kernels": kernels,
-                "frame": two["frame"],
-                "2 faces": lambda: frames(2),
-                "16 faces": lambda: frames(16),
-                "pixelated": pixelated,
-            },
-            seconds,
-        )
-    peak = ms["peak"] * bench.cost(proto)[0] / bench.PEAK**3  # ms that the network would take at the peak
+        calls: dict[str, Callable[[], object]] = {
+            "int8": network.feed(ort.session(content, 1), 1),
+            "fp32": network.feed(ort.session(network.unquantized(proto).SerializeToString(), 1), 1),
+            "peak": network.product("int8", 1),
+            "kernels": kernels,
+            "frame": stages["frame"],
+            "2 faces": _refresh(2, lambda pixels: two(pixels).pixels),
+            "16 faces": _refresh(16, lambda pixels: sixteen(pixels).pixels),
+            "pixelated": _refresh(2, hand),
+        }
+        ms = in_turn(calls, seconds)
+    peak = ms["peak"] * network.cost(proto)[0] / network.PEAK**3  # ms that the network would take at the peak
     return {
         "int8 against float": ms["int8"] / ms["fp32"],
         "int8 against the peak": ms["int8"] / peak,
@@ -76,34 +68,45 @@ def ratios(seconds: float) -> dict[str, float]:
     }
 
 
-def worse(stored: dict[str, float], now: dict[str, float]) -> list[str]:
-    """The ratios that are worse than the stored ones by more than MOST_WORSE; one that is missing counts as worse."""
+def _refresh(faces: int, way: Callable[[Pixels], Pixels]) -> Callable[[], object]:
+    """Return a call that takes the frames of a refresh from raw pixels to JPEG."""
+    frames, count = itertools.cycle(bench.draw(Clip(SIZE, faces))), period(Config())
+
+    def call() -> None:
+        for _ in range(count):
+            bench.jpeg(way(next(frames)))
+
+    return call
+
+
+def worse(stored: Mapping[str, float], now: Mapping[str, float]) -> list[str]:
+    """Return the ratios that are worse than the stored ones by more than MOST_WORSE, and those that are missing."""
     return [name for name, ratio in stored.items() if not now.get(name, float("inf")) <= ratio * (1 + MOST_WORSE)]
 
 
-def stored_ratios(folder: Path, machine: dict[str, Any]) -> dict[str, float]:
-    """The ratios of the same kind of machine: processor, cores, and the int8 products that it has.
+def stored_ratios(folder: Path, machine: Machine) -> Mapping[str, float]:
+    """Return the ratios of the same kind of machine: the same processor, cores, and int8 products.
 
     Raises:
         SystemExit: none is stored.
     """
+    kind = (machine.processor, machine.cores, machine.int8)
     for path in sorted(folder.glob("*-cores.json")):
-        result = json.loads(path.read_text())
-        if all(result["machine"][key] == machine[key] for key in ("processor", "cores", "int8")) and "ratios" in result:
-            ratios: dict[str, float] = result["ratios"]
-            return ratios
+        results = load(path)
+        if (results.machine.processor, results.machine.cores, results.machine.int8) == kind and results.ratios:
+            return results.ratios
     raise SystemExit(
-        f"error: no ratios of {machine['processor']} with {machine['cores']} cores ({', '.join(machine['int8'])}) are stored"
-        f" in {folder};"
+        f"error: {folder} holds no ratios of {machine.processor} with {machine.cores} cores ({', '.join(machine.int8)});"
         " store them with `python -m benchmarks.aims --store`, on the version to compare with"
     )
 
 
 def main() -> int:
+    """Compare the ratios with the stored ones; exit code 1 if one is worse."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.check", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=20, help="of each measurement (default 20)")
+    parser.add_argument("--seconds", type=float, default=20, help="length of each measurement (default 20)")
     arguments = parser.parse_args()
-    stored = stored_ratios(RESULTS, bench.machine())
+    stored = stored_ratios(FOLDER, bench.machine())
     failed = list(stored)
     for attempt in range(ATTEMPTS):
         now = ratios(arguments.seconds)

@@ -1,48 +1,87 @@
 """Several machines beside each other: `python -m benchmarks.compare benchmarks/results/*.json --plot docs/bench.png`.
 
-Each file is what `benchmarks.aims --store` wrote, or `edgesan bench --json` on a board.
+Each file is what `benchmarks.aims --store` wrote, or `edgesan bench --json` or `benchmarks.network --json` on a board.
 """
 
 import argparse
-import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Final
 
+from benchmarks.results import LabResults, load
 from edgesan import bench
 
+COLUMNS: Final = (
+    "machine",
+    "model",
+    "int8, ms a face",
+    "share of the peak",
+    "float against int8",
+    "glass to wire, p50",
+    "p99",
+    "memory, MB",
+)
+NOT_MEASURED: Final = "–"
 
-def row(result: dict[str, Any]) -> dict[str, Any]:
-    """What of a machine's results fits one line; a dash for what was not measured there."""
-    alone = {
-        row["precision"]: row for row in result.get("core", []) if (row["threads"], row["batch"]) == (1, 1)
-    }  # of one face
-    wire = next((row for row in result.get("wire", []) if (row["size"], row["faces"]) == ("640x480", 4)), {})
-    seen = wire.get("glass_to_wire", {})
-    m = result["machine"]
-    return {
-        "machine": f"{m['processor']}, {m['cores']} cores",
-        "model": f"{result['model']['name']} v{result['model']['version']}",
-        "int8, ms a face": alone["int8"]["p50"] if alone else "–",
-        "share of the peak": alone["int8"]["share"] if alone else "–",
-        "float against int8": round(alone["fp32"]["p50"] / alone["int8"]["p50"], 2) if alone else "–",
-        "glass to wire, p50": seen.get("p50", "–"),
-        "p99": seen.get("p99", "–"),
-        "memory, MB": wire.get("memory_mb", "–"),
-    }
+
+def row(results: LabResults) -> list[str | float]:
+    """Return what fits one line of a table, by COLUMNS; a dash for what was not measured there."""
+    alone = {row.precision: row for row in results.network if (row.threads, row.batch) == (1, 1)}
+    wire = next((row for row in results.wire if (row.size, row.faces) == ("640x480", 4)), None)
+    network: list[str | float] = [NOT_MEASURED] * 3
+    if alone:
+        int8, fp32 = alone["int8"], alone["fp32"]
+        network = [int8.p50, int8.share, round(fp32.p50 / int8.p50, 2)]
+    seen: list[str | float] = [NOT_MEASURED] * 3
+    if wire:
+        seen = [wire.glass_to_wire.p50, wire.glass_to_wire.p99, wire.memory_mb]
+    machine, model = results.machine, results.model
+    return [f"{machine.processor}, {machine.cores} cores", f"{model.name} v{model.version}", *network, *seen]
+
+
+def plot(results: Sequence[LabResults], path: Path) -> None:
+    """Draw the network alone and glass to wire, a line for each machine.
+
+    Raises:
+        SystemExit: matplotlib is not installed.
+    """
+    try:
+        from matplotlib import figure as figures
+    except ImportError as error:
+        raise SystemExit("error: --plot needs matplotlib: pip install matplotlib, or leave it out") from error
+    figure = figures.Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for result in results:
+        name = result.machine.processor
+        for precision, style in (("int8", "o-"), ("fp32", "s--")):
+            rows = [r for r in result.network if (r.precision, r.threads) == (precision, 1)]
+            batches, times = [r.batch for r in rows], [r.p50 / r.batch for r in rows]
+            left.plot(batches, times, style, label=f"{name}, {precision}")
+        for count in bench.FACES:
+            measured = [r for r in result.wire if r.faces == count]
+            sizes, latencies = [r.size for r in measured], [r.glass_to_wire.p50 for r in measured]
+            if measured:
+                right.plot(sizes, latencies, "o-", label=f"{name}, {count} faces")
+    left.set(xlabel="faces in a batch", ylabel="ms a face", title="network alone, one thread", ylim=(0, None))
+    right.set(ylabel="ms, median", title="from glass to wire", ylim=(0, None))
+    for axis in (left, right):
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=6).set_in_layout(False)
+    figure.savefig(path, dpi=90)
 
 
 def main() -> int:
+    """Print the table, and draw the picture where one is asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.compare", description=__doc__)
     parser.add_argument("results", type=Path, nargs="+", metavar="FILE", help="figures of one machine each (JSON)")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="also a picture (needs matplotlib)")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw a picture (needs matplotlib)")
     arguments = parser.parse_args()
-    results = [json.loads(path.read_text()) for path in arguments.results]
-    rows = [row(result) for result in results]
+    results = [load(path) for path in arguments.results]
     print("network: one face, one thread; glass to wire: 640x480, 4 faces; ms\n")
-    print(*bench.table(rows, tuple(rows[0])), sep="\n")
+    print(*bench.table(COLUMNS, [row(result) for result in results]), sep="\n")
     if arguments.plot:
-        bench.plot(results, arguments.plot)
+        plot(results, arguments.plot)
     return 0
 
 

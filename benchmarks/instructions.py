@@ -1,9 +1,9 @@
 """How many instructions the network takes for a face: `python -m benchmarks.instructions`.
 
-A figure that no busy machine can change: valgrind (`apt install valgrind`) counts each instruction. Of two runs, one makes
-more calls than the other; what they differ by is what the calls took, and loading cancels out. valgrind 3.19 knows no
-AVX-512, nor VNNI, and tells the program so: what is counted are onnxruntime's kernels for AVX2, which multiply int8 in
-three instructions where VNNI needs one. They do what a processor without dot products must do, such as a Pi 4's.
+No busy machine can change this figure: valgrind (`apt install valgrind`) counts each instruction. Of two runs, one
+makes more calls than the other; the difference is what the calls took, and loading cancels out. valgrind 3.19 knows
+neither AVX-512 nor VNNI, and hides them from the program. So it counts onnxruntime's kernels for AVX2, which multiply
+int8 in three instructions where VNNI needs one: what a processor without dot products must do, such as a Pi 4's.
 """
 
 import argparse
@@ -20,7 +20,7 @@ import numpy as np
 import onnx
 from tqdm import tqdm
 
-from edgesan import bench
+from benchmarks import network
 from edgesan.config import DEMO_MODEL
 from edgesan.model.load import known_inputs
 
@@ -39,7 +39,7 @@ for _ in range(int(sys.argv[2])):
 
 
 def measure() -> dict[str, float]:
-    """Millions of instructions a face, for each precision.
+    """Count the millions of instructions a face, for each precision.
 
     Raises:
         SystemExit: valgrind failed.
@@ -50,7 +50,7 @@ def measure() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         np.savez(folder / "face.npz", face=chips, noise=noise, alpha=np.full((1, 1), 0.5, np.float32))
-        for precision, proto in tqdm({"int8": shipped, "fp32": bench.unquantized(shipped)}.items(), leave=False):
+        for precision, proto in tqdm({"int8": shipped, "fp32": network.unquantized(shipped)}.items(), leave=False):
             onnx.save(proto, folder / "network.onnx")
             few, many = (counted(folder, calls) for calls in CALLS)
             counts[precision] = round((many - few) / (CALLS[1] - CALLS[0]) / 1e6, 2)
@@ -58,9 +58,9 @@ def measure() -> dict[str, float]:
 
 
 def counted(folder: Path, calls: int) -> int:
-    """Instructions of a process that loads the network and makes so many calls."""
-    command = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={folder}/out", sys.executable, "-c", COUNTED, folder,
-               str(calls)]  # fmt: skip
+    """Count the instructions of a process that loads the network and makes so many calls."""
+    valgrind = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={folder}/out"]
+    command = [*valgrind, sys.executable, "-c", COUNTED, str(folder), str(calls)]
     # One hash seed: dictionaries take the same steps in each run.
     run = subprocess.run(command, capture_output=True, text=True, check=False, env={"PYTHONHASHSEED": "0"})
     found = re.search(r"Collected : (\d+)", run.stderr)
@@ -70,13 +70,14 @@ def counted(folder: Path, calls: int) -> int:
 
 
 def main() -> int:
+    """Print the counts, and write them where that is asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.instructions", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the counts here")
     arguments = parser.parse_args()
     if shutil.which("valgrind") is None:
         print("skipped: valgrind is not installed (apt install valgrind)")
         return 0
-    macs = bench.cost(onnx.load(DEMO_MODEL))[0] / 1e6
+    macs = network.cost(onnx.load(DEMO_MODEL))[0] / 1e6
     counts = measure()
     print("| network, one face | million instructions | multiplications in one |\n|---|---|---|")
     for precision, count in counts.items():

@@ -1,13 +1,13 @@
-"""What the network may take on a Raspberry Pi: `python -m benchmarks.projection`. A PROJECTION, measured on no board;
-`edgesan bench` on one replaces it.
+"""How long the network may take on a Raspberry Pi: `python -m benchmarks.projection`.
 
-Two ways, from what can be counted here:
+It is a PROJECTION, measured on no board: `edgesan bench` on one replaces it. There are two ways to it, from what can be
+counted here:
 
-    by multiplications   the rate at which a published network of dense 3x3 convolutions, as ours, ran on the board. How far
-                         the same rate misses the other published networks tells what the projection is worth: those of
-                         depthwise convolutions are bound by memory, and take up to three times as long
-    by instructions      those of one face (`benchmarks.instructions`, AVX2: 32 bytes each), twice as many for NEON's 16 bytes,
-                         at 1 to 2 a cycle; with dot products, 16 multiplications an instruction
+    by multiplications   the rate at which a published network of dense 3x3 convolutions, like ours, ran on the board.
+                         The check is how far the same rate misses the other published networks: those of depthwise
+                         convolutions are bound by memory, and take up to three times as long
+    by instructions      those of one face (`benchmarks.instructions`, AVX2: 32 bytes each), twice as many for NEON's
+                         16 bytes, at 1 to 2 a cycle; with dot products, 16 multiplications an instruction
 """
 
 import json
@@ -18,7 +18,8 @@ from typing import Final
 
 import onnx
 
-from edgesan import bench
+from benchmarks import network
+from edgesan.bench import table
 from edgesan.config import DEMO_MODEL
 
 INSTRUCTIONS: Final = Path(__file__).parent / "results" / "instructions.json"
@@ -39,40 +40,42 @@ class Point:
 
     @property
     def rate(self) -> float:
-        """GMAC/s."""
+        """Multiplications a second, in billions."""
         return self.gmac / self.ms * 1e3
 
 
 @dataclass(frozen=True)
 class Board:
-    """A board, its published points, and which of them ran a network like ours."""
+    """A board and its published times."""
 
     name: str
     ghz: float
     dot_products: bool
-    points: tuple[Point, ...]  # the first is the network of dense convolutions; all use the whole board
+    points: tuple[Point, ...]  # the first is a network of dense convolutions, like ours; all use the whole board
 
 
+PI_4: Final = (
+    Point("ResNet18", "int8", 1.81, 84, NCNN),
+    Point("MobileNetV1", "int8", 0.569, 34.4, NCNN),
+    Point("ResNet18", "fp32", 1.81, 123, NCNN),
+    Point("MobileNetV1", "fp32", 0.569, 61.2, NCNN),
+    Point("MobileNetV2", "fp32", 0.300, 61.9, NCNN),
+)
+PI_5: Final = (
+    Point("YOLO11s 640", "fp32", 10.75, 324, ULTRALYTICS),
+    Point("YOLO11n 640", "fp32", 3.25, 168, ULTRALYTICS),
+    Point("YOLOX-Nano 416", "fp32", 0.54, 47, VISION),
+)
 BOARDS: Final = (
-    Board("Pi 4 (Cortex-A72)", 1.8, False, (
-        Point("ResNet18", "int8", 1.81, 84, NCNN),
-        Point("MobileNetV1", "int8", 0.569, 34.4, NCNN),
-        Point("ResNet18", "fp32", 1.81, 123, NCNN),
-        Point("MobileNetV1", "fp32", 0.569, 61.2, NCNN),
-        Point("MobileNetV2", "fp32", 0.300, 61.9, NCNN),
-    )),
-    Board("Pi 5 (Cortex-A76)", 2.4, True, (
-        Point("YOLO11s 640", "fp32", 10.75, 324, ULTRALYTICS),
-        Point("YOLO11n 640", "fp32", 3.25, 168, ULTRALYTICS),
-        Point("YOLOX-Nano 416", "fp32", 0.54, 47, VISION),
-    )),
-)  # fmt: skip
+    Board("Pi 4 (Cortex-A72)", 1.8, dot_products=False, points=PI_4),
+    Board("Pi 5 (Cortex-A76)", 2.4, dot_products=True, points=PI_5),
+)
 PER_CYCLE: Final = (1.0, 2.0)  # instructions; both cores have two NEON pipes
 DOTS: Final = 4.0  # multiplications of UDOT for one of FMLA
 
 
 def by_multiplications(board: Board, gmac: float) -> tuple[float, float]:
-    """ms, least and most, of an int8 network on the whole board."""
+    """Return the least and the most ms of an int8 network of so many GMAC on the whole board."""
     like = board.points[0]
     most = gmac / like.rate * 1e3
     # No int8 figure with dot products was found: from four times as fast as float, to not faster at all.
@@ -80,7 +83,7 @@ def by_multiplications(board: Board, gmac: float) -> tuple[float, float]:
 
 
 def by_instructions(board: Board, gmac: float, million: float) -> tuple[float, float]:
-    """ms, least and most, of an int8 network on one core."""
+    """Return the least and the most ms of an int8 network on one core; `million` instructions were counted."""
     millions = 2 * million
     if board.dot_products:  # three AVX2 instructions for 32 multiplications become one for 16
         millions += gmac * 1e3 * (1 / 16 - 2 * 3 / 32)
@@ -88,30 +91,37 @@ def by_instructions(board: Board, gmac: float, million: float) -> tuple[float, f
     return fast, slow
 
 
+CHECK: Final = ("board", "network", "published, ms", "by the rate of", "projected, ms", "takes longer by", "source")
+
+
+def check(board: Board) -> list[list[str | float]]:
+    """Project each published network by the rate of the first one of its precision: the rows of a table, by CHECK."""
+    rows: list[list[str | float]] = []
+    for point in board.points:
+        like = next(other for other in board.points if other.precision == point.precision)
+        if like is not point:
+            ms = point.gmac / like.rate * 1e3
+            named = f"{point.network}, {point.precision}"
+            longer = f"{point.ms / ms:.1f}x"
+            rows.append([board.name, named, point.ms, like.network, f"{ms:.1f}", longer, point.source])
+    return rows
+
+
 def main() -> int:
-    macs, moved = bench.cost(onnx.load(DEMO_MODEL))
+    """Print the projection and its check."""
+    macs, moved = network.cost(onnx.load(DEMO_MODEL))
     gmac = macs / 1e9
     million = json.loads(INSTRUCTIONS.read_text())["int8"]
-    print("PROJECTION, not measured: the network alone, int8, ms a face\n")
-    print(
-        f"counted: {macs / 1e6:.0f} MMAC, {moved['int8'] / 1e6:.2f} MB moved, {million:g} million instructions (AVX2)\n"
-    )
-    print("| | whole board, by multiplications | one core, by instructions |\n|---|---|---|")
+    counted = f"{macs / 1e6:.0f} MMAC, {moved['int8'] / 1e6:.2f} MB moved, {million:g} million instructions (AVX2)"
+    print(f"PROJECTION, not measured: the network alone, int8, ms a face\n\ncounted: {counted}\n")
+    rows = []
     for board in BOARDS:
         whole = sorted({f"{ms:.1f}" for ms in by_multiplications(board, gmac)}, key=float)
         low, high = by_instructions(board, gmac, million)
-        print(f"| {board.name}, {board.ghz:g} GHz | {' to '.join(whole)} | {low:.0f} to {high:.0f} |")
+        rows.append([f"{board.name}, {board.ghz:g} GHz", " to ".join(whole), f"{low:.0f} to {high:.0f}"])
+    print(*table(("", "whole board, by multiplications", "one core, by instructions"), rows), sep="\n")
     print("\nThe check: the first network's rate, on the others of its precision\n")
-    print(
-        "| board | network | published, ms | by the rate of | projected, ms | takes longer by | source |\n|---|---|---|---|---|---|---|"
-    )
-    for board in BOARDS:
-        for point in board.points:
-            like = next(other for other in board.points if other.precision == point.precision)
-            if like is not point:
-                ms = point.gmac / like.rate * 1e3
-                print(f"| {board.name} | {point.network}, {point.precision} | {point.ms:g} | {like.network} | {ms:.1f} |"
-                      f" {point.ms / ms:.1f}x | {point.source} |")  # fmt: skip
+    print(*table(CHECK, [row for board in BOARDS for row in check(board)]), sep="\n")
     return 0
 
 

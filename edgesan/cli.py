@@ -40,10 +40,10 @@ exit codes:
 
 BENCH_EPILOG = """\
 examples:
-  edgesan bench                                  tables of core, stages, wire and idle
-  edgesan bench --part core --model san.onnx     the network of your own model alone
+  edgesan bench                                  tables of stages, wire and idle
+  edgesan bench --part stages --model san.onnx   each stage, with your own model
   edgesan bench --part long --minutes 30         find out whether this board throttles
-  edgesan bench --json > board.json              figures to compare machines with
+  edgesan bench --json > machine.json            figures to compare with: python -m benchmarks.compare
 """
 
 KEYS_EPILOG = """\
@@ -151,20 +151,19 @@ def _add_bench(verbs: Verbs) -> None:
     bench = verbs.add_parser(
         "bench",
         help="measure the speed of this machine",
-        description="Measure the network alone, each stage, and glass to wire on this machine (about 5 minutes).",
+        description="Measure each stage, and glass to wire on this machine (about 5 minutes).",
         epilog=BENCH_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     bench.add_argument(
         "--part",
         action="append",
-        choices=("core", "stages", "wire", "idle", "long"),
+        choices=("stages", "wire", "idle", "long"),
         help="measure only this part; repeatable (default: all but long)",
     )
     bench.add_argument("--seconds", type=float, default=8, metavar="S", help="length of each run (default: 8)")
     bench.add_argument("--minutes", type=float, default=10, metavar="M", help="length of --part long (default: 10)")
     bench.add_argument("--json", action="store_true", help="print JSON")
-    bench.add_argument("--plot", type=Path, metavar="FILE", help="also draw a picture (needs matplotlib)")
     add_options(bench, ("model", "threads", "detect_every", "trusted_keys", "allow_unsigned"))
 
 
@@ -399,11 +398,9 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _bench(arguments: argparse.Namespace) -> int:
     from edgesan import bench
 
-    parts = tuple(arguments.part or ("core", "stages", "wire", "idle"))
+    parts = tuple(arguments.part or ("stages", "wire", "idle"))
     results = bench.run(parts, configuration(arguments), arguments.seconds, arguments.minutes)
-    print(json.dumps(results, indent=1) if arguments.json else bench.text(results))
-    if arguments.plot:
-        bench.plot([results], arguments.plot)
+    print(json.dumps(bench.plain(results), indent=1) if arguments.json else bench.text(results))
     return 0
 
 

@@ -12,7 +12,7 @@ from edgesan.capture import open_source
 from edgesan.config import Config
 from edgesan.control import ALIVE, NOT_RECORDED, READY, RECORD_VERSION, RECORDED, START, ControlChannel
 from edgesan.errors import ConfigError, EndOfStream, Reject, RollbackError
-from edgesan.isolation import Claim
+from edgesan.isolation import IsolationClaim
 from edgesan.message import COUNTERS, SPANS, Status
 from edgesan.metrics import Metrics
 from edgesan.model import rollback
@@ -36,8 +36,14 @@ class Stop:
         self.asked = True
 
 
-def run(  # noqa: PLR0913 - all that the parent gives to a sanitize process
-    config: Config, pipes: Pipes, control: ControlChannel, claims: list[Claim], *, frames: int | None, losses: int
+def run(
+    config: Config,
+    pipes: Pipes,
+    control: ControlChannel,
+    claims: list[IsolationClaim],
+    *,
+    frames: int | None,
+    losses: int,
 ) -> None:
     """Run until the frames or the file end, or a signal comes.
 

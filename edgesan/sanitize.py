@@ -38,7 +38,7 @@ class Settings:
 class FrameSanitizer:
     """Turns raw frames into latents, one at a time. The tracks are its only memory."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - entropy and clock are arguments, so that tests can set them
+    def __init__(
         self,
         encoder: Encoder,
         detector: faces.Detector,

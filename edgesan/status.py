@@ -6,17 +6,17 @@ from typing import Any
 
 from edgesan import __version__, isolation
 from edgesan.config import Config
-from edgesan.isolation import Claim
+from edgesan.isolation import IsolationClaim
 from edgesan.message import COUNTERS, MOST_BYTES, SPANS, Status
 from edgesan.metrics import Metrics
 from edgesan.model.load import Verified
 
 
-def report(  # noqa: PLR0913, PLR0917 - one value from each source of the status; they meet only here
+def report(
     config: Config,
     model: Verified,
     status: Status | None,
-    claims: list[Claim],
+    claims: list[IsolationClaim],
     metrics: Metrics,
     wall: dict[str, Any],
     *,
@@ -84,8 +84,8 @@ def warnings(config: Config, model: Verified) -> list[str]:
     return texts
 
 
-def announce(  # noqa: PLR0913, PLR0917 - what the lines show, value by value
-    config: Config, model: Verified, camera: str, size: tuple[int, int], alpha: float, claims: list[Claim]
+def announce(
+    config: Config, model: Verified, camera: str, size: tuple[int, int], alpha: float, claims: list[IsolationClaim]
 ) -> None:
     """Print the start lines of the sanitize process."""
     facts = model.metadata

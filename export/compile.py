@@ -9,7 +9,6 @@ A model file of an older format is laid out anew, with the same outputs to the l
 import argparse
 import json
 import math
-import os
 import subprocess
 import sys
 import tempfile
@@ -24,9 +23,6 @@ import torch
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
-
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # before onnxruntime is loaded
-
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from tqdm import tqdm
@@ -38,7 +34,7 @@ from edgesan.model.cut import cut
 from edgesan.model.load import FORMAT, known_inputs
 from export import data
 from export.errors import ExportError
-from export.networks import LANDMARKS, LIGHT, Device, Sanitizer, Unet
+from export.networks import LANDMARKS, LIGHT, DeviceGraph, Sanitizer, Unet
 from export.recipe import Recipe
 
 OPSET = 17
@@ -144,7 +140,7 @@ def export_fp32(sanitizer: Sanitizer, path: Path) -> None:
         # torch's older exporter: the newer one needs onnxscript, and unrolls the byte shuffles at both ends of the graph.
         warnings.simplefilter("ignore", DeprecationWarning)
         torch.onnx.export(
-            Device(sanitizer),
+            DeviceGraph(sanitizer),
             tuple(inputs.values()),
             str(path),
             input_names=list(inputs),

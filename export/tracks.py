@@ -26,9 +26,10 @@ from edgesan.model.load import Model, prepare
 from export import data
 from export.audit import attackers, mechanisms, metrics
 from export.audit.attackers import Chips
-from export.audit.run import MATCHERS, jpeg, shaken
+from export.audit.device import jpeg, shaken
+from export.audit.measure import MATCHERS
 from export.errors import ExportError
-from export.networks import Provider
+from export.providers import Provider
 
 SETS = ("lfw", "celeba", "pins", "glint")
 LEFT = {"1 picture": slice(0, 1), "25 codes, one every 0.2 s": slice(0, None, 6), "150 frames, each encoded": slice(None)}  # fmt: skip

@@ -31,10 +31,11 @@ from tqdm import tqdm
 from edgesan.faces import DETECTOR
 from edgesan.render import OPACITY, PLAIN
 from export import compile as compiler
-from export import data, door, losses
+from export import data, losses, providers
 from export import recipe as recipes
 from export.errors import DataError, ExportError, NetworkError
-from export.networks import LANDMARKS, LIGHT, Attacker, Finder, Provider, Sanitizer, Unet, half, perceptron, unshuffle
+from export.networks import LANDMARKS, LIGHT, Attacker, Sanitizer, Unet, half, perceptron, unshuffle
+from export.providers import Finder, Provider
 from export.recipe import Recipe
 
 MOST_CLASSES = 16  # of an attribute
@@ -611,7 +612,7 @@ def train(
     Args:
         start: a model file or the folder of another training, to begin from; a stage of 0 steps is taken over from it.
         cache: where what the teachers say is kept (default: `out`); trainings on the same data can share it.
-        said: input contracts of providers that no `providers.toml` describes, by name (`networks.contract`).
+        said: input contracts of providers that no `providers.toml` describes, by name (`providers.contract`).
 
     Raises:
         ExportError: what was given does not fit: the data, the recipe, a provider's network, or `start`.
@@ -625,9 +626,9 @@ def train(
     )
     finder = Finder(DETECTOR).to(device).eval().requires_grad_(False)
     out.mkdir(parents=True, exist_ok=True)
-    door.examine(utility, faces.chips[:4])
+    providers.validate(utility, faces.chips[:4])
     for net in frozen:
-        door.examine(net, faces.chips[:4], attribute(faces, r.private, r.private_bins)[1])
+        providers.validate(net, faces.chips[:4], attribute(faces, r.private, r.private_bins)[1])
     for net in (utility, *frozen):
         net.to(device)
     if rank:

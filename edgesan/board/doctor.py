@@ -24,7 +24,7 @@ from typing import Final, Literal
 
 from edgesan.config import SERVERS, Config, http_address
 from edgesan.errors import CameraError, ConfigError, ModelError, RollbackError, SignatureError, SinkError
-from edgesan.isolation import Claim, disk_swaps
+from edgesan.isolation import IsolationClaim, disk_swaps
 from edgesan.model import rollback
 from edgesan.transmit.tls import tls_context
 
@@ -422,7 +422,7 @@ def isolation(config: Config) -> Iterator[Finding]:
             detail = done.stderr.strip().rpartition("\n")[2]
             yield Finding(f"{process} process", bad, detail, "install edgesan again, into this environment")
             continue
-        claims = [Claim(**claim) for claim in json.loads(done.stdout)]
+        claims = [IsolationClaim(**claim) for claim in json.loads(done.stdout)]
         missing = [claim for claim in claims if not claim.holds]
         for claim in missing:
             yield Finding(f"{process}: {claim.name}", bad, claim.detail, claim.cure)

@@ -18,7 +18,7 @@ from edgesan import isolation
 from edgesan.config import Config
 from edgesan.control import ALIVE, READY, ControlChannel
 from edgesan.errors import ModelError, Reject
-from edgesan.isolation import Claim
+from edgesan.isolation import IsolationClaim
 from edgesan.transmit import sinks
 from edgesan.transmit.sinks import OutputFile, Sink
 
@@ -73,7 +73,9 @@ def run(config: Config, files: list[OutputFile], channel: socket.socket, control
 class Transmitter:
     """Receives messages, renders the newest one, and passes the frame on to all sinks."""
 
-    def __init__(self, config: Config, claims: list[Claim], channel: socket.socket, control: ControlChannel) -> None:
+    def __init__(
+        self, config: Config, claims: list[IsolationClaim], channel: socket.socket, control: ControlChannel
+    ) -> None:
         from edgesan.metrics import Metrics
         from edgesan.render import Renderer
 

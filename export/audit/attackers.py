@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from export.audit.metrics import Odds, Truth
-from export.networks import Attacker, Provider, half
+from export.networks import Attacker, half
+from export.providers import Provider
 
 Chips = NDArray[np.uint8]
 Judge = Callable[[Chips], Odds]

@@ -21,7 +21,8 @@ from edgesan.model.load import Model
 from export.audit.attackers import DEVICE, Chips, pictures
 from export.compile import restore, unpack
 from export.errors import ExportError
-from export.networks import Provider, half
+from export.networks import half
+from export.providers import Provider
 
 BATCH = 32
 

@@ -17,7 +17,7 @@ import pytest
 from edgesan.board import doctor
 from edgesan.board.doctor import Finding
 from edgesan.config import Config
-from edgesan.isolation import Claim
+from edgesan.isolation import IsolationClaim
 
 PI = "proc/device-tree/model"
 PI_4 = "Raspberry Pi 4 Model B Rev 1.4\0"
@@ -337,7 +337,7 @@ def test_isolation_is_what_the_kernel_really_gives() -> None:
 
 
 def test_what_is_required_and_missing_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
-    claim = Claim("sanitize", "no network", False, "the kernel gives it none (EPERM)", "sysctl")
+    claim = IsolationClaim("sanitize", "no network", False, "the kernel gives it none (EPERM)", "sysctl")
     script = f"#!/bin/sh\necho '{json.dumps([dataclasses.asdict(claim)])}'\n"
     for required, level in ((False, "warn"), (True, "fail")):
         with tempfile.TemporaryDirectory() as folder:

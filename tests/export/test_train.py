@@ -26,10 +26,13 @@ from edgesan.errors import ModelError
 from edgesan.frames import Pixels
 from edgesan.model.load import known_inputs, load_model
 from export import compile as compiler
-from export import data, door, losses, networks, pack, recipe, sweep, train
-from export.audit import mechanisms, run
+from export import data, losses, onnx_torch, pack, providers, recipe, sweep, train
+from export.audit import mechanisms
+from export.audit.claims import graph_digest
 from export.errors import DataError, ExportError, NetworkError, RecipeError
-from export.networks import Device, Finder, FrozenOnnx, Provider, Sanitizer, Unet
+from export.networks import DeviceGraph, Sanitizer, Unet
+from export.onnx_torch import FrozenOnnx
+from export.providers import Finder, Provider
 from tests.support import ROOT
 
 PLAIN = '[{name}]\nfile = "{name}.onnx"\noutput = "{output}"\n{classes}box = [0, 0, 112, 112]\nsize = {size}\norder = "RGB"\nmean = [127.5, 127.5, 127.5]\nscale = [127.5, 127.5, 127.5]\n'
@@ -265,7 +268,7 @@ def test_a_network_that_is_useless_in_a_training_is_refused(
     )
 
     def examine(path: str, tells: list[str] | None = None, **said: object) -> None:
-        door.examine(Provider(path, tmp_path, said), chips, tells)
+        providers.validate(Provider(path, tmp_path, said), chips, tells)
 
     examine(str(embedder))
     examine(classifier, ["F", "M"])
@@ -286,17 +289,17 @@ def test_a_network_that_is_useless_in_a_training_is_refused(
     with pytest.raises(NetworkError, match="does not run on pictures"):
         examine(changed(embedder, tmp_path / "deep.onnx", lambda g: g.node[4].input.__setitem__(0, "p")))
     with monkeypatch.context() as patch:  # an attribute that is not understood
-        patch.setitem(networks.OPERATORS, "PRelu", lambda a, x, slope: torch.relu(x))
+        patch.setitem(onnx_torch.OPERATORS, "PRelu", lambda a, x, slope: torch.relu(x))
         with pytest.raises(NetworkError, match="computes something else here than in onnxruntime"):
             examine(str(embedder))
     with monkeypatch.context() as patch:  # right values, wrong gradient
         patch.setitem(
-            networks.OPERATORS, "PRelu", lambda a, x, slope: networks._prelu(a, x, slope).detach() + x - x.detach()
+            onnx_torch.OPERATORS, "PRelu", lambda a, x, slope: onnx_torch._prelu(a, x, slope).detach() + x - x.detach()
         )
         with pytest.raises(NetworkError, match="where a finite difference has"):
             examine(str(embedder))
     with monkeypatch.context() as patch:
-        patch.setitem(networks.OPERATORS, "PRelu", lambda a, x, slope: networks._prelu(a, x, slope).detach())
+        patch.setitem(onnx_torch.OPERATORS, "PRelu", lambda a, x, slope: onnx_torch._prelu(a, x, slope).detach())
         with pytest.raises(NetworkError, match="is not differentiable"):
             examine(str(embedder))
 
@@ -517,7 +520,7 @@ def test_a_training_begins_from_a_model_file(people: data.Faces, tiny_networks: 
     z = np.random.default_rng(0).standard_normal((8, 64)).astype(np.float32)
     for alpha in (0.0, 0.25, 1.0):
         with torch.no_grad():
-            float_ = Device(s)(torch.from_numpy(chips), torch.from_numpy(z), torch.full((8, 1), alpha)).numpy()
+            float_ = DeviceGraph(s)(torch.from_numpy(chips), torch.from_numpy(z), torch.full((8, 1), alpha)).numpy()
         difference = np.abs(float_.astype(int) - model.run(chips, z, alpha))
         assert difference.mean() < 3  # as in the test of quantization
     with pytest.raises(ExportError, match="no model file to begin from"):
@@ -714,7 +717,7 @@ def test_a_model_file_gets_another_default_of_its_dial(tmp_path: Path, capsys: p
     turned, before = load_model(out, allow_unsigned=True), load_model(DEMO_MODEL)
     assert turned.metadata.alpha_default == 0.6
     assert not turned.metadata.claims, "they were made at another alpha"
-    assert run.graph_digest(out) == run.graph_digest(DEMO_MODEL)
+    assert graph_digest(out) == graph_digest(DEMO_MODEL)
     chips, z = np.full((1, 112, 112, 3), 120, np.uint8), np.zeros((1, 64), np.float32)
     np.testing.assert_array_equal(turned.run(chips, z, 0.5), before.run(chips, z, 0.5))
     assert "in format 2; sign it anew" in capsys.readouterr().out

@@ -24,8 +24,8 @@ from edgesan.config import Config
 from edgesan.errors import ConfigError
 from edgesan.transmit.link import Pipes
 from edgesan.transmit.unit import UnitClient, UnitListener
+from tests.isolation.support import program
 from tests.support import ROOT, free_port
-from tests.test_isolation import program
 
 FILES = ROOT / "firmware_config" / "root"
 UNITS = sorted((FILES / "usr/lib/systemd/system").glob("*.service"))
@@ -268,14 +268,14 @@ def test_a_network_namespace_that_the_service_manager_made_counts() -> None:
     """PrivateNetwork= with RestrictNamespaces=, for which unshare(1) and a filter on unshare(2) stand in."""
     text = """
         import os, socket
-        from edgesan import isolation
+        from edgesan.isolation import claims, kernel, limits, seccomp
         {own}
-        isolation.deny({number})
+        seccomp.deny({number})
         with socket.socket(socket.AF_UNIX):  # its own, such as the one to systemd
-            print(isolation.leave_network().holds)
+            print(claims.claim("sanitize", "no network", limits.leave_network()).holds)
     """
     number = UNSHARE[os.uname().machine]
-    done = program(text.format(own="assert not isolation._unshare(isolation.CLONE_NEWNET)", number=number))
+    done = program(text.format(own="assert not kernel.unshare(kernel.CLONE_NEWNET)", number=number))
     if "AssertionError" in done.stderr:
         pytest.skip("this kernel gives this user no network namespace")
     assert done.stdout.split() == ["True"], done.stderr
@@ -286,13 +286,20 @@ def test_a_network_namespace_that_the_service_manager_made_counts() -> None:
 def test_a_private_dev_counts_where_the_kernel_has_no_landlock() -> None:
     done = program("""
         import os
-        from edgesan import isolation
-        isolation.hide_devices()
-        isolation._libc.mount(b"none", b"/dev", b"tmpfs", 0, None)
+        from edgesan.isolation import claims, kernel, limits, probes
+
+        def no_camera(*cameras):
+            context = probes.ProbeContext()
+            context.cameras = list(cameras)
+            results = tuple(probe.attempt(context) for probe in probes.CAMERA)
+            return claims.claim("transmit", "no camera", results)
+
+        limits.hide_devices()
+        kernel.libc.mount(b"none", b"/dev", b"tmpfs", 0, None)
         os.mknod("/dev/zero", 0o600 | 0o20000, os.makedev(1, 5))
-        first = isolation.no_camera([])
+        first = no_camera()
         os.mknod("/dev/video0", 0o600 | 0o20000, os.makedev(1, 5))  # one that was let in all the same
-        print(first.holds, "no device appears in it" in first.detail, isolation.no_camera(["/dev/video0"]).holds)
+        print(first.holds, "no device appears in it" in first.detail, no_camera("/dev/video0").holds)
     """)
     if "PermissionError" in done.stderr or "FileNotFound" in done.stderr:
         pytest.skip("devices can be made by root only")

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +19,8 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from edgesan import bench, faces
+from benchmarks import network
+from edgesan import faces, ort
 from edgesan.capture.opencv import open_clip
 from edgesan.config import DEMO_MODEL
 from edgesan.model.load import known_inputs, load_model
@@ -40,7 +42,7 @@ GUEST: Final = """
 import sys
 from pathlib import Path
 import numpy as np
-from edgesan import model
+from edgesan.model.load import load_model
 given = np.load(sys.argv[2])
 sanitizer = load_model(Path(sys.argv[1]))
 np.save(sys.argv[3], np.stack([sanitizer.run(given["chips"], given["noise"], float(alpha)) for alpha in given["alphas"]]))
@@ -58,7 +60,7 @@ def build() -> None:
     CACHE.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mmdebstrap", "--quiet", "--variant=extract", "--architectures=arm64", f"--include={PACKAGES}", "bookworm",
                     str(ROOT)], check=True)  # fmt: skip
-    versions = [f"{name}=={bench.metadata.version(name)}" for name in WHEELS]
+    versions = [f"{name}=={metadata.version(name)}" for name in WHEELS]
     subprocess.run(
         [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:", "--no-compile",
          *(f"--platform=manylinux{tag}_aarch64" for tag in ("_2_34", "_2_28", "_2_27", "_2_17", "2014")), "--python-version=3.11",
@@ -117,7 +119,7 @@ def compare(folder: Path) -> dict[str, dict[str, float]]:
     np.savez(folder / "given.npz", **given)
     sanitizer = load_model(DEMO_MODEL)
     here = np.stack([sanitizer.run(given["chips"], given["noise"], float(alpha)) for alpha in ALPHAS]).astype(int)
-    twin = bench.start(bench.unquantized(onnx.load(DEMO_MODEL)).SerializeToString(), 1)
+    twin = ort.session(network.unquantized(onnx.load(DEMO_MODEL)).SerializeToString(), 1)
     feed = {"face": given["chips"], "noise": given["noise"]}
     size = (len(given["chips"]), 1)
     exact = [twin.run(None, feed | {"alpha": np.full(size, alpha, np.float32)})[0] for alpha in ALPHAS]

@@ -1,0 +1,151 @@
+"""What each process gives up, so that the kernel holds "a picture of the camera cannot leave".
+
+The sanitize process, which sees raw pixels, gives up the network: it moves into a network namespace that holds nothing
+(network_namespaces(7)). The transmit process, which has the network, gives up the cameras. Both give up all files but
+those that they need (landlock(7)), all system calls but those that they make (seccomp(2): no new socket, no other
+process, no program), the terminal, privileges (no_new_privs, capabilities(7)) and dumps; the first one swap, too.
+
+This lasts as long as the process. It binds the calling thread and those that it starts later, so it must come first:
+before numpy, which starts threads.
+
+At the end the process tries to get everything back, by the probes of `edgesan.isolation.probes`; what they met becomes
+its claims.
+"""
+
+import os
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Final
+
+from edgesan.errors import IsolationError
+from edgesan.isolation import landlock, limits, seccomp
+from edgesan.isolation.claims import (
+    RESULTS,
+    IsolationClaim,
+    conclude,
+    pack,
+    plain,
+    report,
+    require,
+    summary,
+    unpack,
+)
+from edgesan.isolation.limits import disk_swaps, end_with_parent, forbid_dumps, limit_memory
+from edgesan.isolation.probes import CAMERA_MEMORY, PROBES, ProbeContext
+
+__all__ = [
+    "RESULTS",
+    "IsolationClaim",
+    "camera_nodes",
+    "disk_swaps",
+    "end_with_parent",
+    "forbid_dumps",
+    "limit_memory",
+    "pack",
+    "plain",
+    "report",
+    "require",
+    "sanitize",
+    "summary",
+    "transmit",
+    "unpack",
+]
+
+FILES_AND_SEARCH: Final = limits.CAP_DAC_OVERRIDE | limits.CAP_DAC_READ_SEARCH
+
+
+def sanitize(
+    reads: Iterable[Path] = (),
+    writes: Iterable[Path] = (),
+    devices: Iterable[Path] = (),
+    *,
+    network: bool = False,
+) -> list[IsolationClaim]:
+    """Give up all that a process which sees raw pixels does not need.
+
+    Args:
+        reads: files and folders that it reads, beside those of Python and the system.
+        writes: folders that it makes files in; none in a run.
+        devices: cameras. A node that appears later is another one, which it cannot open: see `camera_nodes`.
+        network: keep the network; only a camera that is a URL needs it.
+
+    Returns:
+        What holds, and what does not.
+
+    Raises:
+        IsolationError: it is too late, as threads may run that would keep what is given up.
+    """
+    _must_be_alone()
+    reads, writes, devices = list(reads), list(writes), list(devices)
+    context = ProbeContext.now([*reads, *writes], writes, network=network)
+    context.swap = limits.lock_memory()
+    context.session = limits.leave_terminal()
+    if not network:
+        context.network = limits.leave_network()
+    limits.forbid_dumps()  # after the namespace, whose maps only a dumpable process may write: proc(5)
+    limits.drop_privileges(FILES_AND_SEARCH)
+    limits.limit_memory(limits.MOST_MEMORY_LOADING)
+    rules = landlock.readable([*reads, *(landlock.RESOLVER if network else ())]) | {Path("/dev"): landlock.READ_DIR}
+    rules |= dict.fromkeys(devices, landlock.DEVICE) | dict.fromkeys(writes, landlock.WRITE)
+    landlock.restrict(rules, network=network)
+    calls = seccomp.BOTH | (seccomp.WRITING if writes else set()) | (seccomp.CALLING if network else set())
+    make_checks = seccomp.calling_checks if network else seccomp.checks
+    seccomp.allow(calls, make_checks(os.getpid()) | ({} if writes else _no_emptying()))
+    return _probed("sanitize", context)
+
+
+def transmit(reads: Iterable[Path] = ()) -> list[IsolationClaim]:
+    """Give up all that a process which serves does not need, above all the cameras, and every new socket.
+
+    It keeps what is open: sockets that listen, files that it writes, an event loop.
+
+    Args:
+        reads: files and folders that it reads, beside those of Python and the system.
+
+    Returns:
+        What holds, and what does not.
+
+    Raises:
+        IsolationError: as `sanitize`.
+    """
+    _must_be_alone()
+    reads = list(reads)
+    context = ProbeContext.now(reads, [])
+    context.session = limits.leave_terminal()
+    limits.limit_memory(limits.MOST_MEMORY_LOADING)
+    if not landlock.restrict(landlock.readable(reads)):
+        limits.hide_devices()
+    limits.forbid_dumps()
+    limits.drop_privileges(FILES_AND_SEARCH | limits.CAP_NET_BIND_SERVICE)
+    seccomp.allow(seccomp.BOTH | seccomp.SERVING, seccomp.serving_checks(os.getpid()) | _no_emptying())
+    return _probed("transmit", context)
+
+
+def camera_nodes(dev: Path = Path("/dev")) -> list[Path]:
+    """Return the device nodes that a camera may need, as they are now.
+
+    A camera that is plugged in again has a new node. A process that was given the old one cannot open it, as
+    landlock(7) goes by the file and not by its name: it takes a new process.
+    """
+    names = ("video[0-9]*", "media[0-9]*", "v4l-subdev[0-9]*", *CAMERA_MEMORY)
+    return sorted(node for name in names for node in dev.glob(name))
+
+
+def _must_be_alone() -> None:
+    if len(os.listdir("/proc/self/task")) > 1 or "numpy" in sys.modules:
+        raise IsolationError(
+            "this process runs threads already, or numpy, which starts some: they would keep what is given up;"
+            " use the command `edgesan`, in a process of its own"
+        )
+
+
+def _no_emptying() -> dict[str, list[seccomp.Step]]:
+    """Return checks for a kernel before Linux 6.2, whose Landlock (below version 3) lets a readable file be emptied."""
+    return seccomp.EMPTYING if landlock.version() < 3 else {}
+
+
+def _probed(process: str, context: ProbeContext) -> list[IsolationClaim]:
+    """Try every way back."""
+    with context:
+        return conclude(process, bytes(probe.attempt(context) for probe in PROBES[process]))

@@ -1,0 +1,126 @@
+"""What follows from the results of the probes: claims with words and cures, which cross between processes as bytes.
+
+The sanitize process sends a byte for each probe, so that nothing but numbers passes (`pack`); the words follow from
+these bytes alone.
+"""
+
+import errno
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from edgesan.errors import IsolationError
+from edgesan.isolation.probes import KEPT, PROBES
+
+SECCOMP: Final = "use a kernel with CONFIG_SECCOMP_FILTER on x86_64 or aarch64, and a 64-bit Python"
+LANDLOCK: Final = "use a kernel with Landlock (Linux 5.13, CONFIG_SECURITY_LANDLOCK, and landlock in lsm=)"
+CURES: Final = {
+    "no network": "sudo sysctl -w kernel.unprivileged_userns_clone=1 (Debian),"
+    " kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu 23.10 and later) or user.max_user_namespaces=1000; for"
+    " good: in /etc/sysctl.d",
+    "no camera": f"{LANDLOCK}, or let it make user namespaces; and write no file straight into / or /dev",
+    "no swap": "sudo swapoff -a; or LimitMEMLOCK=infinity in the unit, or memlock unlimited in"
+    " /etc/security/limits.conf",
+    "no files": f"{LANDLOCK}; {SECCOMP}",
+    "no endless memory": "remove what keeps setrlimit(2) from it (SystemCallFilter= of the unit)",
+}
+URL_CURE: Final = "use a camera of this machine; or let another machine, or container, run edgesan beside that camera"
+RESULTS: Final = len(PROBES["sanitize"])
+"""Bytes of the claims of the sanitize process."""
+
+
+@dataclass(frozen=True)
+class IsolationClaim:
+    """One thing that a process cannot do: whether the probes confirm it, and their words in `detail`."""
+
+    process: str  # "sanitize" or "transmit"
+    name: str
+    holds: bool
+    detail: str
+    cure: str = ""  # where it does not hold
+    results: tuple[int, ...] = field(default=(), repr=False)  # a byte of each probe; see `pack`
+
+    def __str__(self) -> str:
+        word = "" if self.holds else "NOT "
+        cure = f". Cure: {self.cure}" if self.cure else ""
+        return f"{self.process} process: {word}{self.name}: {self.detail}{cure}"
+
+
+def conclude(process: str, results: bytes) -> list[IsolationClaim]:
+    """Return the claims of a process that follow from a result of each of its probes."""
+    found: dict[str, list[int]] = {}
+    for probe, result in zip(PROBES[process], results, strict=True):
+        found.setdefault(probe.claim, []).append(result)
+    return [claim(process, name, tuple(each)) for name, each in found.items()]
+
+
+def claim(process: str, name: str, results: tuple[int, ...]) -> IsolationClaim:
+    """Return the claim that follows from the results of its probes. The words of open ways come first."""
+    probes = [probe for probe in PROBES[process] if probe.claim == name]
+    tried = sorted(zip(probes, results, strict=True), key=lambda pair: pair[1] in pair[0].closed)
+    facts: list[str] = []
+    names: dict[str, list[str]] = {}
+    for probe, result in tried:
+        word = errno.errorcode.get(result, "allowed")
+        if result and result not in probe.closed:
+            word = f"not refused, but {word}"
+        if result in probe.words:
+            facts.append(probe.words[result])
+        elif "{}" in probe.name:
+            facts.append(probe.name.format(word))
+        else:
+            names.setdefault(word, []).append(probe.name)
+    words = [f"{word}: {', '.join(each)}" for word, each in names.items()]
+    holds = all(result in probe.closed for probe, result in tried)
+    cure = "" if holds else URL_CURE if KEPT in results else CURES.get(name, SECCOMP)
+    return IsolationClaim(process, name, holds, "; ".join((*dict.fromkeys(facts), *words)), cure, results)
+
+
+def pack(claims: list[IsolationClaim]) -> bytes:
+    """Return the claims of one process as a byte of each probe: the errno that it met, 0 where it was allowed."""
+    return bytes(result for claim in claims for result in claim.results)
+
+
+def unpack(results: bytes, process: str = "sanitize") -> list[IsolationClaim]:
+    """Return the claims that `pack` made these bytes of, with the same words.
+
+    Raises:
+        ValueError: they are none.
+    """
+    probes = PROBES[process]
+    if len(results) != len(probes):
+        raise ValueError(f"claims of the {process} process are {len(probes)} bytes, not {len(results)}")
+    for probe, result in zip(probes, results, strict=True):
+        if not probe.possible(result):
+            raise ValueError(f"claims of the {process} process: {result} is no result of {probe.claim}, {probe.name}")
+    return conclude(process, results)
+
+
+def summary(claims: Iterable[IsolationClaim]) -> str:
+    """Return one line: what holds of each process, and what does not."""
+    words: dict[str, list[str]] = {}
+    for claim in claims:
+        words.setdefault(claim.process, []).append(claim.name if claim.holds else f"NOT {claim.name}")
+    return "; ".join(f"{process}: {', '.join(names)}" for process, names in words.items())
+
+
+def report(claims: list[IsolationClaim]) -> dict[str, Any]:
+    """Return what /api/status says of isolation."""
+    whole = all(claim.holds for claim in claims)
+    return {"whole": whole, "summary": summary(claims), "claims": [plain(claim) for claim in claims]}
+
+
+def plain(claim: IsolationClaim) -> dict[str, Any]:
+    """Return a claim for JSON, without its results, which its words say."""
+    return {key: value for key, value in asdict(claim).items() if key != "results"}
+
+
+def require(claims: list[IsolationClaim]) -> None:
+    """Refuse to run if one does not hold, as `require_isolation` asks.
+
+    Raises:
+        IsolationError: what is missing, and the cure of each.
+    """
+    missing = [f"\n  {claim}" for claim in claims if not claim.holds]
+    if missing:
+        raise IsolationError(f"require_isolation asks for more than holds on this machine:{''.join(missing)}")

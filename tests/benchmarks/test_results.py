@@ -1,0 +1,98 @@
+"""What is made of the results: ratios, aims, machines beside each other, and the projection."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import aims, check, compare, projection, results
+from benchmarks.results import LabResults
+from edgesan import bench
+
+FILES = sorted(results.FOLDER.glob("*-cores.json"))
+
+
+def stored() -> LabResults:
+    """Real results: of any machine that stored its ratios."""
+    return next(found for found in map(results.load, FILES) if found.ratios)
+
+
+def test_results_that_were_stored_are_read_as_they_were(tmp_path: Path) -> None:
+    for path in FILES:
+        results.store(tmp_path / path.name, results.load(path))
+        assert (tmp_path / path.name).read_text() == path.read_text()
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
+    for content in ("", "[]", "{}", '{"machine": {"processor": "Abacus"}}'):
+        (tmp_path / "machine.json").write_text(content)
+        with pytest.raises(SystemExit, match=r"machine\.json holds no results of this version's benchmarks"):
+            results.load(tmp_path / "machine.json")
+
+
+def test_a_ratio_that_is_worse_by_more_than_15_percent_is_named() -> None:
+    ratios = stored().ratios
+    assert check.worse(ratios, ratios) == []
+    assert check.worse(ratios, {name: 1.14 * ratio for name, ratio in ratios.items()}) == []
+    assert check.worse(ratios, {name: 0.1 * ratio for name, ratio in ratios.items()}) == [], "faster is no fault"
+    for name, ratio in ratios.items():
+        assert check.worse(ratios, {**ratios, name: 1.16 * ratio}) == [name]
+        assert check.worse(ratios, {**ratios, name: float("nan")}) == [name]
+        assert check.worse(ratios, {other: r for other, r in ratios.items() if other != name}) == [name]
+
+
+def test_ratios_are_compared_with_those_of_the_same_kind_of_machine_only() -> None:
+    found = stored()
+    assert check.stored_ratios(results.FOLDER, found.machine) == found.ratios
+    same = found.machine
+    others = [dataclasses.replace(same, processor="Abacus"), dataclasses.replace(same, cores=1000)]
+    for machine in (*others, dataclasses.replace(same, int8=["abacus"])):
+        with pytest.raises(SystemExit, match="holds no ratios of"):
+            check.stored_ratios(results.FOLDER, machine)
+
+
+@pytest.mark.slow
+def test_the_ratios_that_are_stored_are_those_that_are_measured() -> None:
+    assert check.ratios(0.1).keys() == stored().ratios.keys()
+
+
+def test_every_aim_has_a_measured_value() -> None:
+    table = aims.text(stored())
+    assert table.count("| met |") + table.count("| missed |") == len(aims.AIMS)
+    assert "nan" not in table
+
+
+def test_results_are_named_after_the_processor() -> None:
+    machine = dataclasses.replace(bench.machine(), processor="Intel(R) Xeon(R) Processor @ 2.80GHz", cores=2)
+    assert aims.file_name(machine) == "intel-xeon-2-80ghz-2-cores.json"
+    board = dataclasses.replace(machine, processor="Raspberry Pi 5 Model B Rev 1.0", cores=4)
+    assert aims.file_name(board) == "raspberry-pi-5-model-b-rev-1-0-4-cores.json"
+
+
+def test_machines_are_drawn_beside_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture = tmp_path / "machines.png"
+    monkeypatch.setattr(sys, "argv", ["compare", *map(str, FILES), "--plot", str(picture)])
+    assert compare.main() == 0
+    assert capsys.readouterr().out.count("cores |") == len(FILES)
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_machine_with_a_part_of_the_results_has_dashes_in_the_table() -> None:
+    assert compare.row(LabResults(stored().machine, stored().model))[2:] == ["–"] * 6
+
+
+def test_a_projection_says_that_it_is_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert projection.main() == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("PROJECTION, not measured")
+    assert "Pi 4" in printed
+    assert "Pi 5" in printed
+
+
+def test_a_published_network_takes_what_its_own_rate_says() -> None:
+    for board in projection.BOARDS:
+        like = board.points[0]
+        assert projection.by_multiplications(board, like.gmac)[1] == pytest.approx(like.ms)

@@ -1,0 +1,61 @@
+"""Claims cross as a byte of each probe, and say the same words."""
+
+import random
+
+import pytest
+
+from edgesan import isolation
+from edgesan.errors import IsolationError
+from edgesan.isolation import IsolationClaim
+from edgesan.isolation.probes import PROBES
+from tests.isolation.support import SANITIZE
+
+
+def some_results(pick: random.Random) -> bytes:
+    return bytes(pick.choice([r for r in range(256) if probe.possible(r)]) for probe in PROBES["sanitize"])
+
+
+def test_claims_cross_as_a_byte_of_each_way_and_say_the_same_words() -> None:
+    pick = random.Random(1)
+    for _ in range(300):
+        results = some_results(pick)
+        claims = isolation.unpack(results)
+        assert isolation.pack(claims) == results
+        assert len(results) == isolation.RESULTS
+        assert tuple(claim.name for claim in claims) == SANITIZE
+        assert all(claim.cure for claim in claims if not claim.holds)
+
+
+def test_what_is_no_result_of_a_way_is_refused() -> None:
+    good = some_results(random.Random(2))
+    for wrong in (b"", good[:-1], good + b"\0"):
+        with pytest.raises(ValueError, match="claims of the sanitize process are"):
+            isolation.unpack(wrong)
+    for place, probe in enumerate(PROBES["sanitize"]):
+        for result in range(256):
+            changed = good[:place] + bytes([result]) + good[place + 1 :]
+            if probe.possible(result):
+                assert isolation.pack(isolation.unpack(changed)) == changed
+            else:
+                with pytest.raises(ValueError, match="is no result of"):
+                    isolation.unpack(changed)
+
+
+def test_one_open_way_is_a_claim_that_does_not_hold() -> None:
+    closed = [next(r for r in range(256) if r in probe.closed and probe.possible(r)) for probe in PROBES["sanitize"]]
+    assert all(claim.holds for claim in isolation.unpack(bytes(closed)))
+    for place, probe in enumerate(PROBES["sanitize"]):
+        opened = next(r for r in range(256) if r not in probe.closed and probe.possible(r))
+        claims = isolation.unpack(bytes([*closed[:place], opened, *closed[place + 1 :]]))
+        assert [claim.name for claim in claims if not claim.holds] == [probe.claim]
+
+
+def test_what_is_missing_is_named_with_its_cure() -> None:
+    held, missing = (
+        IsolationClaim("sanitize", "no swap", True, "there is none"),
+        IsolationClaim("transmit", "no camera", False, "ok", "x"),
+    )
+    isolation.require([held])
+    with pytest.raises(IsolationError, match=r"transmit process: NOT no camera: ok\. Cure: x"):
+        isolation.require([held, missing])
+    assert isolation.summary([held, missing]) == "sanitize: no swap; transmit: NOT no camera"
