@@ -121,7 +121,7 @@ def plain(model: Model) -> Canvas:
     def canvas(frames: Iterator[Pixels]) -> Iterator[Pixels]:
         detector, entropy = runtime_faces.Detector(DETECT_SIZE), np.random.default_rng(0).bytes
         alpha = model.metadata.alpha_default
-        door = sanitize.FrameSanitizer(model.encoder, detector, sanitize.Settings(), alpha, 10**9, entropy)
+        door = sanitize.FrameSanitizer(model.encoder, detector, sanitize.Settings(alpha=alpha, hold_ns=10**9), entropy)
         renderer = render.Renderer(model.decoder)
         for number, pixels in enumerate(frames):
             yield leave(door, renderer, pixels, number, number * 10**9 // FPS)

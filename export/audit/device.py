@@ -55,7 +55,7 @@ def composed(
     entropy = np.random.default_rng(5).bytes
     for chip in tqdm(chips, desc="frames", leave=False):
         picture = cv2.copyMakeBorder(np.ascontiguousarray(chip[..., ::-1]), 104, 104, 104, 104, cv2.BORDER_REPLICATE)
-        door = sanitize.FrameSanitizer(model.encoder, detector, sanitize.Settings(), alpha, 0, entropy)
+        door = sanitize.FrameSanitizer(model.encoder, detector, sanitize.Settings(alpha=alpha, hold_ns=0), entropy)
         frame = leave(door, render.Renderer(model.decoder), np.asarray(picture, np.uint8), 1, time.monotonic_ns())
         _, packet = cv2.imencode(".jpg", frame, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
         yield np.asarray(cv2.imdecode(packet, cv2.IMREAD_COLOR), np.uint8), door.tracker.tracks, detector
