@@ -392,7 +392,7 @@ def _install(arguments: argparse.Namespace) -> int:
         print(update.settle(config, models))
         return 0
     command = shlex.split(arguments.restart or update.RESTART)
-    print(update.install(arguments.model, config, models, command, arguments.watch))
+    print(update.install(arguments.model, config, models, command, update.Watch(arguments.watch)))
     return 0
 
 
