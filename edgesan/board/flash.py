@@ -44,7 +44,7 @@ GUESTS: Final = ("/media/", "/run/media/", "/mnt/")
 
 
 @dataclass(frozen=True)
-class Device:
+class BlockDevice:
     """A disk that could be written to, or why not."""
 
     path: str
@@ -73,16 +73,16 @@ def size(number: int) -> str:
 # --- which device -----------------------------------------------------------------------------------------------------
 
 
-def devices(listing: dict[str, Any]) -> list[Device]:
+def devices(listing: dict[str, Any]) -> list[BlockDevice]:
     """All disks of a listing of lsblk (--json --bytes), each with what speaks against it."""
     return [
         _device(row) for row in listing.get("blockdevices", []) if row.get("type") in ("disk", "loop") and row["size"]
     ]
 
 
-def _device(row: dict[str, Any]) -> Device:
+def _device(row: dict[str, Any]) -> BlockDevice:
     name = " ".join(str(row.get(key) or "").strip() for key in ("vendor", "model")).strip()
-    return Device(row["path"], int(row["size"]), name, _refusal(row))
+    return BlockDevice(row["path"], int(row["size"]), name, _refusal(row))
 
 
 def _refusal(row: dict[str, Any]) -> str:
@@ -108,7 +108,7 @@ def _with_children(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from _with_children(child)
 
 
-def list_devices() -> list[Device]:
+def list_devices() -> list[BlockDevice]:
     """All disks of this machine.
 
     Raises:
@@ -124,7 +124,7 @@ def list_devices() -> list[Device]:
     return devices(listing)
 
 
-def table(found: Iterable[Device]) -> str:
+def table(found: Iterable[BlockDevice]) -> str:
     """For people: the cards; what else is here, and why it is none."""
     lines = [f"{d.path:<14} {size(d.size):>9}  {d.model}" for d in found if not d.refused]
     lines = lines or ["no card is here: put one in, or a reader"]
@@ -133,7 +133,7 @@ def table(found: Iterable[Device]) -> str:
     )
 
 
-def choose(path: Path, found: Iterable[Device], *, to_file: bool) -> Device:
+def choose(path: Path, found: Iterable[BlockDevice], *, to_file: bool) -> BlockDevice:
     """The device of that name, if it may be written.
 
     Args:
@@ -149,7 +149,7 @@ def choose(path: Path, found: Iterable[Device], *, to_file: bool) -> Device:
         disk.own(real.parent)
         if real.exists() and not real.is_file():
             raise ConfigError(f"{path} is no file: leave --to-file out, which is for files")
-        return Device(str(real), real.stat().st_size if real.exists() else 0, "a file")
+        return BlockDevice(str(real), real.stat().st_size if real.exists() else 0, "a file")
     known = {device.path: device for device in found}
     if str(real) not in known:
         if real.is_file():
@@ -425,7 +425,7 @@ class _Whole:
             view = view[self._raw.write(view) :]
 
 
-def _ask(device: Device) -> None:
+def _ask(device: BlockDevice) -> None:
     """Raises ConfigError unless a person types yes."""
     if not sys.stdin.isatty():
         raise ConfigError(f"all that is on {device} would be lost: give --yes, as nobody can be asked here")

@@ -24,7 +24,7 @@ PI_DRIVERS: Final = frozenset({"unicam", "bcm2835-isp", "rp1-cfe", "pispbe"})
 
 
 @dataclass(frozen=True)
-class Device:
+class CameraDevice:
     """One camera; `spec` is what to give to --camera."""
 
     spec: str
@@ -35,15 +35,15 @@ class Device:
     note: str = ""
 
 
-def list_devices(dev: Path = Path("/dev")) -> list[Device]:
+def list_devices(dev: Path = Path("/dev")) -> list[CameraDevice]:
     """Everything that can capture, usable or not; the demo, which always is, comes last."""
     nodes = sorted(dev.glob("video[0-9]*"), key=lambda node: int(re.sub(r"\D", "", node.name)))
     found = [device for node in nodes if (device := query(node)) is not None]
-    demo = Device("demo", "the bundled clip, in a loop", "edgesan", "demo", usable=True)
+    demo = CameraDevice("demo", "the bundled clip, in a loop", "edgesan", "demo", usable=True)
     return [*found, *csi_cameras(), demo]
 
 
-def query(node: Path) -> Device | None:
+def query(node: Path) -> CameraDevice | None:
     """Ask a V4L2 node what it is; None if it cannot capture video (codecs, scalers, metadata)."""
     try:
         file = os.open(node, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -52,33 +52,33 @@ def query(node: Path) -> Device | None:
         finally:
             os.close(file)
     except PermissionError:
-        return Device(str(node), "?", "?", "v4l2", usable=False, note=f"no permission: {permission_cure(node)}")
+        return CameraDevice(str(node), "?", "?", "v4l2", usable=False, note=f"no permission: {permission_cure(node)}")
     except OSError as error:
-        return Device(str(node), "?", "?", "v4l2", usable=False, note=f"does not answer ({error.strerror})")
+        return CameraDevice(str(node), "?", "?", "v4l2", usable=False, note=f"does not answer ({error.strerror})")
     return described(node, answer)
 
 
-def described(node: Path, answer: bytes) -> Device | None:
+def described(node: Path, answer: bytes) -> CameraDevice | None:
     """The device that a VIDIOC_QUERYCAP answer (104 bytes) speaks of; None if it cannot capture video."""
     driver, card, _, _, of_all_nodes, of_this_node = CAPABILITY.unpack(answer)
     if not (of_this_node if of_all_nodes & CAP_DEVICE_CAPS else of_all_nodes) & CAP_CAPTURE:
         return None
     driver, card = (text.split(b"\0")[0].decode(errors="replace") for text in (driver, card))
     if driver in PI_DRIVERS:
-        return Device(str(node), card, driver, "v4l2", usable=False, note="a raw end of a Pi camera: use picamera")
-    return Device(str(node), card, driver, "v4l2", usable=True)
+        return CameraDevice(str(node), card, driver, "v4l2", usable=False, note="a raw end of a Pi camera: use picamera")
+    return CameraDevice(str(node), card, driver, "v4l2", usable=True)
 
 
-def csi_cameras() -> list[Device]:
+def csi_cameras() -> list[CameraDevice]:
     """The cameras that picamera2 knows, less the USB ones, which V4L2 lists; none where it is not installed."""
     if importlib.util.find_spec("picamera2") is None:
         return []
     try:
         infos = picamera.library().Picamera2.global_camera_info()
     except CameraError as error:
-        return [Device("picamera", "?", "libcamera", "picamera", usable=False, note=str(error))]
+        return [CameraDevice("picamera", "?", "libcamera", "picamera", usable=False, note=str(error))]
     return [
-        Device(f"picamera:{place}", str(info.get("Model", "?")), "libcamera", "picamera", usable=True)
+        CameraDevice(f"picamera:{place}", str(info.get("Model", "?")), "libcamera", "picamera", usable=True)
         for place, info in enumerate(infos)
         if "/usb" not in info["Id"]
     ]
@@ -98,7 +98,7 @@ def permission_cure(node: Path) -> str:
     return f"sudo usermod -aG {group.gr_name} {user}, then log in again"
 
 
-def table(devices: list[Device]) -> str:
+def table(devices: list[CameraDevice]) -> str:
     """One line per camera, for people."""
     rows = [("--camera", "name", "driver", "")]
     rows += [(d.spec, d.name, d.driver, "" if d.usable else f"not usable: {d.note}") for d in devices]

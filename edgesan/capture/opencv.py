@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesan.capture.devices import permission_cure
-from edgesan.capture.source import MOST_PIXELS, Beat, LiveSource, Source, before_turn, upright
+from edgesan.capture.source import MOST_PIXELS, FrameRateLimiter, LiveSource, Source, before_turn, upright
 from edgesan.errors import CameraError, CameraLost, ConfigError, EndOfStream
 from edgesan.frames import Pixels, RawFrame, lend
 
@@ -45,8 +45,8 @@ ASSUMED_FPS: Final = 25.0  # of a clip that does not say
 MOST_LATE_S: Final = 1.0  # after a longer stop, a clip goes on from where it was instead of catching up
 
 
-class Capture:
-    """A `cv2.VideoCapture` of something live, as a Device."""
+class OpenCvBackend:
+    """A `cv2.VideoCapture` of something live, as a CameraBackend."""
 
     def __init__(self, name: str, capture: cv2.VideoCapture) -> None:
         self._name, self._capture = name, capture
@@ -88,7 +88,7 @@ def open_device(path: Path, size: tuple[int, int] | None, fps: float | None, rot
         capture.set(cv2.CAP_PROP_FRAME_HEIGHT, asked[1])
     if fps is not None:
         capture.set(cv2.CAP_PROP_FPS, fps)
-    return LiveSource(str(path), Capture(str(path), capture), size, fps, rotate)
+    return LiveSource(str(path), OpenCvBackend(str(path), capture), size, fps, rotate)
 
 
 def open_url(url: str, size: tuple[int, int] | None, fps: float | None, rotate: int = 0) -> Source:
@@ -132,7 +132,7 @@ def open_url(url: str, size: tuple[int, int] | None, fps: float | None, rotate: 
     if capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0:
         capture.release()
         raise CameraError(f"{name} is a recording, not a camera: download it, and give the file")
-    return LiveSource(name, Capture(name, capture), size, fps, rotate)
+    return LiveSource(name, OpenCvBackend(name, capture), size, fps, rotate)
 
 
 @contextmanager
@@ -234,7 +234,7 @@ class FileSource:
         self._capture = open_clip(path)
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self._period_s = 1 / rate if 0 < rate <= 1000 else 1 / ASSUMED_FPS
-        self._beat = Beat(fps)
+        self._limiter = FrameRateLimiter(fps)
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.frame_count: int | None = round(count) if count > 0 and fps is None else None
         """Frames to come, as the file claims; None if unknown."""
@@ -284,7 +284,7 @@ class FileSource:
             forward = stamp_s > self.position_s and math.isfinite(stamp_s)
             self.position_s = stamp_s if forward else self.position_s + self._period_s
             self._lent = False
-            if self._beat.admits(self.position_s):
+            if self._limiter.admits(self.position_s):
                 return
 
     def _start_over(self) -> None:
@@ -301,7 +301,7 @@ class FileSource:
         now_s = time.monotonic()
         if self._began_s is None or now_s - self._began_s - self.position_s > MOST_LATE_S:
             self._began_s = now_s - self.position_s
-        step_s = max(self._period_s, self._beat.period_s)
+        step_s = max(self._period_s, self._limiter.period_s)
         while now_s - self._began_s - self.position_s >= step_s:  # the one after it is due too
             self._advance()
         time.sleep(max(0.0, self._began_s + self.position_s - time.monotonic()))

@@ -72,11 +72,11 @@ def open_picamera(number: int, size: tuple[int, int] | None, fps: float | None, 
                 " see `edgesan doctor`"
             ) from error
         undo.pop_all()
-    return LiveSource(name, _Device(name, camera, FORMATS[given]), size, fps, rotate)
+    return LiveSource(name, PicameraBackend(name, camera, FORMATS[given]), size, fps, rotate)
 
 
-class _Device:
-    """A started Picamera2 as a Device."""
+class PicameraBackend:
+    """A started Picamera2 as a CameraBackend."""
 
     def __init__(self, name: str, camera: Any, conversion: int | None) -> None:
         self._name, self._camera, self._conversion = name, camera, conversion

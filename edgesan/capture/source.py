@@ -92,7 +92,7 @@ def upright(foreign: NDArray[Any], size: tuple[int, int] | None, rotate: int) ->
     return np.asarray(cv2.rotate(pixels, TURNS[rotate]), np.uint8) if rotate else pixels
 
 
-class Beat:
+class FrameRateLimiter:
     """Lets at most `fps` frames a second pass; all of them if None."""
 
     def __init__(self, fps: float | None) -> None:
@@ -110,7 +110,7 @@ class Beat:
         return True
 
 
-class Device(Protocol):
+class CameraBackend(Protocol):
     """A camera as its library gives it, opened and running. One thread makes all the calls."""
 
     def grab(self) -> int:
@@ -127,10 +127,10 @@ class Device(Protocol):
 
 
 class LiveSource:
-    """A Source over a Device: the grabbing thread and the place for the newest picture."""
+    """A Source over a CameraBackend: the grabbing thread and the place for the newest picture."""
 
     def __init__(
-        self, name: str, device: Device, size: tuple[int, int] | None, fps: float | None, rotate: int = 0
+        self, name: str, backend: CameraBackend, size: tuple[int, int] | None, fps: float | None, rotate: int = 0
     ) -> None:
         """Start grabbing, and wait for the first picture: only it tells the true size.
 
@@ -138,7 +138,7 @@ class LiveSource:
             CameraError: no picture came; the device is closed again.
         """
         self.name = name
-        self._device, self._asked, self._rotate, self._beat = device, size, rotate, Beat(fps)
+        self._backend, self._asked, self._rotate, self._limiter = backend, size, rotate, FrameRateLimiter(fps)
         self._changed = threading.Condition()  # guards the next four
         self._newest: tuple[Pixels, int, int] | None = None  # pixels, number, captured_ns
         self._fault: CameraError | None = None
@@ -180,11 +180,11 @@ class LiveSource:
         try:
             number, shape = 0, None
             while not self._stopping:
-                captured_ns = self._device.grab()
-                if not self._beat.admits(captured_ns / 1e9):
+                captured_ns = self._backend.grab()
+                if not self._limiter.admits(captured_ns / 1e9):
                     self._heard_s = time.monotonic()
                     continue
-                foreign = self._device.pixels()
+                foreign = self._backend.pixels()
                 if foreign is None:
                     continue
                 pixels = upright(foreign, self._asked, self._rotate)
@@ -199,7 +199,7 @@ class LiveSource:
             fault = error
         finally:
             # Closed before anyone is told: whoever opens it again finds it free.
-            self._device.close()
+            self._backend.close()
             with self._changed:
                 self._fault = fault
                 self._changed.notify_all()

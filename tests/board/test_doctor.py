@@ -149,8 +149,8 @@ def test_a_camera_that_is_usable_is_found(machine: Machine, monkeypatch: pytest.
     root = machine({"dev/video3": "", "dev/v4l/by-id": None})
     (root / "dev/v4l/by-id/usb-cam").symlink_to(root / "dev/video3")
 
-    def query(node: Path) -> devices.Device:
-        return devices.Device(str(node), "A Camera", "uvcvideo", "v4l2", usable=True)
+    def query(node: Path) -> devices.CameraDevice:
+        return devices.CameraDevice(str(node), "A Camera", "uvcvideo", "v4l2", usable=True)
 
     monkeypatch.setattr(devices, "query", query)
     link = str(root / "dev/v4l/by-id/usb-cam")
