@@ -92,7 +92,7 @@ def test_a_node_without_permission_is_listed_with_the_cure(node: Callable[[int],
         device = devices.query(path)
     assert device is not None
     assert not device.usable
-    assert "no permission: only root may; a udev rule must give it to the group video" in device.note
+    assert "no permission: only root may open it; a udev rule must give it to the group video" in device.note
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to the group video")

@@ -81,7 +81,7 @@ def test_a_closed_port_is_refused_quickly() -> None:
 
 
 class Elsewhere:
-    """An address that a camera may send us to; what is asked of it is kept. It is of this machine, and so could be a router's."""
+    """An address that a camera may redirect to; it keeps what is asked of it. It is local, as a router's would be."""
 
     def __init__(self) -> None:
         self._socket = socket.create_server(("127.0.0.1", 0))
@@ -141,17 +141,18 @@ def test_a_network_camera_that_redirects_is_not_followed(scheme: str, status: st
         encryption = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         pytest.importorskip("trustme").CA().issue_cert("127.0.0.1").configure_cert(encryption)
     protocol, to = ("RTSP/1.0", "rtsp") if scheme == "rtsp" else ("HTTP/1.1", "http")
-    answer = f"{protocol} {status}\r\nCSEQLocation: {to}://root:s3cret@127.0.0.1:{elsewhere.port}/s3cret\r\nContent-Length: 0\r\n\r\n"
+    location = f"{to}://root:s3cret@127.0.0.1:{elsewhere.port}/s3cret"
+    answer = f"{protocol} {status}\r\nCSEQLocation: {location}\r\nContent-Length: 0\r\n\r\n"
     with closing(Redirecting(answer.encode(), encryption=encryption)) as camera:
         with pytest.raises(CameraError) as caught:
             open_source(f"{scheme}://root:s3cret@127.0.0.1:{camera.port}/s3cret", None, None)
         assert camera.asked, "nobody asked it"
-    told = str(caught.value)
-    assert told.startswith(
-        f"{scheme}://127.0.0.1:{camera.port} sends us to {to}://127.0.0.1:{elsewhere.port}, and is not followed"
+    message = str(caught.value)
+    assert message.startswith(
+        f"{scheme}://127.0.0.1:{camera.port} redirects to {to}://127.0.0.1:{elsewhere.port}, which is not followed"
     )
-    assert told.endswith("If you trust that one, give it")
-    assert "s3cret" not in told
+    assert message.endswith("If you trust that address, give it")
+    assert "s3cret" not in message
     assert elsewhere.close() == []
     report(f"a camera of {scheme} redirects ({status})", "refused, the other address is not asked", 0)
 
@@ -176,15 +177,15 @@ def test_a_camera_that_redirects_only_the_second_question_is_not_followed_either
     [
         (b"Location: /login?s3cret\r\n", "another path of its own"),
         (b"", "another path of its own"),
-        (b"Location: http://[::1/\r\n", "an address that is none"),
-        (b"location:http://h\x1b[2J/\r\n", "an address that is none"),
+        (b"Location: http://[::1/\r\n", "an invalid address"),
+        (b"location:http://h\x1b[2J/\r\n", "an invalid address"),
         (b"Location: \xff\xfe\r\n", "another path of its own"),
     ],
 )
-def test_whatever_a_redirect_names_is_told_without_harm(location: bytes, words: str) -> None:
+def test_an_address_in_a_message_is_printable(location: bytes, words: str) -> None:
     with (
         closing(Redirecting(b"HTTP/1.1 302 Found\r\n" + location + b"\r\n")) as camera,
-        pytest.raises(CameraError, match=f"sends us to {words}, and is not followed") as caught,
+        pytest.raises(CameraError, match=f"redirects to {words}, which is not followed") as caught,
     ):
         open_source(f"http://127.0.0.1:{camera.port}/", None, None)
     assert str(caught.value).isprintable()
@@ -215,7 +216,7 @@ def test_a_playlist_behind_a_url_opens_nothing_else(tmp_path: Path, place: str) 
     report(f"a camera of http sends a playlist of {place} addresses", "not opened, nothing else is asked", 0)
 
 
-def test_what_ffmpeg_was_told_is_told_of_one_camera_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_of_ffmpeg_are_set_for_one_camera_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(opencv.VARIABLE, "rtsp_transport;udp")
     with opencv.ffmpeg_options("max_redirects;0"):
         assert os.environ[opencv.VARIABLE] == "rtsp_transport;udp|max_redirects;0"

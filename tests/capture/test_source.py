@@ -64,7 +64,7 @@ def test_without_a_rate_all_frames_pass() -> None:
 
 
 class Script:
-    """A CameraBackend that plays a list: pictures, or None for a damaged one. Then it is lost; or hangs until `freed`."""
+    """A CameraBackend that plays pictures (None: a damaged one), and is then lost, or hangs until `freed`."""
 
     def __init__(self, *steps: Pixels | None, hang: bool = False) -> None:
         self._steps = iter(steps)
