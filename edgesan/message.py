@@ -4,14 +4,14 @@ Numbers only, in a fixed layout, little-endian. No field can hold a picture, a p
 
     frame    version, kind, faces, bytes of a code | frame number | captured at | age | width, height | alpha | model |
              scene | columns, rows of the silhouette
-             of each face, by rising track number: track | x, y, side, roll | code
+             for each face, in rising order of tracks: track | x, y, side, roll | code
              a bit for each cell of the silhouette, row by row
-    status   version, kind | the counters, in the order of `COUNTERS` | seconds since the start | alpha | latencies, in the
-             order of `SPANS` | model | camera size | what the process has given up (`edgesan.isolation.pack`)
+    status   version, kind | the counters, in the order of `COUNTERS` | seconds since the start | frame rate | alpha |
+             latencies, in the order of `SPANS` | model | camera size | restrictions (`edgesan.isolation.pack`)
 
-A message has at most 2,048 bytes, so that one write to a pipe carries it whole (PIPE_BUF, pipe(7)). `pack` and
-`pack_status` are the only functions that make one, `parse` is the only one that reads it: it takes a message whole, or
-raises `Reject`, and what it gives needs no second look.
+A message has at most 2,048 bytes, so that one write to a pipe carries all of it (PIPE_BUF, pipe(7)). Only `pack` and
+`pack_status` make a message, and only `parse` reads one: it returns a frame or a status that needs no second check, or
+it raises `Reject`.
 """
 
 import math
@@ -26,20 +26,23 @@ FRAME: Final = 1
 STATUS: Final = 2
 MOST_BYTES: Final = 2048
 MOST_FACES: Final = 16
-MOST_CODE: Final = 128  # bytes of the code of a face
+MOST_CODE: Final = 128  # bytes of a code
 MOST_SIDE: Final = 7680  # pixels of a picture, each way
 MOST_CELLS: Final = 3072  # of the silhouette grid
-STEP: Final = 0.25  # pixels: what a place is rounded to
-TURN: Final = 720  # steps of a full turn that a roll is rounded to
+STEP: Final = 0.25  # pixels: places are rounded to it
+TURN: Final = 720  # steps of a full turn: rolls are rounded to them
 ALPHA_STEPS: Final = 65535
 LEAST_FACE: Final = 4.0  # pixels: the side of the smallest chip
 PLAIN: Final = 0  # scene: a flat colour
 
 COUNTERS: Final = ("captured", "sanitized", "faces", "encoded", "rejected", "dropped", "camera_lost", "faces_now")
-"""What the sanitize process counts, in the order in which it is sent."""
+"""The counters of the sanitize process, in the order in which they are sent."""
 SPANS: Final = ("capture", "detect", "align", "encode", "sanitize")
-"""The durations that it measures; of each, the percentiles 50, 95 and 99 in ms. `sanitize` is the way to the message;
-`encode` also counts what comes after it (`FrameSanitizer.catch_up`)."""
+"""The durations that the sanitize process measures; the percentiles 50, 95 and 99 of each are sent, in ms.
+
+`sanitize` is the time until the message is made. `encode` includes what is encoded after it
+(`FrameSanitizer.catch_up`).
+"""
 
 _HEAD: Final = struct.Struct("<BBBBIQIHHHIIBB")
 _FACE: Final = struct.Struct("<HHHHH")
@@ -49,7 +52,7 @@ MOST_RESULTS: Final = 128
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a chip lies in the picture: its centre and its side, in pixels, and how far it is turned.
+    """Where a chip lies in the picture: centre and side in pixels, and its rotation.
 
     roll: radians in 0..2 pi, clockwise on the screen, as y points down.
     """
@@ -71,7 +74,7 @@ class FaceCode:
 
 @dataclass(frozen=True, slots=True)
 class Silhouette:
-    """Which cells of a grid differ from the scene: a bit a cell, row by row, the first one highest in its byte."""
+    """Which cells of a grid differ from the scene: one bit a cell, row by row, the first in a byte's highest bit."""
 
     columns: int = 0
     rows: int = 0
@@ -80,9 +83,9 @@ class Silhouette:
 
 @dataclass(frozen=True, slots=True)
 class Latents:
-    """One frame, as it crosses. Times are CLOCK_MONOTONIC in ns; `alpha` is the one that all codes were made with.
+    """One frame, as it crosses. Times are CLOCK_MONOTONIC in ns. All codes were made with `alpha`.
 
-    model: the first four bytes of the SHA-256 of the model file, as a number; scene: likewise of the still, or PLAIN.
+    model: the first four bytes of the SHA-256 of the model file, as a number. scene: likewise of the still, or PLAIN.
     """
 
     number: int
@@ -99,13 +102,13 @@ class Latents:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """What the sanitize process says of itself about twice a second."""
+    """The counters and latencies of the sanitize process, sent about twice a second."""
 
-    counters: tuple[int, ...]  # of COUNTERS
+    counters: tuple[int, ...]  # in the order of COUNTERS
     uptime_s: float
     fps: float
     alpha: float
-    spans_ms: tuple[tuple[float, float, float], ...]  # of SPANS: percentiles 50, 95, 99
+    spans_ms: tuple[tuple[float, float, float], ...]  # in the order of SPANS: percentiles 50, 95, 99
     model: int
     width: int
     height: int
@@ -113,24 +116,24 @@ class Status:
 
 
 def most_faces(code_bytes: int, cells: int = 0) -> int:
-    """How many faces with codes of that size fit into a message beside a silhouette of that many cells."""
+    """Return how many faces with codes of that size fit into a message with a silhouette of that many cells."""
     room = MOST_BYTES - _HEAD.size - -(-cells // 8)
     return max(0, min(MOST_FACES, room // (_FACE.size + code_bytes)))
 
 
 def fits(place: Place, width: int, height: int) -> bool:
-    """Whether a face at this place can be told of: its centre lies in the picture, and its chip is of a sensible size."""
+    """Return whether a message can carry a face at this place: centre in the picture, chip neither tiny nor huge."""
     inside = 0 <= place.x < width - STEP / 2 and 0 <= place.y < height - STEP / 2
     return inside and LEAST_FACE <= place.side <= 2 * MOST_SIDE
 
 
 def grid_alpha(alpha: float) -> float:
-    """The nearest alpha that a message can say: one of 65,536 steps."""
+    """Return the nearest alpha that a message can carry: one of 65,536 steps."""
     return round(alpha * ALPHA_STEPS) / ALPHA_STEPS
 
 
 def pack(frame: Latents) -> bytes:
-    """The message of a frame. Places are rounded to a quarter of a pixel and half a degree, alpha to 1/65535.
+    """Return the message of a frame. Places are rounded to a quarter of a pixel and half a degree, alpha to 1/65535.
 
     Raises:
         Reject: a value does not fit its field, or faces are not in the order of their tracks.
@@ -141,9 +144,10 @@ def pack(frame: Latents) -> bytes:
     grid = frame.silhouette
     try:
         head = _HEAD.pack(
-            VERSION, FRAME, len(frame.faces), size, frame.number & 0xFFFFFFFF, frame.captured_ns, frame.age_us,
-            frame.width, frame.height, round(frame.alpha * ALPHA_STEPS), frame.model, frame.scene, grid.columns, grid.rows,
-        )  # fmt: skip
+            *(VERSION, FRAME, len(frame.faces), size, frame.number & 0xFFFFFFFF, frame.captured_ns, frame.age_us),
+            *(frame.width, frame.height, round(frame.alpha * ALPHA_STEPS), frame.model, frame.scene),
+            *(grid.columns, grid.rows),
+        )
         faces = b"".join(
             _FACE.pack(
                 face.track,
@@ -158,33 +162,34 @@ def pack(frame: Latents) -> bytes:
     except (struct.error, ValueError, OverflowError) as error:
         raise Reject("message", f"a value does not fit its field ({error})") from error
     content = head + faces + grid.bits
-    parse(content)  # what the other side would refuse is not sent
+    parse(content)  # nothing is sent that the other side would refuse
     return content
 
 
 def pack_status(status: Status) -> bytes:
-    """The message of a status.
+    """Return the message of a status.
 
     Raises:
         Reject: a value does not fit its field.
     """
     try:
-        content = _STATUS.pack(
-            VERSION, STATUS, *status.counters, status.uptime_s, status.fps, round(status.alpha * ALPHA_STEPS),
-            *(value for span in status.spans_ms for value in span), status.model, status.width, status.height,
-            len(status.results),
-        ) + status.results  # fmt: skip
+        head = _STATUS.pack(
+            *(VERSION, STATUS, *status.counters, status.uptime_s, status.fps, round(status.alpha * ALPHA_STEPS)),
+            *(value for span in status.spans_ms for value in span),
+            *(status.model, status.width, status.height, len(status.results)),
+        )
     except (struct.error, ValueError, OverflowError) as error:
         raise Reject("message", f"a value does not fit its field ({error})") from error
+    content = head + status.results
     parse(content)
     return content
 
 
 def parse(content: bytes) -> Latents | Status:
-    """The frame or the status that a message is: the one place where bytes from the other process become values.
+    """Parse a message. This is the one place where bytes from the other process become values.
 
     Raises:
-        Reject: the bytes are no message of this version, whole and in order.
+        Reject: the bytes are not exactly one well-formed message of this version.
     """
     if len(content) > MOST_BYTES:
         raise Reject("message", f"{len(content)} bytes; a message has at most {MOST_BYTES}")
@@ -230,22 +235,16 @@ def _frame(content: bytes) -> Latents:
     bits = content[at:]
     if cells % 8 and bits[-1] & (0xFF >> cells % 8):
         raise Reject("message", "bits are set behind the last cell of the silhouette")
-    return Latents(
-        number, captured_ns, age_us, width, height, alpha / ALPHA_STEPS, model, tuple(faces), scene,
-        Silhouette(columns, rows, bits),
-    )  # fmt: skip
+    grid, alpha = Silhouette(columns, rows, bits), alpha / ALPHA_STEPS
+    return Latents(number, captured_ns, age_us, width, height, alpha, model, tuple(faces), scene, grid)
 
 
 def _status(content: bytes) -> Status:
     if len(content) < _STATUS.size:
         raise Reject("message", f"{len(content)} bytes; a status has at least {_STATUS.size}")
     _, _, *values = _STATUS.unpack_from(content)
-    counters, (uptime_s, fps, alpha), rest = (
-        values[: len(COUNTERS)],
-        values[len(COUNTERS) :][:3],
-        values[len(COUNTERS) + 3 :],
-    )
-    spans, (model, width, height, length) = rest[:-4], rest[-4:]
+    counters, values = values[: len(COUNTERS)], values[len(COUNTERS) :]
+    (uptime_s, fps, alpha), spans, (model, width, height, length) = values[:3], values[3:-4], values[-4:]
     results = content[_STATUS.size :]
     if length > MOST_RESULTS or len(results) != length:
         raise Reject("message", f"{len(results)} bytes follow the status; it says {length}, at most {MOST_RESULTS}")

@@ -1,4 +1,4 @@
-"""Counters and latencies of one process: exact, small, and read from stamps that the frames carry."""
+"""Counters and latencies of one process, from the time stamps that frames carry."""
 
 from collections import Counter, deque
 from collections.abc import Sequence
@@ -18,22 +18,24 @@ class Metrics:
         self._ticks_ns: deque[int] = deque(maxlen=WINDOW)
 
     def count(self, name: str, by: int = 1) -> None:
+        """Add to a total."""
         self.totals[name] += by
 
     def span(self, name: str, duration_ns: int) -> None:
+        """Record one duration."""
         self._spans_ns.setdefault(name, deque(maxlen=WINDOW)).append(duration_ns)
 
     def tick(self, now_ns: int) -> None:
-        """One frame left at this time: what `fps` is computed from."""
+        """Record that a frame left at this time: `fps` is computed from these."""
         self._ticks_ns.append(now_ns)
 
     def fps(self, now_ns: int) -> float:
-        """Frames per second over the last two seconds."""
+        """Return the frames per second over the last two seconds."""
         recent = sum(1 for t in self._ticks_ns if now_ns - t < 2_000_000_000)
         return recent / 2 if self._ticks_ns and now_ns - self._ticks_ns[0] >= 2_000_000_000 else float(recent)
 
     def percentiles_ms(self, name: str) -> tuple[float, float, float]:
-        """p50, p95 and p99 of a span, in ms; zeros where there was none."""
+        """Return the percentiles 50, 95 and 99 of a span in ms; zeros if none was recorded."""
         durations = self._spans_ns.get(name)
         if not durations:
             return 0.0, 0.0, 0.0
@@ -41,7 +43,7 @@ class Metrics:
         return p50, p95, p99
 
     def summary(self, now_ns: int) -> dict[str, Any]:
-        """Totals, fps, and p50/p95/p99 in ms of each span, ready for JSON."""
+        """Return totals, fps, and the percentiles 50, 95 and 99 of each span in ms, for JSON."""
         return {
             "fps": round(self.fps(now_ns), 1),
             "totals": dict(self.totals),
@@ -50,6 +52,6 @@ class Metrics:
 
 
 def percentiles_ms(durations_ns: Sequence[int] | deque[int]) -> dict[str, float]:
-    """p50, p95 and p99 of durations in ns, as ms."""
+    """Return the percentiles 50, 95 and 99 in ms of durations in ns."""
     values = np.percentile(np.fromiter(durations_ns, np.int64), (50, 95, 99)) / 1e6
     return {f"p{q}": round(float(v), 2) for q, v in zip((50, 95, 99), values, strict=True)}

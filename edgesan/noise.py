@@ -1,6 +1,7 @@
 """Standard normal noise from the operating system's CSPRNG.
 
-Never from the graph and never from a seeded generator: whoever can predict z can subtract it. z is never logged.
+It never comes from the network's graph or from a seeded generator: an attacker who can predict z can subtract it. z is
+never logged.
 """
 
 from collections.abc import Callable
@@ -9,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 EntropySource = Callable[[int], bytes]
-"""Gives n unpredictable bytes; `os.urandom` outside tests."""
+"""Returns n unpredictable bytes: `os.urandom`, except in tests."""
 
 
 def draw(dimensions: int, entropy: EntropySource) -> NDArray[np.float32]:
-    """z: float32 [dimensions], standard normal, by Box and Muller (1958) from 53-bit uniforms."""
+    """Draw z, float32 [dimensions], standard normal: Box and Muller (1958) from uniforms of 53 bits."""
     half = (dimensions + 1) // 2
     words = np.frombuffer(entropy(16 * half), np.uint64).reshape(2, half)
     radius_u, angle_u = ((words >> np.uint64(11)).astype(np.float64) + 0.5) / 2.0**53  # within (0, 1)

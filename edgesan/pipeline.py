@@ -1,4 +1,4 @@
-"""The loop of the sanitize process: capture -> sanitize -> message. What it loses costs a frame, or the process."""
+"""The loop of the sanitize process: capture, sanitize, send a message. An error costs one frame, or the process."""
 
 import json
 import os
@@ -19,12 +19,12 @@ from edgesan.model import rollback
 from edgesan.model.load import Encoder, Verified, load_encoder
 from edgesan.transmit.link import Pipes, Sender
 
-FRAME_TIMEOUT_S = 2.0  # without a frame for so long, the camera is lost
-STATUS_NS = 500_000_000
+FRAME_TIMEOUT_S = 2.0  # without a frame for so long, the camera counts as lost
+STATUS_NS = 500_000_000  # between two status messages
 
 
 class Stop:
-    """Set by SIGINT and SIGTERM; the loop looks at it between frames."""
+    """A flag that SIGINT and SIGTERM set; the loop checks it between frames."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -32,6 +32,7 @@ class Stop:
             signal.signal(number, self)
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
         self.asked = True
 
 
@@ -44,18 +45,19 @@ def run(
     frames: int | None,
     losses: int,
 ) -> None:
-    """Until the frames or the file end, or a signal comes.
+    """Run until the frames or the file end, or a signal comes.
 
     Args:
-        pipes: to the transmit process.
-        control: to the parent.
-        claims: what this process has given up; see `isolation.sanitize`.
-        frames: end after so many.
+        config: the options of the run.
+        pipes: the pipes to the transmit process.
+        control: the channel to the parent.
+        claims: the restrictions of this process; see `isolation.sanitize`.
+        frames: end after so many; None: go on.
         losses: how often the camera was lost before.
 
     Raises:
-        CameraError: the camera cannot be opened, or is lost; the parent starts another process then.
-        EdgesanError: as the exit codes in `edgesan.errors` tell.
+        CameraError: the camera cannot be opened, or is lost; the parent then starts another process.
+        EdgesanError: the model or an option is wrong; see `edgesan.errors`.
     """
     stop = Stop()
     with ExitStack() as stack:
@@ -67,7 +69,9 @@ def run(
         isolation.limit_memory()
         width, height = source.size
         status.announce(config, encoder, source.name, source.size, sanitizer.alpha, claims)
-        control.wait_for(START)  # until somebody takes the frames; where the parent is gone, a signal ends this process
+        control.wait_for(
+            START
+        )  # until a transmit process takes the frames; if the parent is gone, a signal ends this one
 
         sender, metrics, results = Sender(pipes), Metrics(), isolation.pack(claims)
         metrics.count("camera_lost", losses)
@@ -75,7 +79,7 @@ def run(
         status_due_ns, faces_now = started_ns, 0
         control.send(READY)
         while not stop.asked and frames != metrics.totals["sanitized"]:
-            for asked in sender.wishes():
+            for asked in sender.requested_alphas():
                 low, high = encoder.metadata.alpha_range
                 sanitizer.alpha = min(max(asked, low), high)
             try:
@@ -97,26 +101,27 @@ def run(
                 metrics.totals["dropped"] = sender.dropped
                 counters = tuple({**metrics.totals, "faces_now": faces_now}.get(name, 0) for name in COUNTERS)
                 spans = tuple(metrics.percentiles_ms(name) for name in SPANS)
-                sender.send_status(
-                    Status(counters, (now_ns - started_ns) / 1e9, metrics.fps(now_ns), sanitizer.alpha, spans, encoder.id,
-                           width, height, results)
-                )  # fmt: skip
+                fps, uptime_s = metrics.fps(now_ns), (now_ns - started_ns) / 1e9
+                alpha = sanitizer.alpha
+                sender.send_status(Status(counters, uptime_s, fps, alpha, spans, encoder.id, width, height, results))
                 status_due_ns = now_ns + STATUS_NS
 
 
 def build(config: Config, encoder: Encoder, most_encoded: int = sanitize.MOST_ENCODED) -> sanitize.FrameSanitizer:
-    """The sanitizer that a configuration asks for.
+    """Build the sanitizer that a configuration asks for.
 
     Args:
-        most_encoded: faces a frame; the others wait for the next one.
+        config: the options.
+        encoder: the model's first half.
+        most_encoded: how many faces are encoded in one frame at most; the others wait for the next frame.
 
     Raises:
-        ConfigError: alpha lies outside the model's range.
+        ConfigError: alpha is outside the model's range.
     """
     low, high = encoder.metadata.alpha_range
     alpha = encoder.metadata.alpha_default if config.alpha is None else config.alpha
     if not low <= alpha <= high:
-        raise ConfigError(f"alpha is {alpha:g}: the model {encoder.metadata.name} was made for {low:g}..{high:g}")
+        raise ConfigError(f"alpha is {alpha:g}: the model {encoder.metadata.name} takes {low:g}..{high:g}")
     settings = sanitize.Settings(config.zones, config.detect_every, round(config.refresh * 1e9), most_encoded)
     return sanitize.FrameSanitizer(
         encoder, faces.Detector(config.detect_size), settings, alpha, round(config.hold * 1e9)
@@ -124,15 +129,18 @@ def build(config: Config, encoder: Encoder, most_encoded: int = sanitize.MOST_EN
 
 
 def hold_version(config: Config, model: Verified, control: ControlChannel | None) -> None:
-    """Let no model run that is older than one that ran, and have this one remembered.
+    """Refuse a model that is older than one that ran before, and record its version.
 
-    Only a trusted signature may raise the record: else any file could lock the signed models out.
+    Only a model with a trusted signature raises the record: otherwise any file could lock the signed models out.
 
     Args:
-        control: to the parent, which writes the record: a process that sees the camera writes nothing. None: write it here.
+        config: names the folder of the record, and says whether older versions may run.
+        model: the model that is about to run.
+        control: the channel to the parent, which writes the record for a process that may write nothing. None: write it
+            here.
 
     Raises:
-        RollbackError: it is older, or the record cannot be read or kept.
+        RollbackError: the model is older, or the record cannot be read or written.
     """
     if config.allow_rollback:
         return
@@ -145,13 +153,13 @@ def hold_version(config: Config, model: Verified, control: ControlChannel | None
         rollback.remember(folder, name, version)
         return
     control.send(RECORD_VERSION, json.dumps([name, version], ensure_ascii=False).encode())
-    kind, why = control.wait_for(RECORDED, NOT_RECORDED)
+    kind, reason = control.wait_for(RECORDED, NOT_RECORDED)
     if kind != RECORDED:
-        raise RollbackError(why.decode(errors="replace") or "the parent process is gone: start edgesan again")
+        raise RollbackError(reason.decode(errors="replace") or "the parent process is gone: start edgesan again")
 
 
 def record(metrics: Metrics, sanitizer: sanitize.FrameSanitizer, faces_now: int) -> None:
-    """Take the newest frame into the counters."""
+    """Add the newest frame to the counters."""
     metrics.count("sanitized")
     metrics.count("faces", faces_now)
     metrics.count("encoded", sanitizer.encoded)

@@ -1,7 +1,7 @@
-"""From Latents to a SanitizedFrame: decode the codes that changed, and paint the faces on a canvas without a live pixel.
+"""From Latents to a SanitizedFrame: decode the codes that changed, and paint the faces on a canvas.
 
-The canvas is a flat colour. Faces are ovals whose edge fades into it. Places are smoothed over time, so that a face that
-stands still does not jitter with the detector.
+The canvas is a flat colour and holds no live pixel. Faces are ovals whose edges fade into it. Places are smoothed over
+time, so that a face that stands still does not jitter with the detector.
 """
 
 import math
@@ -21,18 +21,19 @@ from edgesan.frames import SWIFT_NS, Pixels, SanitizedFrame, Stamps
 from edgesan.message import FaceCode, Latents, Place
 from edgesan.model.load import Decoder
 
-PLAIN: Final = 64  # the canvas: a dark grey, level of 255
-FEATHER: Final = 8.0  # pixels of the chip over which it fades into the canvas
-OVAL: Final = (55.0, 62.0)  # half axes of the painted part of a chip, in pixels; it is cut by the chip's own edge
-# One-euro filter (Casiez, Roussel and Vogel, CHI 2012): a slow place is smoothed at 1.5 Hz, a fast one hardly at all.
+PLAIN: Final = 64  # level of the canvas, of 255: a dark grey
+FEATHER: Final = 8.0  # pixels over which a chip fades into the canvas
+OVAL: Final = (55.0, 62.0)  # half axes of the painted part of a chip, in pixels; the chip's edge cuts it off
+# One-euro filter (Casiez, Roussel and Vogel, CHI 2012): a slow movement is smoothed at 1.5 Hz, a fast one hardly at
+# all.
 LEAST_CUTOFF_HZ: Final = 1.5
 SPEED_CUTOFF: Final = 4.0  # Hz for each face width a second
 SPEED_FILTER_HZ: Final = 2.0
-JUMP: Final = 1.0  # face widths in one step, from which it is another place, not a movement
+JUMP: Final = 1.0  # face widths in one step: more is another place, not a movement
 
 
 def _opacity() -> Pixels:
-    """Opacity uint8 [112, 112, 4] of a chip, once for each of its channels: 255 inside, falling to 0 at its edge."""
+    """Return the opacity of a chip, uint8 [112, 112, 4], equal in all channels: 255 inside, 0 at the edge."""
     at = np.arange(CHIP) - (CHIP - 1) / 2
     radius = np.hypot(at[None] / OVAL[0], at[:, None] / OVAL[1])
     oval = np.clip((1 - radius) * OVAL[0] / FEATHER, 0, 1)
@@ -46,7 +47,7 @@ OPACITY: Final = _opacity()
 
 
 class Smoother:
-    """A place over time: a one-euro filter of centre, log of the side, and roll."""
+    """Smooths a place over time: a one-euro filter of centre, logarithm of the side, and roll."""
 
     def __init__(self) -> None:
         self._at_ns = 0
@@ -54,7 +55,7 @@ class Smoother:
         self._speed: tuple[float, ...] = (0.0,) * 4
 
     def __call__(self, place: Place, now_ns: int) -> Place:
-        """The smoothed place at a time (ns, rising); a jump is taken as it is."""
+        """Return the smoothed place at a time in ns, which must rise. A jump is not smoothed."""
         given = (place.x, place.y, math.log(place.side), place.roll)
         before, seconds = self._state, (now_ns - self._at_ns) / 1e9
         self._at_ns = now_ns
@@ -77,13 +78,13 @@ class Smoother:
 
 
 def _share(cutoff_hz: float, seconds: float) -> float:
-    """Of a first-order low pass: how much of a step is taken after so many seconds."""
+    """Return the share of a step that a first-order low pass follows in so many seconds."""
     return 1 / (1 + 1 / (math.tau * cutoff_hz * seconds))
 
 
 @dataclass
 class Painted:
-    """A track as it is painted: its code, the chip that the code decodes to (from `fade`), and its place over time."""
+    """A track as it is painted: its code, the decoded chip (from `fade`), and the smoother of its place."""
 
     code: bytes
     chip: Pixels
@@ -91,42 +92,44 @@ class Painted:
 
 
 class Renderer:
-    """Paints frames from latents alone; the chips of the tracks are its memory."""
+    """Paints frames from latents alone. The chips of the tracks are its only memory."""
 
     def __init__(
         self, decoder: Decoder, zones: Sequence[Zone] = (), clock: Callable[[], int] = time.monotonic_ns
     ) -> None:
         self.decoder, self._zones, self._clock = decoder, zones, clock
         self._painted: dict[int, Painted] = {}
-        self._late: list[FaceCode] = []  # those that `catch_up` has still to decode
+        self._late: list[FaceCode] = []  # to be decoded by `catch_up`
         self._alpha, self._at_ns = -1.0, 0  # of the newest frame
-        self.decoded = 0  # codes in the newest frame
-        self.decode_ns = self.paint_ns = 0  # how long the newest frame took
+        self.decoded = 0  # codes of the newest frame that were decoded
+        self.decode_ns = self.paint_ns = 0  # durations of the newest frame
 
     def __call__(self, latents: Latents, canvas: Pixels | None = None, *, late: bool = False) -> SanitizedFrame:
         """Paint a frame.
 
         Args:
-            latents: as `message.parse` gives it.
-            canvas: uint8 [height, width, 3] BGR to paint on, instead of the flat colour. It is painted over. Only
-                `edgesan sanitize --background keep`, which has no network, gives one.
-            late: where frames come swiftly, codes that are new are decoded by `catch_up`, after this frame has left, and
-                the next one shows them.
+            latents: what `message.parse` returned.
+            canvas: uint8 [height, width, 3] in BGR to paint on, instead of the flat colour; it is changed. Only
+                `edgesan.local` gives one, for `background = "keep"`.
+            late: if frames follow each other fast, let `catch_up` decode the new codes after this frame has left; the
+                next frame shows them.
 
         Raises:
-            Reject: the codes are another model's, or show a scene that is not here.
+            Reject: the codes are of another model, or the scene is not known here.
             ModelError: the decoder could not be run.
         """
         if latents.model != self.decoder.id:
-            raise Reject("model", f"the codes are of the model {latents.model:08x}; here runs {self.decoder.id:08x}")
+            raise Reject(
+                "model", f"the codes are of the model {latents.model:08x}, but {self.decoder.id:08x} runs here"
+            )
         if latents.scene:
-            raise Reject("scene", f"the frame asks for the still {latents.scene:08x}, which is not here")
+            raise Reject("scene", f"the frame names the scene {latents.scene:08x}, which is not known here")
         if any(len(face.code) != self.decoder.code_bytes for face in latents.faces):
-            raise Reject("code", f"a code has another length than the {self.decoder.code_bytes} bytes of the model")
+            raise Reject("code", f"a code has another length than the model's {self.decoder.code_bytes} bytes")
         turned, before_ns = latents.alpha != self._alpha, self._at_ns
         self._alpha, self._at_ns = latents.alpha, latents.captured_ns
         known = {face.track: self._painted.get(face.track) for face in latents.faces}
-        self._painted = {track: painted for track, painted in known.items() if painted}  # the others are gone
+        self._painted = {track: painted for track, painted in known.items() if painted}  # forget tracks that ended
         codes = {track: painted.code for track, painted in self._painted.items()}
         news = [face for face in latents.faces if turned or codes.get(face.track) != face.code]
         late = late and not turned and latents.captured_ns - before_ns <= SWIFT_NS
@@ -146,7 +149,7 @@ class Renderer:
         return SanitizedFrame._create(canvas, Stamps(latents.number, latents.captured_ns, len(latents.faces)))
 
     def catch_up(self) -> None:
-        """Decode what `late` has left: the next frame shows it.
+        """Decode what `late` has put off: the next frame shows it.
 
         Raises:
             ModelError: the decoder could not be run.
@@ -155,7 +158,7 @@ class Renderer:
         self._late = []
 
     def _decode(self, news: list[FaceCode]) -> None:
-        """Bring the chips of these faces up to date."""
+        """Decode the codes of these faces."""
         if not news:
             return
         began_ns = self._clock()
@@ -168,14 +171,15 @@ class Renderer:
 
 
 def flat(width: int, height: int) -> Pixels:
-    """The canvas: one colour."""
+    """Return a canvas of one colour, uint8 [height, width, 3]."""
     return np.full((height, width, 3), PLAIN, np.uint8)
 
 
 def fade(chip: NDArray[np.uint8]) -> Pixels:
-    """A chip uint8 [112, 112, 3] RGB as it is painted: uint8 [112, 112, 4], BGR and transparency.
+    """Return a chip, uint8 [112, 112, 3] in RGB, as it is painted: uint8 [112, 112, 4], BGR and transparency.
 
-    Colours times opacity, so that both are warped together, and laid over what is there (Porter and Duff 1984).
+    Colours are multiplied by opacity, so that both are warped together, and laid over the canvas (Porter and Duff
+    1984).
     """
     faded = cv2.multiply(cv2.cvtColor(chip, cv2.COLOR_RGB2BGRA), OPACITY, scale=1 / 255)
     faded[..., 3] = 255 - faded[..., 3]
@@ -183,13 +187,13 @@ def fade(chip: NDArray[np.uint8]) -> Pixels:
 
 
 def paint(canvas: Pixels, faded: Pixels, place: Place) -> None:
-    """Lay a chip from `fade` on a canvas uint8 [height, width, 3] at its place."""
+    """Paint a chip from `fade` on a canvas, uint8 [height, width, 3], at its place."""
     height, width = canvas.shape[:2]
     reach = place.side / 2 * (abs(math.cos(place.roll)) + abs(math.sin(place.roll)))
     left, top = max(0, math.floor(place.x - reach)), max(0, math.floor(place.y - reach))
     right, bottom = min(width, math.ceil(place.x + reach) + 1), min(height, math.ceil(place.y + reach) + 1)
     if left >= right or top >= bottom:
-        return  # smoothed to outside of the frame
+        return  # smoothing has moved it out of the frame
     matrix = to_frame(place)
     matrix[:, 2] -= (left, top)
     size, clear = (right - left, bottom - top), (0, 0, 0, 255)
@@ -200,7 +204,7 @@ def paint(canvas: Pixels, faded: Pixels, place: Place) -> None:
 
 
 def to_frame(place: Place) -> NDArray[np.float64]:
-    """The similarity [2, 3] that takes a chip's pixels to the picture's: the inverse of the one that cut it."""
+    """Return the similarity [2, 3] from chip to picture: the inverse of the one that cut the chip."""
     scale = place.side / CHIP
     cos, sin = scale * math.cos(place.roll), scale * math.sin(place.roll)
     middle = CHIP / 2
@@ -217,7 +221,7 @@ def blacken(canvas: Pixels, zone: Zone) -> None:
 
 
 def slate(text: str, size: tuple[int, int], number: int, now_ns: int) -> SanitizedFrame:
-    """A card that says why there is no picture; nothing of the camera is in it. `size` is (width, height)."""
+    """Return a card that says why there is no picture, and holds nothing of the camera. `size` is (width, height)."""
     width, height = size
     canvas = np.full((height, width, 3), 40, np.uint8)
     scale = max(0.4, width / 640)

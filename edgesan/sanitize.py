@@ -1,8 +1,9 @@
-"""The only door from a RawFrame to Latents: detect, track, align, encode.
+"""The only way from a RawFrame to Latents: detect, track, align, encode.
 
-No pixel of the frame goes further than this: what comes out are places, and codes with noise in them. A face that was
-missed leaves nothing. Who somebody is does not change thirty times a second, so a track is encoded when it is new, when
-its pose has changed, and a few times a second; at most so many faces a frame, those first that have waited longest.
+No pixel of the frame goes further than this module: it returns places, and codes that contain noise. A missed face
+leaves nothing. A person does not change thirty times a second, so a track is encoded when it is new, when its pose has
+changed, and otherwise a few times a second. Each frame encodes a limited number of faces, those that have waited
+longest first.
 """
 
 import os
@@ -20,22 +21,22 @@ from edgesan.frames import SWIFT_NS, RawFrame
 from edgesan.message import FaceCode, Latents, Place
 from edgesan.model.load import Encoder
 
-MOST_ENCODED: Final = 2  # faces a frame
-POSE: Final = 5.0  # pixels that a landmark may move on the aligned chip before the face is encoded anew
+MOST_ENCODED: Final = 2  # faces encoded in one frame
+POSE: Final = 5.0  # pixels that a landmark may move on the aligned chip before the face is encoded again
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How a frame is rewritten; `alpha` may be turned while running."""
+    """How frames are sanitized."""
 
-    zones: tuple[Zone, ...] = ()  # nothing in there is encoded: x, y, width, height, as fractions
-    detect_every: int = 1
+    zones: tuple[Zone, ...] = ()  # no face in these is encoded
+    detect_every: int = 1  # frames from one detection to the next
     refresh_ns: int = 200_000_000  # from one code of a track to its next
-    most_encoded: int = MOST_ENCODED  # faces a frame
+    most_encoded: int = MOST_ENCODED  # faces encoded in one frame
 
 
 class FrameSanitizer:
-    """One frame at a time, with the tracks as its only memory."""
+    """Turns raw frames into latents, one at a time. The tracks are its only memory."""
 
     def __init__(
         self,
@@ -52,33 +53,37 @@ class FrameSanitizer:
         self._detector, self._clock = detector, clock
         self.tracker = faces.Tracker(hold_ns, lambda: noise.draw(encoder.noise_dimensions, entropy))
         self._frames = 0
-        self.encoded = 0  # faces in the newest frame
-        self._late: list[faces.Track] = []  # that `catch_up` has still to encode
-        self._turned = False  # the dial, since the newest frame
+        self.encoded = 0  # faces of the newest frame that were encoded
+        self._late: list[faces.Track] = []  # to be encoded by `catch_up`
+        self._turned = False  # whether alpha has changed since the newest frame
         self._before_ns = -SWIFT_NS  # when the newest frame was captured
         self.spans_ns: tuple[int, ...] = (0,) * len(message.SPANS)
         """How long the newest frame took in each of `message.SPANS`."""
 
     @property
     def alpha(self) -> float:
-        """The dial, on the grid of the message."""
+        """The privacy dial, rounded as the message rounds it."""
         return self._alpha
 
     @alpha.setter
     def alpha(self, alpha: float) -> None:
-        """Turn it: codes that were made before are of another alpha, and leave no more."""
+        """Change it. Codes that were made with another alpha do not leave any more."""
         if message.grid_alpha(alpha) != self._alpha:
             self._alpha, self._turned = message.grid_alpha(alpha), True
             for track in self.tracker.tracks:
                 track.code = b""
 
+    def forget(self) -> None:
+        """Forget all faces: the next frame has nothing to do with the ones before."""
+        self.tracker.tracks, self._late, self._frames = [], [], 0
+
     def __call__(self, raw: RawFrame, *, late: bool = False) -> Latents:
         """Sanitize one frame.
 
         Args:
-            raw: on loan.
-            late: where frames come swiftly, what is due is encoded by `catch_up`, after this frame has left, and the
-                next one brings the codes. So nobody waits for the network, however many faces there are.
+            raw: the frame, on loan.
+            late: if frames follow each other fast, let `catch_up` encode what is due after this frame has left; the
+                next frame brings the codes. So no frame waits for the network, however many faces it has.
 
         Raises:
             ModelError: the encoder could not be run.
@@ -109,13 +114,11 @@ class FrameSanitizer:
         )
         age_us = min(max(0, stamps[-1] - raw.captured_ns) // 1000, 2**32 - 1)
         ready = sorted((track for track in placed if track.code), key=lambda track: track.number)
-        return Latents(
-            raw.number, raw.captured_ns, age_us, width, height, self._alpha, self.encoder.id,
-            tuple(FaceCode(track.number, placed[track], track.code) for track in ready),
-        )  # fmt: skip
+        codes = tuple(FaceCode(track.number, placed[track], track.code) for track in ready)
+        return Latents(raw.number, raw.captured_ns, age_us, width, height, self._alpha, self.encoder.id, codes)
 
     def catch_up(self, raw: RawFrame) -> None:
-        """Encode what `late` has left: the next frame brings these codes.
+        """Encode what `late` has put off: the next frame brings these codes.
 
         Raises:
             ModelError: the encoder could not be run.
@@ -127,7 +130,7 @@ class FrameSanitizer:
         self.spans_ns = (capture, detect, align, encode + self._clock() - began_ns, whole)
 
     def _encode(self, raw: RawFrame, tracks: list[faces.Track]) -> int:
-        """Give tracks the codes of their faces in this frame; how many."""
+        """Give each track the code of its face in this frame, and return how many there were."""
         if tracks:
             chips = np.stack([faces.cut(raw.pixels, faces.alignment(track.landmarks)) for track in tracks])
             codes = self.encoder.encode(chips, np.stack([track.noise for track in tracks]), self._alpha)
@@ -136,7 +139,7 @@ class FrameSanitizer:
         return len(tracks)
 
     def _placed(self, width: int, height: int) -> dict[faces.Track, Place]:
-        """The tracks that may leave, with their places: the largest ones whose centre lies in the picture, in no zone."""
+        """Return the tracks that may leave, and their places: the largest with a centre in the picture and no zone."""
         places = {track: faces.place(track.landmarks) for track in self.tracker.tracks if faces.spread(track.landmarks)}
         inside = {
             track: place
@@ -151,7 +154,7 @@ class FrameSanitizer:
         return {track: inside[track] for track in largest[: message.most_faces(self.encoder.code_bytes)]}
 
     def _due(self, tracks: list[faces.Track], now_ns: int) -> list[faces.Track]:
-        """Those to encode in this frame, the longest waiting first; those without a code before all others."""
+        """Return the tracks to encode in this frame: those without a code first, then those that waited longest."""
         waiting = [
             track
             for track in tracks
@@ -162,5 +165,5 @@ class FrameSanitizer:
 
 
 def _turned(track: faces.Track) -> bool:
-    """Whether the pose is another one than when the track was encoded."""
+    """Return whether the pose has changed since the track was encoded."""
     return max(abs(now - then) for now, then in zip(faces.pose(track.landmarks), track.pose, strict=True)) > POSE

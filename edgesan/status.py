@@ -1,4 +1,4 @@
-"""What the page, the metrics and the start lines say of a run."""
+"""The status of a run in words and numbers: for the page, the metrics and the lines that are printed at the start."""
 
 import sys
 import time
@@ -7,7 +7,7 @@ from typing import Any
 from edgesan import __version__, isolation
 from edgesan.config import Config
 from edgesan.isolation import IsolationClaim
-from edgesan.message import COUNTERS, SPANS, Status
+from edgesan.message import COUNTERS, MOST_BYTES, SPANS, Status
 from edgesan.metrics import Metrics
 from edgesan.model.load import Verified
 
@@ -22,15 +22,16 @@ def report(
     *,
     fresh: bool,
 ) -> dict[str, Any]:
-    """All of `/api/status` but the server's own part; JSON.
+    """Return all of `/api/status` except the server's own part, ready for JSON.
 
     Args:
-        model: the one that the transmit process paints with.
-        status: what the sanitize process said last; None while there is none.
-        claims: what the transmit process has given up.
-        metrics: of the transmit process.
-        wall: what has crossed.
-        fresh: a frame of now was painted.
+        config: the options of the run.
+        model: the model whose decoder the transmit process runs.
+        status: the newest status of the sanitize process; None while there is none.
+        claims: the restrictions of the transmit process.
+        metrics: the counters of the transmit process.
+        wall: bytes and messages that came from the sanitize process.
+        fresh: whether the newest frame is a live one.
     """
     said = {"version": __version__, "background": config.background, "wall": wall, "warnings": warnings(config, model)}
     if status is None:
@@ -44,18 +45,21 @@ def report(
     }
     own = metrics.summary(time.monotonic_ns())
     facts = model.metadata
-    same = {
-        "model": {
-            "name": facts.name, "version": facts.version, "sha256": model.sha256, "private": facts.private,
-            "utility": facts.utility, "alpha_range": facts.alpha_range, "measured": facts.strongest_attack,
-            "signature": str(model.signer or "unsigned"),
-        }
-    }  # fmt: skip
+    described = {
+        "name": facts.name,
+        "version": facts.version,
+        "sha256": model.sha256,
+        "private": facts.private,
+        "utility": facts.utility,
+        "alpha_range": facts.alpha_range,
+        "measured": facts.strongest_attack,
+        "signature": str(model.signer or "unsigned"),
+    }
     return said | {
         "camera": config.camera_name,
         "size": [status.width, status.height],
         "camera_up": fresh,
-        **(same if status.model == model.id else {}),
+        **({"model": described} if status.model == model.id else {}),
         "alpha": round(status.alpha, 4),
         "faces": faces_now,
         "uptime_s": round(status.uptime_s, 1),
@@ -67,33 +71,34 @@ def report(
 
 
 def warnings(config: Config, model: Verified) -> list[str]:
-    """What a viewer and the person who started it must know."""
+    """Return what a viewer, and the person who started the run, must know."""
     texts = []
     if config.background == "keep":
-        texts.append("the background is RAW: whatever is not a found face is shown as the camera sees it")
+        texts.append("the background is RAW: everything but the faces that were found is shown as the camera sees it")
     if model.signer is None:
         texts.append("the model is UNSIGNED (allow_unsigned): nobody vouches for what it hides")
     elif not model.signer.trusted:
-        texts.append(f"the model is {model.signer} (allow_unsigned): nobody who is trusted vouches for what it hides")
+        texts.append(f"the model is {model.signer} (allow_unsigned): nobody you trust vouches for what it hides")
     if config.allow_rollback:
-        texts.append("an older model would run, too (allow_rollback): it may be known to leak")
+        texts.append("older versions of the model may run (allow_rollback): they may be known to leak")
     return texts
 
 
 def announce(
     config: Config, model: Verified, camera: str, size: tuple[int, int], alpha: float, claims: list[IsolationClaim]
 ) -> None:
-    """The start lines of the sanitize process."""
+    """Print the start lines of the sanitize process."""
     facts = model.metadata
     out = f"transmit units at {config.socket}" if config.role == "sanitize" else ", ".join(config.out)
-    most = 2048 * (config.fps or 30) / 1000
+    most = MOST_BYTES * (config.fps or 30) / 1000
     print(
         f"edgesan {__version__}: {camera} {size[0]}x{size[1]} -> {out}\n"
         f"  model {facts.name} v{facts.version} ({model.sha256[:8]}): private {facts.private}, useful {facts.utility};"
         f" alpha {alpha:g}, background {config.background}\n"
         f"  measured: {facts.strongest_attack}\n"
         f"  {model.signer or 'unsigned'}\n"
-        f"  across the wall: numbers only, at most 2,048 bytes a frame ({most:.0f} kB/s at {config.fps or 30:g} frames/s)\n"
+        f"  across the wall: numbers only, at most {MOST_BYTES:,} bytes a frame"
+        f" ({most:.0f} kB/s at {config.fps or 30:g} frames/s)\n"
         f"  isolation: {isolation.summary(claims)}",
         *(f"  WARNING: {claim}" for claim in claims if not claim.holds),
         *(f"  WARNING: {text}" for text in warnings(config, model)),

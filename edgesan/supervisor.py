@@ -1,15 +1,15 @@
-"""`edgesan run`: the parent, which starts the two others, and does for them what they gave up.
+"""`edgesan run`: the parent process, which starts the two others and does what they are not allowed to do.
 
-    parent     what the user started: hears signals, tells systemd, keeps the record of versions, opens files.
+    parent     the process that the user started: handles signals, notifies systemd, records versions, creates files.
                It never opens a camera, and serves nothing.
-    sanitize   the camera, and no network: `edgesan.pipeline`
-    transmit   the network, and no camera: `edgesan.transmit.process`
+    sanitize   has the camera, and no network: `edgesan.pipeline`
+    transmit   has the network, and no camera: `edgesan.transmit.process`
 
-Both are forked before any of them has loaded a library that starts threads. What is lost is started anew: a camera that
-went away costs the sanitize process (the new one opens it afresh, under a new sandbox), a transmit process that was killed
-costs its viewers a second. What cannot be cured by a new start ends the run with its exit code.
+Both are forked before any library that starts threads is loaded. What fails is started again: a lost camera ends the
+sanitize process, and the next one opens the camera in a new sandbox; a transmit process that was killed costs its
+viewers a second. A failure that a new start cannot cure ends the run with its exit code.
 
-With `--role sanitize` or `--role transmit` the parent has one child, and meets the other unit at a Unix socket
+With `--role sanitize` or `--role transmit` the parent has one child, and the two units meet at a Unix socket
 (`edgesan.transmit.unit`).
 """
 
@@ -26,103 +26,103 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import BinaryIO, Final
+from typing import Final
 
 from edgesan import isolation
-from edgesan.config import SERVERS, Config
+from edgesan.config import Config
 from edgesan.control import ALIVE, NOT_RECORDED, READY, RECORD_VERSION, RECORDED, START, ControlChannel
 from edgesan.errors import CameraError, ConfigError, EdgesanError, SinkError
 from edgesan.model import rollback
-from edgesan.transmit import process
-from edgesan.transmit.link import Pipes
+from edgesan.transmit import process, sinks
+from edgesan.transmit.link import Pipes, send_pipes
+from edgesan.transmit.sinks import OutputFile
 from edgesan.transmit.unit import UnitClient, UnitListener
 from edgesan.watchdog import Watchdog
 
-TURN_MS: Final = 200  # at most, between two looks at everything
-START_S: Final = 30.0  # for a child to be ready
+POLL_MS: Final = 200  # at most, from one round of checks to the next
+START_S: Final = 30.0  # for a child to become ready
 RESTART_S: Final = 1.0  # from the death of the transmit process to the next start
 BACK_OFF_S: Final = (0.5, 1.0, 2.0, 3.0)  # between attempts to open a lost camera; the last one repeats
-STOP_SANITIZE_S: Final = 1.0  # a driver that hangs must not hold Ctrl-C up
-STOP_S: Final = 0.7  # for the streams' last words
-STOP_FILES_S: Final = 5.0  # a whole file is worth more than a quick end on a busy machine
-ALIVE_S: Final = 0.5  # between signs of life for systemd
-MOST_NAME: Final = 500  # characters of a model's name that is remembered
+STOP_SANITIZE_S: Final = 1.0  # a driver that hangs must not delay Ctrl-C
+STOP_S: Final = 0.7  # for the streams to end
+STOP_FILES_S: Final = 5.0  # for files to be finished, also on a busy machine
+ALIVE_S: Final = 0.5  # between two notifications to systemd
+MOST_NAME: Final = 500  # characters of a model name that is recorded
 LOG_BURST: Final = 16384  # bytes of text that the sanitize process may print at once: a traceback
 LOG_RATE: Final = 256  # bytes a second, for longer
 
 
 class Log:
-    """What the sanitize process prints, passed on by the parent: plain text, and only so much that no picture fits in.
+    """Passes on what the sanitize process prints: plain text only, and too little for a picture.
 
-    Its own standard error would be a terminal or a file, with room for anything.
+    Its standard error is a pipe to the parent, because a terminal or a file would have room for anything.
     """
 
     def __init__(self) -> None:
-        self.reads, self._writes = os.pipe2(os.O_CLOEXEC)
-        os.set_blocking(self.reads, False)
+        self.read_fd, self._write_fd = os.pipe2(os.O_CLOEXEC)
+        os.set_blocking(self.read_fd, False)
         self._budget, self._at_s = float(LOG_BURST), time.monotonic()
         self._full = False
 
     def take(self) -> None:
-        """In the child: print to here from now on."""
+        """In the child: send standard output and standard error to the pipe."""
         for stream in (1, 2):
-            os.dup2(self._writes, stream)
+            os.dup2(self._write_fd, stream)
 
     def given(self) -> None:
-        """In the parent: the child has it."""
-        os.close(self._writes)
+        """In the parent: close the end that the child has."""
+        os.close(self._write_fd)
 
     def pass_on(self) -> None:
-        """Print what has come."""
+        """Print what has arrived."""
         now_s = time.monotonic()
         self._budget = min(LOG_BURST, self._budget + LOG_RATE * (now_s - self._at_s))
         self._at_s = now_s
         with suppress(BlockingIOError):
-            while said := os.read(self.reads, 4096):
-                text = "".join(c if c.isprintable() or c == "\n" else "?" for c in said.decode(errors="replace"))
+            while content := os.read(self.read_fd, 4096):
+                text = "".join(c if c.isprintable() or c == "\n" else "?" for c in content.decode(errors="replace"))
                 shown = text[: int(self._budget)]
                 self._budget -= len(shown)
                 if len(shown) < len(text) and not self._full:
-                    shown, self._full = (
-                        shown + "\nedgesan: the sanitize process prints too much; the rest is dropped\n",
-                        True,
-                    )
+                    shown += "\nedgesan: the sanitize process prints too much; the rest is dropped\n"
+                    self._full = True
                 sys.stderr.write(shown)
             sys.stderr.flush()
 
     def close(self) -> None:
+        """Print what is left, and close the pipe."""
         self.pass_on()
-        os.close(self.reads)
+        os.close(self.read_fd)
 
 
 @dataclass
 class Child:
-    """A process that was forked. `code`: how it ended; -9 if by signal 9; None while it lives."""
+    """A forked process. `code` is its exit code, -9 if signal 9 ended it, and None while it lives."""
 
     name: str
     pid: int
     control: ControlChannel
     started_s: float
     ready: bool = False
-    asked: bool = False  # to remember a version
+    recorded: bool = False  # whether it has had its version recorded
     code: int | None = None
 
-    def look(self) -> bool:
-        """Whether it lives."""
+    def is_alive(self) -> bool:
+        """Check whether the process still runs."""
         if self.code is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self.code = os.waitstatus_to_exitcode(status) if pid else None
         return self.code is None
 
     def end(self, seconds: float) -> int:
-        """Ask it to end, kill it if that takes too long; its code."""
-        if self.look():
+        """Ask it to end, kill it after so many seconds, and return its exit code."""
+        if self.is_alive():
             os.kill(self.pid, signal.SIGTERM)
-            self.control.send(START)  # where it still waits for it
+            self.control.send(START)  # if it still waits for it
         over_s = time.monotonic() + seconds
-        while self.look() and time.monotonic() < over_s:
+        while self.is_alive() and time.monotonic() < over_s:
             time.sleep(0.01)
-        if self.look():
+        if self.is_alive():
             os.kill(self.pid, signal.SIGKILL)
             self.code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         assert self.code is not None
@@ -130,7 +130,7 @@ class Child:
 
 
 class Ended(Exception):
-    """The run is over, with this exit code."""
+    """Raised inside `Supervisor.run`: the run is over, with this exit code."""
 
     def __init__(self, code: int) -> None:
         super().__init__(code)
@@ -138,7 +138,7 @@ class Ended(Exception):
 
 
 class Supervisor:
-    """The parent's state. `run` is its whole life."""
+    """The parent process. `run` is its whole life."""
 
     def __init__(self, config: Config, watchdog: Watchdog) -> None:
         self._config, self._watchdog, self._pid = config, watchdog, os.getpid()
@@ -148,36 +148,36 @@ class Supervisor:
         self._sanitize: Child | None = None
         self._transmit: Child | None = None
         self._log: Log | None = None
-        self._channel: socket.socket | None = None  # gives the transmit process its pipes
-        self._files: list[Path] = []  # the outputs that were made
+        self._channel: socket.socket | None = None  # carries pipes to the transmit process
+        self._files: list[Path] = []  # the files that were created
         self._stop = False
         self._frames, self._losses, self._tries = 0, 0, 0
         self._sanitize_due_s = self._transmit_due_s = self._alive_s = 0.0
-        self._began_s: float | None = None  # when all was ready for the first time
+        self._began_s: float | None = None  # when everything was ready for the first time
 
     def run(self) -> int:
-        """Until the frames, the duration or the file end, or a signal comes; the exit code.
+        """Run until the frames, the duration or the file end, or a signal comes, and return the exit code.
 
         Raises:
-            EdgesanError: what could not be started.
+            EdgesanError: something could not be started.
         """
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._asked)
+            signal.signal(number, self._handle_signal)
         try:
             while True:
                 self._start()
                 self._wait()
                 for child in self._children():
-                    self._hear(child)
-                self._meet()
-                self._look()
+                    self._receive(child)
+                self._exchange_pipes()
+                self._check()
         except Ended as ended:
             return self._end(ended.code)
         except EdgesanError:
             self._end(0)
             raise
 
-    def _asked(self, number: int, frame: FrameType | None) -> None:
+    def _handle_signal(self, number: int, frame: FrameType | None) -> None:
         self._stop = True
 
     def _children(self) -> list[Child]:
@@ -186,11 +186,11 @@ class Supervisor:
     # --- starting -----------------------------------------------------------------------------------------------------
 
     def _start(self) -> None:
-        """Start what should run and does not."""
+        """Start each child that should run and does not."""
         now_s = time.monotonic()
         if self._config.role != "sanitize" and self._transmit is None and now_s >= self._transmit_due_s:
-            again = self._transmit_due_s > 0 or self._config.role == "transmit"  # there, systemd starts it again
-            files = process.open_outputs(self._config, again=again)
+            again = self._transmit_due_s > 0 or self._config.role == "transmit"  # systemd starts that role again
+            files = sinks.open_files(self._config, again=again)
             self._files += [path for path, _ in files]
             self._channel, theirs = socket.socketpair()
             self._transmit = self._fork("transmit", lambda control: self._run_transmit(files, theirs, control))
@@ -198,9 +198,9 @@ class Supervisor:
             for _, file in files:
                 file.close()
             if self._pipes:
-                self._give(self._pipes.frames_in, self._pipes.wishes_out)
+                send_pipes(self._channel, self._pipes.frames_in, self._pipes.requests_out)
         if self._losses and not (self._sanitize and self._sanitize.ready):
-            self._alive()
+            self._notify_alive()
         if self._pipes and self._sanitize is None and now_s >= self._sanitize_due_s:
             self._log = Log()
             self._sanitize = self._fork("sanitize", self._run_sanitize)
@@ -209,7 +209,7 @@ class Supervisor:
                 self._sanitize.control.send(START)
 
     def _fork(self, name: str, live: Callable[[ControlChannel], int]) -> Child:
-        """A child that lives `live`, and nothing else."""
+        """Fork a child that runs `live` and ends with the exit code that it returns."""
         ours, theirs = ControlChannel.pair()
         sys.stderr.flush()
         pid = os.fork()
@@ -225,32 +225,32 @@ class Supervisor:
             for child in self._children():
                 child.control.close()
             if self._log:
-                os.close(self._log.reads)
+                os.close(self._log.read_fd)
             self._watchdog.close()
-            for place in (self._listener, self._client):
-                if place:
-                    place.close()
+            for unit in (self._listener, self._client):
+                if unit:
+                    unit.close()
             code = live(theirs)
         except EdgesanError as error:
             print(f"edgesan: {error}", file=sys.stderr)
             code = error.exit_code
-        finally:  # neither the parent's clean-up nor its caller's is this process's
+        finally:  # the clean-up of the parent and of its caller is not this process's
             if code == 1 and sys.exc_info()[0] is not None:
                 traceback.print_exc()
             sys.stderr.flush()
             os._exit(code)
 
     def _run_sanitize(self, control: ControlChannel) -> int:
-        """The life of the sanitize process."""
+        """Run as the sanitize process."""
         self._end_with_parent(signal.SIGKILL)
         pipes, log = self._pipes, self._log
         assert pipes
         assert log
         log.take()
-        # Whatever else it inherited, also from whoever started edgesan, could hold a picture.
-        keep = {0, 1, 2, pipes.frames_out, pipes.frames_in, pipes.wishes_in, control.read_fd, control.write_fd}
+        # Any other descriptor, also one that edgesan itself inherited, could hold a picture.
+        keep = {0, 1, 2, pipes.frames_out, pipes.frames_in, pipes.requests_in, control.read_fd, control.write_fd}
         for fd in {int(name) for name in os.listdir("/proc/self/fd")} - keep:
-            with suppress(OSError):  # the one that listed them
+            with suppress(OSError):  # the descriptor of the listing is closed already
                 os.close(fd)
         c = self._config
         from edgesan.model.signing import signature_path
@@ -266,50 +266,46 @@ class Supervisor:
         pipeline.run(c, pipes, control, claims, frames=left, losses=self._losses)
         return 0
 
-    def _run_transmit(self, files: list[tuple[Path, BinaryIO]], channel: socket.socket, control: ControlChannel) -> int:
-        """The life of the transmit process."""
-        self._end_with_parent(signal.SIGTERM if files else signal.SIGKILL)  # files are finished; a port is free at once
+    def _run_transmit(self, files: list[OutputFile], channel: socket.socket, control: ControlChannel) -> int:
+        """Run as the transmit process."""
+        self._end_with_parent(
+            signal.SIGTERM if files else signal.SIGKILL
+        )  # to finish files, or to free the port at once
         if self._channel:
             self._channel.close()
         if self._pipes:
-            self._pipes.close()  # they come by the channel
+            self._pipes.close()  # it receives them by the channel
         return process.run(self._config, files, channel, control)
 
     def _end_with_parent(self, number: int) -> None:
-        """Get this signal when the parent ends; at once, if it has ended."""
+        """Have this signal sent when the parent ends, or at once if it has ended."""
         isolation.end_with_parent(number)
         if os.getppid() != self._pid:
             os.kill(os.getpid(), number)
 
-    def _give(self, frames_in: int, wishes_out: int) -> None:
-        """Give the transmit process the pipes of a sanitize process."""
-        assert self._channel
-        with suppress(BrokenPipeError, ConnectionResetError):  # it is dead, which is seen soon
-            socket.send_fds(self._channel, [b"\0"], [frames_in, wishes_out])
-
-    # --- hearing ------------------------------------------------------------------------------------------------------
+    # --- events -------------------------------------------------------------------------------------------------------
 
     def _wait(self) -> None:
-        """Until somebody says something or dies, or a turn is over."""
+        """Wait until something happens, or it is time for the next checks."""
         poll = select.poll()
         for child in self._children():
             poll.register(child.control.read_fd, select.POLLIN)
         if self._log:
-            poll.register(self._log.reads, select.POLLIN)
-        for place in (self._listener, self._client):
-            for fd in place.descriptors() if place else ():
+            poll.register(self._log.read_fd, select.POLLIN)
+        for unit in (self._listener, self._client):
+            for fd in unit.descriptors() if unit else ():
                 poll.register(fd, select.POLLIN)
-        poll.poll(TURN_MS)
+        poll.poll(POLL_MS)
         if self._log:
             self._log.pass_on()
 
-    def _hear(self, child: Child) -> None:
-        """Take in what a child has said."""
+    def _receive(self, child: Child) -> None:
+        """Handle the messages of a child."""
         while (message := child.control.receive()) is not None and message.kind:
             kind, payload = message
-            if kind == RECORD_VERSION and child is self._sanitize and not child.asked:
-                child.asked = True  # once, as it does before it opens the camera: no picture gets into the record
-                self._remember(child, payload)
+            if kind == RECORD_VERSION and child is self._sanitize and not child.recorded:
+                child.recorded = True  # once, before it opens the camera: no picture can get into the record
+                self._record_version(child, payload)
             elif kind == READY and not child.ready:
                 child.ready = True
                 if child is self._transmit and self._sanitize:
@@ -321,61 +317,64 @@ class Supervisor:
                 if child is self._sanitize:
                     self._frames, self._tries = self._frames + 1, 0
                 if child is self._sanitize or self._pipes is None:
-                    self._alive()
+                    self._notify_alive()
 
-    def _alive(self) -> None:
-        """Tell systemd, now and then: frames flow, or a lost camera is being opened again."""
+    def _notify_alive(self) -> None:
+        """Notify systemd now and then: frames flow, or a lost camera is being opened again."""
         if time.monotonic() - self._alive_s >= ALIVE_S:
             self._alive_s = time.monotonic()
             self._watchdog.alive()
 
-    def _remember(self, child: Child, payload: bytes) -> None:
-        """Write down that a version runs, for a process that may write nothing."""
+    def _record_version(self, child: Child, payload: bytes) -> None:
+        """Record that a version runs, for the sanitize process, which may write nothing."""
         try:
             name, version = json.loads(payload)
             folder = rollback.state_folder(self._config.state_dir, os.environ)
             named = isinstance(name, str) and name.isprintable() and 0 < len(name) <= MOST_NAME
             if not (named and type(version) is int and 0 < version < 2**53):
-                raise ConfigError(f"a version cannot be remembered that is {payload!r}")
+                raise ConfigError(
+                    f"cannot record the version {payload!r}: expected a model name and a whole number from 1"
+                )
             rollback.remember(folder, name, version)
         except EdgesanError as error:
             child.control.send(NOT_RECORDED, str(error).encode())
         except ValueError:
-            child.control.send(NOT_RECORDED, b"the version came garbled: start edgesan again")
+            child.control.send(NOT_RECORDED, b"the model version did not arrive as JSON: start edgesan again")
         else:
             child.control.send(RECORDED)
 
-    def _meet(self) -> None:
-        """Let another unit in, or go to meet it."""
+    def _exchange_pipes(self) -> None:
+        """With units: accept the transmit unit, or connect to the sanitize unit."""
         if self._listener and self._pipes:
-            self._listener.look(self._pipes.frames_in, self._pipes.wishes_out)
+            self._listener.poll(self._pipes.frames_in, self._pipes.requests_out)
         if self._client and self._transmit and self._transmit.ready:
-            given = self._client.look()
+            given = self._client.poll()
             if given:
-                self._give(*given)
+                assert self._channel
+                send_pipes(self._channel, *given)
                 for fd in given:
                     os.close(fd)
 
     # --- ending -------------------------------------------------------------------------------------------------------
 
-    def _look(self) -> None:
-        """See who has ended, and whether it is over.
+    def _check(self) -> None:
+        """Check which children have ended.
 
         Raises:
-            Ended: it is.
+            Ended: the run is over.
         """
         c, now_s = self._config, time.monotonic()
         if self._stop or (c.duration and self._began_s is not None and now_s - self._began_s >= c.duration):
             raise Ended(0)
         for child in self._children():
-            if child.look() and not child.ready and now_s - child.started_s > START_S:
+            if child.is_alive() and not child.ready and now_s - child.started_s > START_S:
                 print(f"edgesan: the {child.name} process was not ready after {START_S:g} s", file=sys.stderr)
                 child.end(0)
                 raise Ended(1)
-        if self._transmit and not self._transmit.look():
+        if self._transmit and not self._transmit.is_alive():
             self._transmit_ended(self._transmit)
-        if self._sanitize and not self._sanitize.look():
-            self._hear(self._sanitize)
+        if self._sanitize and not self._sanitize.is_alive():
+            self._receive(self._sanitize)
             self._sanitize_ended(self._sanitize)
 
     def _sanitize_ended(self, child: Child) -> None:
@@ -397,12 +396,12 @@ class Supervisor:
         self._transmit = None
         if self._channel:
             self._channel.close()
-        self._forget_empty_files()
+        self._remove_empty_files()
         if not child.ready or child.code in (0, SinkError.exit_code):
             raise Ended(self._code(child))
         if self._client:
             self._client.leave()
-        # Waiting, too, as a signal to all processes of the service may be about to reach this one.
+        # Wait, because a signal to all processes of the service may be about to reach this one.
         self._transmit_due_s = time.monotonic() + RESTART_S
         print(f"edgesan: the transmit process ended ({child.code}); starting it again", file=sys.stderr, flush=True)
 
@@ -412,7 +411,7 @@ class Supervisor:
             self._log = None
 
     def _code(self, child: Child) -> int:
-        """The exit code of the run that a child's end is the end of."""
+        """Return the exit code of a run that ends with this child."""
         assert child.code is not None
         if child.code < 0:
             print(f"edgesan: the {child.name} process was killed by signal {-child.code}", file=sys.stderr, flush=True)
@@ -420,15 +419,15 @@ class Supervisor:
         return child.code
 
     def _end(self, code: int) -> int:
-        """End the camera first, then what is served; the exit code, which a file that is not whole spoils."""
+        """End the camera first, then the sinks; return the exit code, which is an error if a file is not whole."""
         self._watchdog.stopping()
         if self._sanitize:
             self._sanitize.end(STOP_SANITIZE_S)
             self._close_log()
         if self._transmit:
-            files = [out for out in self._config.out if not out.startswith(SERVERS)]
+            files = [str(path) for path in self._config.files]
             ended = self._transmit.end(STOP_FILES_S if files else STOP_S)
-            self._forget_empty_files()
+            self._remove_empty_files()
             if files and ended < 0 and self._transmit.ready:
                 print(
                     f"edgesan: {', '.join(files)} may not be whole: the transmit process had to be killed",
@@ -436,13 +435,13 @@ class Supervisor:
                 )
                 ended = SinkError.exit_code
             code = code or max(0, ended)
-        for place in (self._listener, self._client):
-            if place:
-                place.stop()
+        for unit in (self._listener, self._client):
+            if unit:
+                unit.stop()
         return code
 
-    def _forget_empty_files(self) -> None:
-        """A clip without a frame leaves no file."""
+    def _remove_empty_files(self) -> None:
+        """Remove files without a frame."""
         for path in self._files:
             with suppress(OSError):
                 if path.stat().st_size == 0:

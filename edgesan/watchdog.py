@@ -1,7 +1,7 @@
-"""What systemd is told: that edgesan runs, and that frames still flow. See sd_notify(3).
+"""Notify systemd that edgesan runs, and that frames still flow: sd_notify(3).
 
-With `WatchdogSec=` in its unit, systemd ends and restarts a run that says nothing for so long: a hang anywhere between
-camera and message. The parent alone has the socket; the process that sees the camera has none.
+With `WatchdogSec=` in the unit, systemd restarts a run that sends nothing for so long. That covers a hang anywhere
+between the camera and the message. Only the parent has the socket; the process that sees the camera has none.
 """
 
 import socket
@@ -12,13 +12,13 @@ from edgesan.errors import ConfigError
 
 
 class Watchdog:
-    """The service manager's ear; nobody's, where none listens."""
+    """Sends notifications to the service manager, if there is one."""
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         """Connect to the socket that NOTIFY_SOCKET names: a path, or an abstract name that begins with @.
 
         Raises:
-            ConfigError: it is set, and nobody listens there.
+            ConfigError: it is set, but nothing listens there.
         """
         self._socket: socket.socket | None = None
         address = environment.get("NOTIFY_SOCKET", "")
@@ -35,23 +35,24 @@ class Watchdog:
             ) from error
 
     def close(self) -> None:
+        """Close the socket."""
         if self._socket is not None:
             self._socket.close()
 
-    def _say(self, word: bytes) -> None:
-        # Unheard: its queue is full, or it starts anew. If that lasts, it ends this run, which is what it is for.
+    def _notify(self, state: bytes) -> None:
+        # It is lost if systemd's queue is full or systemd restarts. If that lasts, systemd ends this run: its purpose.
         if self._socket is not None:
             with suppress(BlockingIOError, ConnectionRefusedError):
-                self._socket.send(word)
+                self._socket.send(state)
 
     def ready(self) -> None:
-        """The model is loaded, the camera and all sinks are open."""
-        self._say(b"READY=1")
+        """Notify that the model is loaded, and the camera and all sinks are open."""
+        self._notify(b"READY=1")
 
     def alive(self) -> None:
-        """A frame left, or was rejected."""
-        self._say(b"WATCHDOG=1")
+        """Notify that a frame left or was rejected."""
+        self._notify(b"WATCHDOG=1")
 
     def stopping(self) -> None:
-        """The run comes to its end."""
-        self._say(b"STOPPING=1")
+        """Notify that the run is ending."""
+        self._notify(b"STOPPING=1")

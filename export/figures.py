@@ -20,8 +20,12 @@ from matplotlib.figure import Figure
 from edgesan.config import DEMO_MODEL
 from edgesan.model.load import prepare
 from export.audit import attackers, mechanisms, metrics
-from export.audit.html import draw_bound, two_people
-from export.audit.run import FROZEN, RIVAL, UTILITY, Audit, Cell, Plan, bound, graph_digest, quartiles, share
+from export.audit.cells import Cell, share
+from export.audit.claims import graph_digest
+from export.audit.clip import two_people
+from export.audit.measure import FROZEN, UTILITY, Audit, Plan, quartiles
+from export.audit.plots import draw_bound
+from export.audit.protocol import RIVAL, bound
 from export.errors import ExportError
 
 COLUMNS = [f"{noise}-{game}" for noise in ("deterministic", "stochastic") for game in ("adversarial", "plug-and-play")]

@@ -37,7 +37,8 @@ from edgesan.model.load import Model, load_model
 from export import data
 from export.audit import attackers, metrics
 from export.audit.attackers import Chips
-from export.audit.run import JPEG_QUALITY, MATCHERS, leave
+from export.audit.device import JPEG_QUALITY, leave
+from export.audit.measure import MATCHERS
 from export.errors import ExportError
 from export.providers import Provider
 

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from export import data
-from export.audit.run import CLOSED_SETS, OPEN_SETS, Plan
+from export.audit.measure import Plan
+from export.audit.splits import CLOSED_SETS, OPEN_SETS
 from export.errors import DataError, ExportError
 from export.recipe import Recipe
 

@@ -26,7 +26,8 @@ from edgesan.model.load import Model, prepare
 from export import data
 from export.audit import attackers, mechanisms, metrics
 from export.audit.attackers import Chips
-from export.audit.run import MATCHERS, jpeg, shaken
+from export.audit.device import jpeg, shaken
+from export.audit.measure import MATCHERS
 from export.errors import ExportError
 from export.providers import Provider
 

@@ -248,7 +248,7 @@ def test_a_raw_frame_is_gone_after_its_loan(clip: list[Pixels]) -> None:
 
 
 def test_nobody_else_makes_a_sanitized_frame(clip: list[Pixels]) -> None:
-    with pytest.raises(TypeError, match=r"made by edgesan\.render only"):
+    with pytest.raises(TypeError, match=r"only edgesan\.render makes a SanitizedFrame"):
         SanitizedFrame(clip[0], Stamps(1, 0), object())
     assert not issubclass(RawFrame, SanitizedFrame)
 

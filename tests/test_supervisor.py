@@ -306,13 +306,13 @@ def test_a_record_that_cannot_be_written_ends_the_run_with_its_reason(run: Calla
 
 def test_what_the_sanitize_process_prints_has_no_room_for_a_picture(capsys: pytest.CaptureFixture[str]) -> None:
     log = Log()
-    os.write(log._writes, b"a line\n" + b"\x1b[2J\xff\x00")
+    os.write(log._write_fd, b"a line\n" + b"\x1b[2J\xff\x00")
     log.pass_on()
     assert capsys.readouterr().err == "a line\n?[2J\ufffd?"
-    os.set_blocking(log._writes, False)
+    os.set_blocking(log._write_fd, False)
     for _ in range(20):
         with suppress(BlockingIOError):
-            os.write(log._writes, b"x" * 65536)
+            os.write(log._write_fd, b"x" * 65536)
         log.pass_on()
     said = capsys.readouterr().err
     assert said.count("x") <= LOG_BURST + 5 * LOG_RATE, "and a little for the time that this takes"

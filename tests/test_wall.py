@@ -31,7 +31,8 @@ FLOORS = (
     {"render", "sanitize", "status"},
     {"transmit"},
     {"board", "pipeline"},
-    {"bench", "files", "supervisor"},
+    {"bench", "local", "supervisor"},
+    {"files"},
     {"cli"},
     {"__main__"},
 )
@@ -154,6 +155,7 @@ def test_sockets_are_made_where_they_belong() -> None:
         "supervisor",  # a pair, through which the transmit process receives its pipes
         "transmit.admission",
         "transmit.http",
+        "transmit.link",
         "transmit.process",
         "transmit.unit",
         "watchdog",  # the service manager's socket
@@ -226,12 +228,12 @@ def test_onnxruntimes_telemetry_is_off_before_it_is_loaded() -> None:
 
 LEAKS = {
     "a raw frame is sent": (
-        "from edgesan.frames import RawFrame\nfrom edgesan.transmit import Sink\n"
+        "from edgesan.frames import RawFrame\nfrom edgesan.transmit.sinks import Sink\n"
         "async def leak(sink: Sink, raw: RawFrame) -> None:\n    await sink.send(raw)\n",
         'incompatible type "RawFrame"; expected "SanitizedFrame"',
     ),
     "raw pixels are sent": (
-        "from edgesan.frames import RawFrame\nfrom edgesan.transmit import Sink\n"
+        "from edgesan.frames import RawFrame\nfrom edgesan.transmit.sinks import Sink\n"
         "async def leak(sink: Sink, raw: RawFrame) -> None:\n    await sink.send(raw.pixels)\n",
         'expected "SanitizedFrame"',
     ),

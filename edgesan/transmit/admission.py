@@ -1,7 +1,7 @@
-"""Who may come in: ports, room for connections, names, other sites' pages, and guesses at the token.
+"""Who may use the server: ports, limits on connections, Host and Origin checks, and the token.
 
-Nothing here loads numpy, OpenCV or aiohttp: the transmit process binds its ports before it gives up all ways to make
-a socket, and that must come before anything that starts threads.
+Nothing here loads numpy, OpenCV or aiohttp: the transmit process binds its ports before it gives up sockets, and that
+must come before anything that starts threads.
 """
 
 import errno
@@ -10,24 +10,25 @@ import hmac
 import ipaddress
 import re
 import socket
+import ssl
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from edgesan.config import http_address
 from edgesan.errors import SinkError
 
-MOST_CONNECTIONS: Final = 128  # in all
+MOST_CONNECTIONS: Final = 128  # in total
 MOST_OF_ONE: Final = 32  # from one address
-BACKLOG: Final = 100  # connections that wait to be let in
-DEAF_S: Final = 20.0  # that a viewer may take nothing of what is ready for it
-FREE_GUESSES: Final = 8  # wrong tokens of an address that cost no pause
-FIRST_PAUSE_S: Final = 0.5  # after the next one; it doubles with each further one
+BACKLOG: Final = 100  # connections that wait to be accepted
+DEAF_S: Final = 20.0  # a viewer that takes nothing for so long is cut off
+FREE_GUESSES: Final = 8  # wrong tokens of one address without a pause
+FIRST_PAUSE_S: Final = 0.5  # after the next wrong one; each one after it doubles the pause
 MOST_PAUSE_S: Final = 8.0
-FORGET_S: Final = 60.0  # without a wrong one, after which an address starts anew
-MOST_GUESSERS: Final = 1024  # addresses that are remembered
+FORGET_S: Final = 60.0  # without a wrong token, after which an address is forgotten
+MOST_GUESSERS: Final = 1024  # addresses that are kept in memory
 HOST: Final = re.compile(r"(?:([0-9A-Za-z._-]{1,253})|\[([0-9A-Fa-f:.]{2,45})\])(?::([0-9]{1,5}))?")
 
 
@@ -35,27 +36,27 @@ HOST: Final = re.compile(r"(?:([0-9A-Za-z._-]{1,253})|\[([0-9A-Fa-f:.]{2,45})\])
 
 
 class ConnectionLimiter:
-    """Lets connections in while there is room, before anything is read of them."""
+    """Limits the connections, in total and from one address, before anything is read from them."""
 
     def __init__(self) -> None:
         self.refused = 0
         self._inside: list[tuple[socket.socket, str]] = []
 
     def admit(self, connection: socket.socket, host: str) -> bool:
-        """Whether there is room for one more of this address; if so, it counts until it is closed."""
+        """Return whether this connection may stay. If so, it counts until it is closed."""
         owner = owner_of(host)
         self._inside = [(other, name) for other, name in self._inside if other.fileno() >= 0]
         if len(self._inside) >= MOST_CONNECTIONS or Counter(name for _, name in self._inside)[owner] >= MOST_OF_ONE:
             self.refused += 1
             return False
-        # The kernel cuts off whoever takes nothing: what waits for it would otherwise be held for ever (tcp(7)).
+        # The kernel cuts off a viewer that takes nothing: otherwise its data would be kept for ever (tcp(7)).
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(DEAF_S * 1000))
         self._inside.append((connection, owner))
         return True
 
 
 class ListeningSocket(socket.socket):
-    """A socket that listens, with a limiter in front of it: asyncio takes no notice of what is refused."""
+    """A listening socket that refuses connections beyond its limiter; asyncio goes on when `accept` raises."""
 
     def __init__(self, limiter: ConnectionLimiter, family: int, address: Any) -> None:
         """Bind and listen. Raises OSError."""
@@ -72,18 +73,27 @@ class ListeningSocket(socket.socket):
             raise
 
     def listen(self, backlog: int = BACKLOG, /) -> None:
-        """It does already: asyncio asks again, at a time when the kernel would refuse it."""
+        """Do nothing: the socket listens already, and asyncio would ask after the kernel forbids it."""
 
     def accept(self) -> tuple[socket.socket, Any]:
+        """Accept a connection. Raises ConnectionAbortedError if there are too many."""
         connection, address = super().accept()
         if not self.limiter.admit(connection, address[0]):
             connection.close()
-            raise ConnectionAbortedError("no room")
+            raise ConnectionAbortedError("too many connections")
         return connection, address
 
 
+class Server(NamedTuple):
+    """What a server needs that it cannot open itself: its listening sockets, and TLS for an https:// address."""
+
+    address: str  # http://HOST:PORT, as the user wrote it
+    sockets: list[ListeningSocket]
+    tls: ssl.SSLContext | None = None
+
+
 def listen(sink: str) -> list[ListeningSocket]:
-    """Bind the port of an `http://HOST:PORT` sink (or https) on each address that its host has.
+    """Bind the port of an `http://HOST:PORT` sink (or https) on each address of its host.
 
     Raises:
         SinkError: the port is taken, or the address is not one of this machine's.
@@ -95,7 +105,7 @@ def listen(sink: str) -> list[ListeningSocket]:
         for family, _, _, _, address in dict.fromkeys(found):
             sockets.append(ListeningSocket(limiter, family, address))
     except UnicodeError as error:
-        raise SinkError(f"cannot listen on {sink}: {host} is no name of a machine") from error
+        raise SinkError(f"cannot listen on {sink}: {host} is not a host name") from error
     except OSError as error:
         for each in sockets:
             each.close()
@@ -115,7 +125,7 @@ def _cure(error: OSError, sink: str) -> str:
 
 
 def owner_of(host: str) -> str:
-    """All addresses that one owner has at hand count as one: whoever has one IPv6 address has 2^64 of them."""
+    """Return the address, or the /64 network of an IPv6 address: its owner has all 2^64 addresses of it."""
     if ":" not in host:
         return host
     return str(ipaddress.ip_network(f"{host.partition('%')[0]}/64", strict=False))
@@ -125,7 +135,7 @@ def owner_of(host: str) -> str:
 
 
 def host_name(field_value: str) -> str | None:
-    """The host that a Host field names, in lower case and without brackets or port; None if it is no `host[:port]`.
+    """Return the host of a Host field, in lower case, without brackets or port; None if it is not `host[:port]`.
 
     Narrower than RFC 9110 and RFC 3986, on purpose: no percent signs, no zones, no empty host, no empty port.
     """
@@ -145,9 +155,9 @@ def host_name(field_value: str) -> str | None:
 
 
 def is_foreign(method: str, headers: Mapping[str, str]) -> bool:
-    """Whether another site's page asks, in the user's own browser (W3C Fetch Metadata; RFC 6454 for older browsers).
+    """Return whether a page of another site makes this request (W3C Fetch Metadata; RFC 6454 for older browsers).
 
-    Following a link to the page is fine. Without these headers it is no browser, or one that reads only.
+    Following a link to the page is allowed. A client without these headers is no browser, or one that only reads.
     """
     site = headers.get("Sec-Fetch-Site")
     if site is None:
@@ -164,42 +174,42 @@ def is_foreign(method: str, headers: Mapping[str, str]) -> bool:
 
 @dataclass
 class _Guesser:
-    """What is remembered of an address that presented wrong tokens."""
+    """An address that has presented wrong tokens."""
 
     count: int = 0
     last_s: float = 0.0
-    until_s: float = 0.0  # no other token of it is looked at before
-    wrong: deque[bytes] = field(default_factory=lambda: deque(maxlen=FREE_GUESSES))  # digests of the newest ones
+    until_s: float = 0.0  # before this time no new token of it is checked
+    wrong: deque[bytes] = field(default_factory=lambda: deque(maxlen=FREE_GUESSES))  # digests of the newest tokens
 
 
 class Tokens:
-    """Tells the right token from wrong ones, and slows those who guess, each address by itself.
+    """Checks tokens, and slows down addresses that guess.
 
-    The first wrong ones are told so at once. After each further one the address must pause, twice as long each time,
-    before another token of it is looked at; the right one too, or its answer would end the pause. Whoever shares an
-    address with somebody who guesses waits with them, but no longer than that goes on.
+    The first wrong tokens are answered at once. After each one beyond, the address must pause, twice as long each time,
+    before another token is checked. The right token must wait, too: otherwise its answer would show that it is right.
+    Other users of the same address wait as well, while the guessing goes on.
 
-    A token that was wrong a moment ago is no new guess: a page left open with an old token slows nobody. Whoever owns
-    more addresses than are remembered guesses faster; against them there is the token's length.
+    A token that was wrong a moment ago is not a new guess: a page left open with an old token slows nobody down. An
+    attacker with more addresses than are kept in memory guesses faster; the length of the token protects against that.
 
     Args:
         token: the right one.
-        clock: seconds, never going back.
+        clock: returns seconds that never go back.
     """
 
     def __init__(self, token: str, clock: Callable[[], float]) -> None:
         self._token, self._clock = token.encode(), clock
-        self._guessers: dict[str, _Guesser] = {}  # the one that guessed last comes last
+        self._guessers: dict[str, _Guesser] = {}  # the newest guesser comes last
 
     def pause_s(self, host: str, given: str) -> float:
-        """Seconds until this address may present this token; 0 if it may now."""
+        """Return the seconds until this address may present this token; 0 if it may now."""
         guesser = self._guessers.get(owner_of(host))
         if guesser is None or not given or _digest(given) in guesser.wrong:
             return 0.0
         return max(0.0, guesser.until_s - self._clock())
 
     def is_right(self, host: str, given: str) -> bool:
-        """Compare. Nothing presented is wrong, but no guess."""
+        """Compare a token in constant time. A missing one is wrong, but not a guess."""
         right = hmac.compare_digest(_encoded(given), self._token)
         if given and not right:
             self._remember(owner_of(host), _digest(given))
@@ -224,7 +234,7 @@ class Tokens:
 
 
 def _encoded(given: str) -> bytes:
-    """aiohttp decodes headers with surrogates for what is not UTF-8."""
+    """Encode a header value: aiohttp decodes bytes that are not UTF-8 as surrogates."""
     return given.encode(errors="backslashreplace")
 
 

@@ -19,11 +19,13 @@ TIME_BASE = Fraction(1, 1000)
 CODEC: Final = "libx264"
 CODEC_OPTIONS = {"preset": "veryfast", "crf": "23"}
 CONTAINERS: Final = {".mkv": "matroska", ".mp4": "mp4"}
-CONTAINER_OPTIONS = {".mkv": {"cluster_time_limit": "1000"}}  # ms that are held back; FFmpeg's own 5 s hide a full disk
+CONTAINER_OPTIONS = {
+    ".mkv": {"cluster_time_limit": "1000"}
+}  # ms that are held back; FFmpeg's default of 5 s would hide a full disk
 
 
 class Output:
-    """An open file as FFmpeg writes to it. It keeps the first error: PyAV tells only that there was one."""
+    """An open file for FFmpeg to write to. It keeps the first error, because PyAV reports only that there was one."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -31,9 +33,10 @@ class Output:
         self.error: OSError | None = None
 
     def write(self, content: bytes) -> int:
+        """Write and flush."""
         try:
             written = self._file.write(content)
-            self._file.flush()  # so that a power cut costs no more than it must
+            self._file.flush()  # a power cut then costs no more than it must
         except OSError as error:
             self.error = self.error or error
             raise
@@ -41,21 +44,22 @@ class Output:
 
 
 class ClipWriter:
-    """Writes sanitized frames to a clip; used by the file sink, and by `edgesan sanitize`.
+    """Writes sanitized frames to a clip, for the file sink and for `edgesan sanitize`.
 
-    An odd last row or column is left out (4:2:0 has none); a frame of another size than the first is refused.
+    An odd last row or column is left out (4:2:0 has none). A frame of another size than the first is refused.
 
     Raises:
         SinkError: the file cannot be written, the disk is full, or libx264 is missing.
     """
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
-        """`file`: open for writing and empty; whoever opened it closes it. `path`: its name."""
+        """Begin a clip. `file` is open for writing and empty, and stays open; `path` is its name."""
         self._file, self.path = Output(file), path
         if CODEC not in av.codecs_available:
-            there = ", ".join(sorted(name for name in av.codecs_available if "264" in name)) or "none"
+            others = ", ".join(sorted(name for name in av.codecs_available if "264" in name)) or "none"
             raise SinkError(
-                f"cannot write {path}: PyAV {av.__version__} has no {CODEC} here (H.264 that it has: {there}); pip install av"
+                f"cannot write {path}: PyAV {av.__version__} has no {CODEC} here (its H.264 encoders: {others});"
+                " install a wheel that has it: pip install av"
             )
         try:
             options = CONTAINER_OPTIONS.get(path.suffix, {})
@@ -71,7 +75,7 @@ class ClipWriter:
         self._open = True
 
     def write(self, frame: SanitizedFrame, seconds: float) -> None:
-        """Add a frame at a time in seconds from the start. Times that do not rise are moved on by a millisecond."""
+        """Add a frame at a time in seconds from the start. A time that does not rise becomes a millisecond later."""
         height, width = frame.pixels.shape[0] // 2 * 2, frame.pixels.shape[1] // 2 * 2
         if not (height and width):
             raise SinkError(f"{self.path}: a clip needs frames of at least 2x2 pixels; write a .png instead")
@@ -88,7 +92,7 @@ class ClipWriter:
         self._mux(picture)
 
     def _mux(self, picture: av.VideoFrame | None) -> None:
-        """Encode a picture (None: what is left) and write the packets."""
+        """Encode a picture, or flush the encoder if it is None, and write the packets."""
         try:
             for packet in self._stream.encode(picture):
                 self._container.mux(packet)
@@ -96,7 +100,7 @@ class ClipWriter:
             raise self._failure(error) from error
 
     def close(self) -> None:
-        """Write what is left and the index; a clip without a frame stays empty. Idempotent."""
+        """Write what is left, and the index. A clip without a frame stays empty. May be called twice."""
         if not self._open:
             return
         self._open = False
@@ -118,7 +122,7 @@ class ClipWriter:
 
 
 class FileSink:
-    """`--out clip.mkv`: everything that is sent, slates too."""
+    """`--out clip.mkv`: writes every frame, slates too."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self.name = str(path)
@@ -127,18 +131,21 @@ class FileSink:
         self._first_ns: int | None = None
 
     async def start(self) -> None:
+        """Begin the clip."""
         self._writer = ClipWriter(self._file, self._path)
 
     async def send(self, frame: SanitizedFrame) -> None:
+        """Write a frame."""
         assert self._writer is not None
         if self._first_ns is None:
             self._first_ns = frame.stamps.captured_ns
         self._writer.write(frame, (frame.stamps.captured_ns - self._first_ns) / 1e9)
 
     async def close(self) -> None:
+        """Finish the clip and close the file."""
         try:
             if self._writer is not None:
                 self._writer.close()
         finally:
-            with suppress(OSError):  # what could not be written is told by now
+            with suppress(OSError):  # an earlier error is reported already
                 self._file.close()

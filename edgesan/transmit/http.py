@@ -1,21 +1,21 @@
-"""The HTTP server: a live page, MJPEG, snapshots, health, metrics, and the dial.
+"""The HTTP server: a live page, MJPEG, snapshots, health, metrics, and the privacy dial.
 
-A frame is encoded once, whoever watches, and not at all when nobody does. Each viewer has at most one frame under
-way (with TLS two: asyncio does not tell what the encrypted one waits for): a slow one loses frames, sees no old ones,
-and holds nobody up. A picture that is older than a second is shown to nobody: only a slate may follow it.
+A frame is encoded once for all viewers, and not at all if nobody watches. Each viewer has at most one frame in flight
+(with TLS two, because asyncio does not show what the encryption still holds): a slow viewer loses frames, sees no old
+ones, and delays nobody. A picture that is older than a second is not shown to anyone; only a slate may follow it.
 
-Whoever can reach the port is taken for an enemy: connections are few, in all and for each address; whoever is slow to
-ask, or takes nothing, is cut off; another site's page, in the user's own browser, may neither see nor turn the dial;
-see `edgesan.transmit.admission`. By the time the server starts, its process can make no socket: it is given some.
+Every client is treated as hostile. Connections are limited, in total and from one address. A client that is slow to
+ask, or takes nothing, is cut off. A page of another site, in the user's own browser, can neither show the stream nor
+change alpha. See `edgesan.transmit.admission`. When the server starts, its process cannot make sockets any more: it is
+given some.
 """
 
 import asyncio
 import json
 import math
 import socket
-import ssl
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -28,21 +28,22 @@ from edgesan.config import is_loopback
 from edgesan.errors import SinkError
 from edgesan.frames import SanitizedFrame
 from edgesan.metrics import Metrics
-from edgesan.transmit.admission import ListeningSocket, Tokens, host_name, is_foreign
+from edgesan.transmit.admission import Server, Tokens, host_name, is_foreign
 from edgesan.transmit.prometheus import Exporter
 
 WEB: Final = Path(__file__).parent.parent / "web"
 BOUNDARY: Final = "edgesan-frame"
 JPEG_QUALITY: Final = 85
-FRESH_NS: Final = 1_000_000_000  # no older picture is served as live
-UNSENT_BYTES: Final = 16384  # of a viewer's picture that the kernel may hold before it is sent
+FRESH_NS: Final = 1_000_000_000  # age up to which a picture is served as live
+UNSENT_BYTES: Final = 16384  # of a picture that the kernel may hold before it is sent
 MOST_BODY_BYTES: Final = 256
 HANDSHAKE_S: Final = 5.0
-REQUEST_S: Final = 10.0  # from the connection, or the answer before, to the end of a request's head
+REQUEST_S: Final = 10.0  # from the connection, or the last answer, to the end of a request's head
 BODY_S: Final = 5.0
-# What a connection may hold of its request: browsers send some twenty fields, and cookies of other local servers.
+# Browsers send some twenty fields, and cookies of other servers on this host.
 LIMITS: Final = {"max_line_size": 4096, "max_field_size": 8190, "max_headers": 48, "read_bufsize": 16384}
-OPEN: Final = ("/page.js", "/page.css", "/icon.svg")  # a page cannot present its token for these; they tell nothing
+# A page cannot present its token for these. They hold nothing of the camera.
+WITHOUT_TOKEN: Final = ("/page.js", "/page.css", "/icon.svg")
 HEADERS: Final = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": (
@@ -63,30 +64,26 @@ class HttpSink:
     """`--out http://HOST:PORT`, or `https://` with a certificate.
 
     Args:
-        address: as the user wrote it.
+        server: the address, its listening sockets, and TLS.
         token: what viewers must present; empty if nothing.
-        status: gives what the other processes count.
-        ask_alpha: passes on a viewer's wish; False if nobody listens.
-        sockets: those that `edgesan.transmit.admission.listen` bound.
-        tls: None for http.
+        status: returns the status of all processes.
+        request_alpha: asks the sanitize process for another alpha; returns False if it does not listen.
     """
 
     def __init__(
         self,
-        address: str,
+        server: Server,
         token: str,
         status: Callable[[], dict[str, Any]],
-        ask_alpha: Callable[[float], bool],
-        sockets: Sequence[ListeningSocket],
-        tls: ssl.SSLContext | None = None,
+        request_alpha: Callable[[float], bool],
     ) -> None:
-        self.name = address
-        self._status, self._ask_alpha = status, ask_alpha
+        self.name = server.address
+        self._status, self._request_alpha = status, request_alpha
         self._tokens = Tokens(token, time.monotonic) if token else None
-        self._sockets, self._tls = sockets, tls
+        self._sockets, self._tls = server.sockets, server.tls
         self._metrics = Metrics()
         self._frame: SanitizedFrame | None = None
-        self._jpeg: tuple[int, bytes] | None = None  # (frame count, picture): the newest one encoded
+        self._jpeg: tuple[int, bytes] | None = None  # frame count and picture of the newest one encoded
         self._count = 0
         self._arrived = asyncio.Event()
         self._closing = False
@@ -101,7 +98,7 @@ class HttpSink:
                 web.get("/page.js", _asset("page.js", "text/javascript")),
                 web.get("/page.css", _asset("page.css", "text/css")),
                 web.get("/icon.svg", _asset("icon.svg", "image/svg+xml")),
-                web.get("/stream.mjpg", self._stream, allow_head=False),  # it would be answered without end
+                web.get("/stream.mjpg", self._stream, allow_head=False),  # its answer has no end
                 web.get("/snapshot.jpg", self._snapshot),
                 web.get("/healthz", self._health),
                 web.get("/readyz", self._ready),
@@ -112,28 +109,35 @@ class HttpSink:
                 web.post("/api/alpha", self._put_alpha),
             ]
         )
-        # A viewer that goes away is let go at once, not at its next frame.
+        # The handler of a viewer that leaves is cancelled at once, not at the next frame.
         self._runner = web.AppRunner(app, handler_cancellation=True, shutdown_timeout=0.1, handle_signals=False)
 
     async def start(self) -> None:
-        """Serve. Makes, binds and connects no socket."""
+        """Start to serve, without making, binding or connecting a socket."""
         await self._runner.setup()
         server = self._runner.server
         assert server is not None
         loop = asyncio.get_running_loop()
+        options: dict[str, Any] = {
+            "keepalive_timeout": REQUEST_S,
+            "lingering_time": 1.0,
+            "auto_decompress": False,
+            "access_log": None,
+            **LIMITS,
+        }
         for each in self._sockets:
             self._servers.append(
                 await loop.create_server(
-                    lambda: Connection(server, loop=loop, keepalive_timeout=REQUEST_S, lingering_time=1.0,
-                                       auto_decompress=False, access_log=None, **LIMITS),  # type: ignore[arg-type]
+                    lambda: Connection(server, loop=loop, **options),
                     sock=each,
                     ssl=self._tls,
                     ssl_handshake_timeout=HANDSHAKE_S if self._tls else None,
                     ssl_shutdown_timeout=1.0 if self._tls else None,
                 )
-            )  # fmt: skip
+            )
 
     async def send(self, frame: SanitizedFrame) -> None:
+        """Make this the newest frame, and wake the viewers."""
         self._frame, self._count = frame, self._count + 1
         if not frame.stamps.slate:
             self._metrics.tick(time.monotonic_ns())
@@ -141,16 +145,17 @@ class HttpSink:
         self._arrived = asyncio.Event()
 
     async def close(self) -> None:
+        """End all streams and give the ports back."""
         self._closing = True
         self._arrived.set()
         for server in self._servers:
             server.close()
-        for each in self._sockets:  # also where it never started
+        for each in self._sockets:  # also if the server was never started
             each.close()
         await self._runner.cleanup()
 
     def _newest_jpeg(self) -> bytes:
-        """The newest frame as JPEG, encoded at most once. Only called once there is a frame."""
+        """Return the newest frame as JPEG, encoded at most once. There must be a frame."""
         assert self._frame is not None
         if self._jpeg is None or self._jpeg[0] != self._count:
             started = time.monotonic_ns()
@@ -168,8 +173,8 @@ class HttpSink:
         )
         transport = request.transport
         if transport is None:
-            return response  # the viewer is gone already
-        # Neither asyncio nor the kernel queues pictures: what could not be sent at once is the newest one later.
+            return response  # the viewer has left already
+        # Neither asyncio nor the kernel queues pictures: a viewer that could not take one gets the newest one later.
         transport.set_write_buffer_limits(0)
         transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
         await response.prepare(request)
@@ -177,7 +182,7 @@ class HttpSink:
             shown = 0
             opening = f"--{BOUNDARY}\r\n".encode()
             while not self._closing:
-                # Where its last picture is still under way, it loses this one. It may have waited, too.
+                # A viewer whose last picture is still in flight loses this one. The picture may also be old by now.
                 if shown == self._count or self._is_old() or transport.get_write_buffer_size():
                     await self._arrived.wait()
                     continue
@@ -187,10 +192,10 @@ class HttpSink:
                 head = f"Content-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n".encode()
                 started_ns = time.monotonic_ns()
                 try:
-                    # A browser shows a part when it sees the boundary after it, so that goes out with the picture.
+                    # A browser shows a part when it sees the boundary behind it, so both are sent together.
                     await response.write(opening + head + picture + b"\r\n" + f"--{BOUNDARY}\r\n".encode())
                 except ConnectionError:
-                    break  # the viewer is gone
+                    break  # the viewer has left
                 opening = b""
                 self._metrics.count("sent")
                 now_ns = time.monotonic_ns()
@@ -220,7 +225,7 @@ class HttpSink:
         return web.Response(text=f"{reason or 'ready'}\n", status=503 if reason else 200)
 
     def _not_ready(self) -> str:
-        """Why no live picture can be had; empty if it can."""
+        """Return why there is no live picture; empty if there is one."""
         if self._frame is None:
             return "no frame yet"
         if self._frame.stamps.slate:
@@ -228,7 +233,7 @@ class HttpSink:
         return f"the newest frame is {self._age_ns() / 1e9:.1f} s old" if self._is_old() else ""
 
     def _is_old(self) -> bool:
-        """Whether the newest frame shows what is over: nobody may take it for live."""
+        """Return whether the newest frame is too old to be shown as live."""
         return self._frame is not None and not self._frame.stamps.slate and self._age_ns() > FRESH_NS
 
     def _age_ns(self) -> int:
@@ -236,7 +241,7 @@ class HttpSink:
         return time.monotonic_ns() - self._frame.stamps.captured_ns
 
     def report(self) -> dict[str, Any]:
-        """What all processes count."""
+        """Return the status of all processes and of this server."""
         own = self._metrics.summary(time.monotonic_ns())
         refused = sum(limiter.refused for limiter in {each.limiter for each in self._sockets})
         totals = own["totals"] | {"refused_connections": refused}
@@ -255,7 +260,7 @@ class HttpSink:
         return web.json_response({"alpha": self._status().get("alpha")})
 
     async def _put_alpha(self, request: web.Request) -> web.Response:
-        # A form of another site can post, but not with this content type: it would need our leave first.
+        # A form of another site can post, but not with this content type, which needs our permission first (CORS).
         if request.content_type != "application/json":
             raise web.HTTPUnsupportedMediaType(text='send application/json, such as {"alpha": 0.5}\n')
         try:
@@ -264,27 +269,29 @@ class HttpSink:
         except TimeoutError as error:
             raise web.HTTPRequestTimeout(text=f"the body did not come within {BODY_S:g} s\n") from error
         except web.RequestPayloadError as error:
-            raise web.HTTPBadRequest(text="the body is not as its head says\n") from error
+            raise web.HTTPBadRequest(text="the body does not match its header\n") from error
         try:
             body = json.loads(content)
         except ValueError as error:
             raise web.HTTPBadRequest(text=f'this is not JSON ({error}); send {{"alpha": 0.5}}\n') from error
         alpha = body.get("alpha") if isinstance(body, dict) and len(body) == 1 else None
         low, high = self._status().get("model", {}).get("alpha_range", (0.0, 1.0))
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not low <= alpha <= high:  # so NaN too
+        if (
+            isinstance(alpha, bool) or not isinstance(alpha, int | float) or not low <= alpha <= high
+        ):  # refuses NaN, too
             raise web.HTTPBadRequest(text=f'alpha must be a number within {low:g}..{high:g}; send {{"alpha": 0.5}}\n')
         if reason := self._not_ready():
             raise web.HTTPServiceUnavailable(text=f"{reason}: the dial turns while pictures come; ask again\n")
-        if not self._ask_alpha(float(alpha)):
+        if not self._request_alpha(float(alpha)):
             raise web.HTTPServiceUnavailable(text="the sanitizer does not answer; ask again\n")
         return web.json_response({"asked": float(alpha)}, status=202)
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Who may see: with a token, whoever presents it; without, this machine's own browser under its own name.
+        """Check a request: it must carry the token; without a token, it must name a loopback host.
 
-        The name is checked because a page from elsewhere can make its own name point here (DNS rebinding). A token in
-        the address is for pictures and players, which cannot send headers; what changes something takes a header.
+        The host name is checked because another site can make its own name point here (DNS rebinding). A token in the
+        address is for pictures and players, which cannot send headers; a request that changes something needs a header.
         """
         if isinstance(request.protocol, Connection):
             request.protocol.asked = True
@@ -293,18 +300,25 @@ class HttpSink:
         if host is None:
             raise web.HTTPBadRequest(text="name this server in one Host field, such as Host: 127.0.0.1:8080\n")
         if is_foreign(request.method, request.headers):
-            raise web.HTTPForbidden(text="another site's page may not use this server: open its own page\n")
+            raise web.HTTPForbidden(
+                text="a page of another site may not use this server: open this server's own page\n"
+            )
         if self._tokens is None:
             if not is_loopback(host):
                 raise web.HTTPForbidden(text="this server answers to http://127.0.0.1 only\n")
-        elif request.path not in OPEN:
+        elif request.path not in WITHOUT_TOKEN:
             self._check(self._tokens, request)
         response: web.StreamResponse = await handler(request)
         return response
 
     @staticmethod
     def _check(tokens: Tokens, request: web.Request) -> None:
-        """Raises HTTPUnauthorized for a wrong token, HTTPTooManyRequests after too many."""
+        """Check the token.
+
+        Raises:
+            HTTPUnauthorized: it is wrong or missing.
+            HTTPTooManyRequests: this address must pause first.
+        """
         scheme, _, given = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             given = request.query.get("token", "") if request.method in ("GET", "HEAD") else ""
@@ -320,14 +334,15 @@ class HttpSink:
 
 
 class Connection(web.RequestHandler):
-    """aiohttp's, but what is no HTTP is answered briefly: nothing of it is said back, and no log grows by it."""
+    """A connection that answers malformed HTTP in a few words, without an echo of it and without a line in the log."""
 
     asked = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Cut the connection off if no request comes in time."""
         super().connection_made(transport)
 
-        def check() -> None:  # between requests, aiohttp's own timer does this
+        def check() -> None:  # later requests have aiohttp's own timer
             if not self.asked and isinstance(transport, asyncio.WriteTransport):
                 transport.abort()
 
@@ -340,9 +355,10 @@ class Connection(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
+        """Answer an error."""
         if not isinstance(exc, HttpProcessingError):
             return super().handle_error(request, status, exc, message)
-        answer = web.Response(status=400, text="this is no request that can be answered\n", headers=HEADERS)
+        answer = web.Response(status=400, text="this is not a valid HTTP request\n", headers=HEADERS)
         answer.force_close()
         return answer
 

@@ -1,13 +1,14 @@
-"""The pipes between the two processes: one with messages, one back with the dial.
+"""The pipes between the two processes: one with messages, and one back with the alphas that viewers ask for.
 
-Both are in packet mode (O_DIRECT, pipe(7)): each write is read as it was written, or not at all. A full pipe drops the
-oldest message: the sender holds a reading end, too, and takes that one out again.
+Both are in packet mode (O_DIRECT, pipe(7)): each write is read as it was written, or not at all. A full pipe drops its
+oldest message: the sender also holds a reading end, and takes that message out again.
 """
 
 import fcntl
 import math
 import os
 import select
+import socket
 import struct
 import time
 from collections.abc import Callable
@@ -20,53 +21,59 @@ from edgesan.errors import Reject
 from edgesan.message import Latents, Status
 
 F_SETPIPE_SZ: Final = 1031  # linux/fcntl.h
-PLACES: Final = 2  # messages that wait in the pipe: a frame, and a status
-WISH: Final = struct.Struct("<d")
-MOST_READ: Final = 64  # packets in one turn
-MOST_RATE: Final = 60 * message.MOST_BYTES  # bytes a second that are heard: 60 of the largest frames
+PIPE_PAGES: Final = 2  # messages that can wait in the pipe: a frame, and a status
+ALPHA_REQUEST: Final = struct.Struct("<d")
+PIPES_SENT: Final = 2  # the pipe with messages, and the one back
+MOST_READ: Final = 64  # packets in one call
+MOST_RATE: Final = 60 * message.MOST_BYTES  # bytes a second that are parsed: 60 of the largest frames
 
 
 @dataclass(frozen=True)
 class Pipes:
-    """The descriptors of both pipes. They are made before any process is forked, and last as long as they are held."""
+    """The descriptors of both pipes. They are made before any process is forked."""
 
-    frames_out: int  # to be written to by the sanitize process
+    frames_out: int  # the sanitize process writes messages here
     frames_in: int
-    wishes_out: int  # to be written to by the transmit process
-    wishes_in: int
+    requests_out: int  # the transmit process writes requests here
+    requests_in: int
 
     @classmethod
     def make(cls) -> "Pipes":
-        """New ones, that no program which is started inherits."""
+        """Make both pipes; programs that are started do not inherit them."""
         frames_in, frames_out = os.pipe2(os.O_DIRECT | os.O_NONBLOCK | os.O_CLOEXEC)
-        wishes_in, wishes_out = os.pipe2(os.O_DIRECT | os.O_NONBLOCK | os.O_CLOEXEC)
-        for end in (frames_out, wishes_out):
-            fcntl.fcntl(end, F_SETPIPE_SZ, PLACES * os.sysconf("SC_PAGE_SIZE"))
-        return cls(frames_out, frames_in, wishes_out, wishes_in)
+        requests_in, requests_out = os.pipe2(os.O_DIRECT | os.O_NONBLOCK | os.O_CLOEXEC)
+        for end in (frames_out, requests_out):
+            fcntl.fcntl(end, F_SETPIPE_SZ, PIPE_PAGES * os.sysconf("SC_PAGE_SIZE"))
+        return cls(frames_out, frames_in, requests_out, requests_in)
 
     def close(self) -> None:
-        for end in (self.frames_out, self.frames_in, self.wishes_out, self.wishes_in):
+        """Close all ends."""
+        for end in (self.frames_out, self.frames_in, self.requests_out, self.requests_in):
             os.close(end)
 
 
 class Sender:
-    """The sanitize process's end."""
+    """The end of the sanitize process."""
 
     def __init__(self, pipes: Pipes) -> None:
         self._pipes = pipes
         self.dropped = 0
-        """Messages that nobody had read when the next one needed their place."""
+        """How many messages were not read before the next one needed their place."""
 
     def send(self, latents: Latents) -> None:
-        """Send a frame. Takes Latents, and nothing else can be sent.
+        """Send a frame.
 
         Raises:
-            Reject: it is no message.
+            Reject: the latents do not make a valid message.
         """
         self._write(message.pack(latents))
 
     def send_status(self, status: Status) -> None:
-        """Send a status. Raises Reject."""
+        """Send a status.
+
+        Raises:
+            Reject: it does not make a valid message.
+        """
         self._write(message.pack_status(status))
 
     def _write(self, content: bytes) -> None:
@@ -74,39 +81,43 @@ class Sender:
             try:
                 os.write(self._pipes.frames_out, content)
             except BlockingIOError:
-                with suppress(BlockingIOError):  # the reader has just taken it
+                with suppress(BlockingIOError):  # the receiver has just read it
                     os.read(self._pipes.frames_in, message.MOST_BYTES)
                     self.dropped += 1
             else:
                 return
 
-    def wishes(self) -> list[float]:
-        """The alphas that viewers asked for since the last call, each finite and within 0..1."""
-        heard = []
+    def requested_alphas(self) -> list[float]:
+        """Return the alphas that viewers asked for since the last call, each within 0..1."""
+        alphas = []
         with suppress(BlockingIOError):
             for _ in range(MOST_READ):
-                word = os.read(self._pipes.wishes_in, WISH.size + 1)
-                (alpha,) = WISH.unpack(word) if len(word) == WISH.size else (math.nan,)
-                if 0 <= alpha <= 1:  # so no NaN
-                    heard.append(alpha)
-        return heard
+                packet = os.read(self._pipes.requests_in, ALPHA_REQUEST.size + 1)
+                (alpha,) = ALPHA_REQUEST.unpack(packet) if len(packet) == ALPHA_REQUEST.size else (math.nan,)
+                if 0 <= alpha <= 1:  # excludes NaN
+                    alphas.append(alpha)
+        return alphas
 
 
 class Receiver:
-    """The transmit process's end: parses what comes, and counts it."""
+    """The end of the transmit process: parses and counts what arrives."""
 
-    def __init__(self, frames_in: int, wishes_out: int, clock: Callable[[], float] = time.monotonic) -> None:
-        self._frames_in, self._wishes_out, self._clock = frames_in, wishes_out, clock
+    def __init__(self, frames_in: int, requests_out: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._frames_in, self._requests_out, self._clock = frames_in, requests_out, clock
         self.bytes = self.messages = self.refused = 0
-        """What crossed, in all; and the messages that were no such thing, or came too fast."""
+        """Totals. Refused are messages that were malformed or came too fast."""
         self._budget, self._at_s = float(MOST_RATE), clock()
-        self.over = False
-        """Whether nobody is left at the other side."""
+        self.is_closed = False
+        """Whether the other side has closed."""
 
     def read(self, status: Callable[[Status], None]) -> Latents | None:
-        """The newest frame that waits, None if there is none; statuses are passed on. Never waits.
+        """Return the newest frame, or None if none has arrived. Never blocks.
 
-        What comes faster than MOST_RATE is not looked at: so much can a sanitize process tell that was taken over.
+        What comes faster than MOST_RATE is not parsed. That limits how much a sanitize process can say after an
+        attacker has taken it over.
+
+        Args:
+            status: is called with each status that has arrived.
         """
         newest: Latents | None = None
         now_s = self._clock()
@@ -118,7 +129,7 @@ class Receiver:
             except BlockingIOError:
                 break
             if not content:
-                self.over = True
+                self.is_closed = True
                 break
             self.bytes, self.messages = self.bytes + len(content), self.messages + 1
             if len(content) > self._budget:
@@ -126,23 +137,44 @@ class Receiver:
                 continue
             self._budget -= len(content)
             try:
-                said = message.parse(content)
+                received = message.parse(content)
             except Reject:
-                self.refused += 1  # it ends the frame, and nothing more
+                self.refused += 1  # this costs the frame, and nothing more
                 newest = None
                 continue
-            if isinstance(said, Status):
-                status(said)
+            if isinstance(received, Status):
+                status(received)
             else:
-                newest = said
+                newest = received
         return newest
 
-    def ask_alpha(self, alpha: float) -> bool:
-        """Pass a viewer's wish on. False if nobody listens: the pipe is full, or nobody is there."""
-        if self.over or not select.select([], [self._wishes_out], [], 0)[1]:
+    def request_alpha(self, alpha: float) -> bool:
+        """Ask for another alpha. Return False if nobody listens: the pipe is full, or the other side has closed."""
+        if self.is_closed or not select.select([], [self._requests_out], [], 0)[1]:
             return False
         try:
-            os.write(self._wishes_out, WISH.pack(alpha))
+            os.write(self._requests_out, ALPHA_REQUEST.pack(alpha))
         except (BlockingIOError, BrokenPipeError):
             return False
         return True
+
+
+def send_pipes(connection: socket.socket, frames_in: int, requests_out: int) -> None:
+    """Pass the transmit process's ends of the pipes on. Nothing happens if the other side is gone."""
+    with suppress(BrokenPipeError, ConnectionResetError):
+        socket.send_fds(connection, [b"\0"], [frames_in, requests_out])
+
+
+def receive_pipes(connection: socket.socket) -> list[int] | None:
+    """Return the two descriptors that `send_pipes` sent, for the caller to close.
+
+    The list is empty if something else was sent, and the result None if the other side has closed.
+    """
+    content, received, _, _ = socket.recv_fds(connection, 1, PIPES_SENT)
+    if not content:
+        return None
+    if len(received) != PIPES_SENT:
+        for descriptor in received:
+            os.close(descriptor)
+        return []
+    return received

@@ -1,12 +1,10 @@
 """The transmit process: from messages to the network and to files. It never sees a pixel of the camera.
 
-First it takes what it will need and may not ask for later: its ports, its files, its key for TLS, its event loop. Then it
-gives up the rest (`edgesan.isolation.transmit`), and only then loads the libraries that read what comes from outside.
+It first opens what it may not open later: ports, the key for TLS, its event loop. Then it gives up all other rights
+(`edgesan.isolation.transmit`), and only then loads the libraries that read what comes from outside.
 """
 
 import asyncio
-import errno
-import itertools
 import os
 import signal
 import socket
@@ -14,115 +12,66 @@ import sys
 import time
 from collections import deque
 from contextlib import AsyncExitStack
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from edgesan import disk, isolation
-from edgesan.config import SERVERS, Config
+from edgesan import isolation
+from edgesan.config import Config
 from edgesan.control import ALIVE, READY, ControlChannel
-from edgesan.errors import ModelError, Reject, SinkError
+from edgesan.errors import ModelError, Reject
 from edgesan.isolation import IsolationClaim
+from edgesan.transmit import sinks
+from edgesan.transmit.sinks import OutputFile, Sink
 
-if TYPE_CHECKING:  # numpy must not be loaded yet: see `edgesan.isolation`
+if TYPE_CHECKING:  # numpy must not be loaded before isolation
     from edgesan.frames import SanitizedFrame
     from edgesan.message import Status
     from edgesan.model.load import Decoder
-    from edgesan.transmit import Sink
     from edgesan.transmit.link import Receiver
 
-FRESH_NS: Final = 1_000_000_000  # an older frame is no picture of now
-SLATE_S: Final = 0.5  # between slates, while no fresh frame comes
-ALIVE_S: Final = 1.0  # between signs of life for the parent
-RATE_S: Final = 5.0  # that bytes a second are counted over
-RELOAD_S: Final = 2.0  # between attempts to read another model
-GIVEN: Final = 2  # descriptors: the pipe with messages, and the one back
+FRESH_NS: Final = 1_000_000_000  # age up to which a frame counts as live
+SLATE_S: Final = 0.5  # between two slates, while no live frame comes
+ALIVE_S: Final = 1.0  # between two ALIVE messages to the parent
+RATE_S: Final = 5.0  # over which bytes a second are counted
+RELOAD_S: Final = 2.0  # between two attempts to load another model
 
 
-def open_outputs(config: Config, *, again: bool) -> list[tuple[Path, BinaryIO]]:
-    """The files that are written to, new and empty; the transmit process may open none itself.
-
-    Args:
-        again: it was killed, and its files stay as they are: clip.mkv becomes clip-2.mkv, or the next number that is free.
-
-    Raises:
-        SinkError: a file exists, or its place cannot be written.
-    """
-    opened: list[tuple[Path, BinaryIO]] = []
-    try:
-        for path in [Path(out).absolute() for out in config.out if not out.startswith(SERVERS)]:
-            opened.append(_open_output(path, again=again))  # noqa: PERF401 - what was opened must be known where the next fails
-    except SinkError:
-        for path, file in opened:
-            file.close()
-            path.unlink()
-        raise
-    return opened
-
-
-def _open_output(path: Path, *, again: bool) -> tuple[Path, BinaryIO]:
-    numbers = (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(2))
-    for name in itertools.chain([path], numbers if again else []):
-        try:
-            return name, disk.new_file(name)
-        except FileExistsError as error:
-            if not again:
-                raise SinkError(f"{name} exists: name another file, or move it away first") from error
-        except OSError as error:
-            reason = "there is no such folder" if error.errno == errno.ENOENT else error.strerror
-            raise SinkError(f"cannot write {name}: {reason}; name a file in a folder that you may write to") from error
-    raise SinkError(f"cannot write {path}: every name beside it is taken; move the files away")
-
-
-def run(config: Config, files: list[tuple[Path, BinaryIO]], channel: socket.socket, control: ControlChannel) -> int:
-    """The whole life of the process; its exit code.
+def run(config: Config, files: list[OutputFile], channel: socket.socket, control: ControlChannel) -> int:
+    """Live the whole life of the transmit process, and return its exit code.
 
     Args:
-        files: from `open_outputs`.
-        channel: gives the descriptors of the pipes (GIVEN of them), each time when there is a sanitize process to hear.
-        control: to the parent.
+        config: the options of the run.
+        files: from `sinks.open_files`.
+        channel: carries the pipes of each new sanitize process; see `link.receive_pipes`.
+        control: the child's end of the channel to the parent.
 
     Raises:
-        SinkError: a sink could not be opened, or failed. ModelError: the model may not be run.
-        IsolationError: as `require_isolation` asks.
+        SinkError: a sink could not be opened, or failed.
+        ModelError: the model may not be run.
+        IsolationError: `require_isolation` is set, and a restriction does not hold.
     """
-    from edgesan.transmit.admission import listen
-    from edgesan.transmit.tls import tls_context
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent coordinates
-    servers = [(out, listen(out)) for out in config.out if out.startswith(SERVERS)]
-    tls = None if config.tls_cert is None else tls_context(config.tls_cert, config.tls_key)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends them in order
+    servers = sinks.open_servers(config)
     loop = asyncio.new_event_loop()
-    claims = isolation.transmit(model_folders(config.model))
+    claims = isolation.transmit(config.model_folders)
     if config.require_isolation:
         isolation.require(claims)
-    where = ", ".join(config.out)
-    print(f"edgesan: transmit -> {where}\n  isolation: {isolation.summary(claims)}",
-          *(f"  WARNING: {claim}" for claim in claims if not claim.holds), sep="\n", file=sys.stderr, flush=True)  # fmt: skip
-
-    from edgesan.transmit.http import HttpSink
-
+    print(
+        f"edgesan: transmit -> {', '.join(config.out)}\n  isolation: {isolation.summary(claims)}",
+        *(f"  WARNING: {claim}" for claim in claims if not claim.holds),
+        sep="\n",
+        file=sys.stderr,
+        flush=True,
+    )
     transmitter = Transmitter(config, claims, channel, control)
-    sinks: list[Sink] = [
-        HttpSink(out, config.token, transmitter.report, transmitter.ask_alpha, sockets, tls) for out, sockets in servers
-    ]
-    if files:
-        from edgesan.transmit.file import FileSink  # 16 MB of a library that streams do not need
-
-        sinks += [FileSink(file, path) for path, file in files]
+    built = sinks.build(config, servers, files, transmitter.report, transmitter.request_alpha)
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         loop.add_signal_handler(signal.SIGTERM, transmitter.end)
-        runner.run(transmitter.serve(sinks))
+        runner.run(transmitter.serve(built))
     return 0
 
 
-def model_folders(model: Path) -> list[Path]:
-    """Where the model is read from: its folder; and, where that is a link which may be turned to another, the one around."""
-    folder = model.absolute().parent
-    return [folder.resolve(), folder.parent] if folder.is_symlink() else [folder.resolve()]
-
-
 class Transmitter:
-    """Hears messages, paints, and passes each newest frame on to all sinks."""
+    """Receives messages, renders the newest one, and passes the frame on to all sinks."""
 
     def __init__(
         self, config: Config, claims: list[IsolationClaim], channel: socket.socket, control: ControlChannel
@@ -136,15 +85,15 @@ class Transmitter:
         isolation.limit_memory()
         self._metrics = Metrics()
         self._receiver: Receiver | None = None
-        self._given: list[int] = []
+        self._descriptors: list[int] = []
         self._status: Status | None = None
-        self._news, self._over = asyncio.Event(), False
+        self._arrived, self._ending = asyncio.Event(), False
         self._size = (0, 0)
-        self._newest_ns = 0  # when the newest frame was captured
+        self._newest_ns = 0  # when the newest live frame was captured
         self._reload_s = 0.0
         self._slates = 0
-        self._crossed = [0, 0, 0]  # bytes, messages, refused: by pipes that are closed
-        self._samples: deque[tuple[float, int]] = deque()  # time, bytes so far
+        self._crossed = [0, 0, 0]  # bytes, messages and refused messages of earlier pipes
+        self._samples: deque[tuple[float, int]] = deque()  # time, total of bytes
 
     def _load(self) -> "Decoder":
         from edgesan.model.load import load_decoder
@@ -153,11 +102,11 @@ class Transmitter:
         return load_decoder(c.model, c.threads, c.trusted_keys, allow_unsigned=c.allow_unsigned)
 
     def end(self) -> None:
-        """Let `serve` finish its files and streams, and return."""
-        self._over = True
-        self._news.set()
+        """Make `serve` finish its files and streams, and return."""
+        self._ending = True
+        self._arrived.set()
 
-    async def serve(self, sinks: "list[Sink]") -> None:
+    async def serve(self, sinks: list[Sink]) -> None:
         """Serve until `end`.
 
         Raises:
@@ -165,20 +114,20 @@ class Transmitter:
         """
         loop = asyncio.get_running_loop()
         self._channel.setblocking(False)
-        loop.add_reader(self._channel, self._meet)
-        async with AsyncExitStack() as stack:  # closes every sink, also where another one fails
+        loop.add_reader(self._channel, self._receive_pipes)
+        async with AsyncExitStack() as stack:  # closes every sink, also if another one fails
             for sink in sinks:
                 await sink.start()
                 stack.push_async_callback(sink.close)
             self._control.send(READY)
-            stack.callback(loop.create_task(self._live()).cancel)
-            while not self._over:
+            stack.callback(loop.create_task(self._report_alive()).cancel)
+            while not self._ending:
                 try:
                     async with asyncio.timeout(SLATE_S):
-                        await self._news.wait()
+                        await self._arrived.wait()
                 except TimeoutError:
                     pass
-                self._news.clear()
+                self._arrived.clear()
                 for frame in self._frames():
                     for sink in sinks:
                         await sink.send(frame)
@@ -187,14 +136,14 @@ class Transmitter:
                         self._catch_up()
 
     def _frames(self) -> "list[SanitizedFrame]":
-        """The newest frame, painted; a slate where none has come for long; else nothing."""
+        """Return the newest frame, or a slate if none has come for long, or nothing."""
         from edgesan.render import slate
 
         latents = self._receiver.read(self._take_status) if self._receiver else None
-        if self._receiver and self._receiver.over:
-            self._leave()
+        if self._receiver and self._receiver.is_closed:
+            self._close_pipes()
         now_ns = time.monotonic_ns()
-        if latents is not None and 0 <= now_ns - latents.captured_ns <= FRESH_NS:  # none of the future, either
+        if latents is not None and 0 <= now_ns - latents.captured_ns <= FRESH_NS:  # nor from the future
             try:
                 frame = self._renderer(latents, late=True)
             except Reject as reject:
@@ -207,20 +156,20 @@ class Transmitter:
                 return [frame]
         elif latents is not None:
             self._metrics.count("rejected_stale")
-        if self._newest_ns and now_ns - self._newest_ns > FRESH_NS and not self._over:
+        if self._newest_ns and now_ns - self._newest_ns > FRESH_NS and not self._ending:
             self._slates += 1
             text = "camera lost" if self._receiver else "no sanitizer"
             return [slate(text, self._size, self._slates, now_ns)]
         return []
 
     def _catch_up(self) -> None:
-        """Decode what the next frame shows."""
+        """Decode the codes that the next frame will show."""
         self._renderer.catch_up()
         self._metrics.span("decode", self._renderer.decode_ns)
         self._metrics.span("paint", self._renderer.paint_ns)
 
     def _take_status(self, status: "Status") -> None:
-        """Take what the sanitize process says of itself, if it can be right."""
+        """Keep the status of the sanitize process, if it is well-formed."""
         try:
             isolation.unpack(status.results)
         except ValueError:
@@ -229,7 +178,7 @@ class Transmitter:
             self._status = status
 
     def _reload(self) -> None:
-        """Read the model anew, where another one was put in its place (`edgesan install`). One that may not run changes nothing."""
+        """Load the model again, as `edgesan install` may have replaced it. A model that may not run changes nothing."""
         from edgesan.render import Renderer
 
         if time.monotonic() < self._reload_s:
@@ -242,58 +191,56 @@ class Transmitter:
         else:
             self._renderer = Renderer(self._decoder, self._config.zones)
 
-    def _meet(self) -> None:
-        """Take the pipes of another sanitize process from the parent. Its tracks are others, too."""
+    def _receive_pipes(self) -> None:
+        """Take the pipes of a new sanitize process from the parent. Its tracks are new, too."""
         from edgesan.render import Renderer
-        from edgesan.transmit.link import Receiver
+        from edgesan.transmit.link import Receiver, receive_pipes
 
-        word, given, _, _ = socket.recv_fds(self._channel, 1, GIVEN)
-        if not word:  # the parent is gone
+        given = receive_pipes(self._channel)
+        if given is None:  # the parent is gone
             asyncio.get_running_loop().remove_reader(self._channel)
+        if not given:
             return
-        if len(given) != GIVEN:
-            for fd in given:
-                os.close(fd)
-            return
-        self._leave()
-        self._given, self._receiver = given, Receiver(given[0], given[1])
+        self._close_pipes()
+        self._descriptors, self._receiver = given, Receiver(given[0], given[1])
         self._renderer = Renderer(self._decoder, self._config.zones)
-        asyncio.get_running_loop().add_reader(given[0], self._news.set)
+        asyncio.get_running_loop().add_reader(given[0], self._arrived.set)
 
-    def _leave(self) -> None:
-        """Close the pipes of a sanitize process that is gone."""
+    def _close_pipes(self) -> None:
+        """Close the pipes of a sanitize process that has ended."""
         if self._receiver is None:
             return
-        asyncio.get_running_loop().remove_reader(self._given[0])
-        self._crossed = self._wall()
+        asyncio.get_running_loop().remove_reader(self._descriptors[0])
+        self._crossed = self._traffic()
         self._receiver, self._status = None, None
-        for fd in self._given:
+        for fd in self._descriptors:
             os.close(fd)
 
-    def _wall(self) -> list[int]:
+    def _traffic(self) -> list[int]:
+        """Return the bytes, messages and refused messages that have arrived, in total."""
         r = self._receiver
         now = (r.bytes, r.messages, r.refused) if r else (0, 0, 0)
         return [before + more for before, more in zip(self._crossed, now, strict=True)]
 
-    async def _live(self) -> None:
-        """Tell the parent that the loop turns, and see how much crosses."""
+    async def _report_alive(self) -> None:
+        """Tell the parent that the loop runs, and sample how much arrives."""
         while True:
             self._control.send(ALIVE)
             now_s = time.monotonic()
-            self._samples.append((now_s, self._wall()[0]))
+            self._samples.append((now_s, self._traffic()[0]))
             while now_s - self._samples[0][0] > RATE_S:
                 self._samples.popleft()
             await asyncio.sleep(ALIVE_S)
 
-    def ask_alpha(self, alpha: float) -> bool:
-        """Pass a viewer's wish on. False if nobody listens."""
-        return self._receiver is not None and self._receiver.ask_alpha(alpha)
+    def request_alpha(self, alpha: float) -> bool:
+        """Ask the sanitize process for another alpha. Return False if none listens."""
+        return self._receiver is not None and self._receiver.request_alpha(alpha)
 
     def report(self) -> dict[str, Any]:
-        """What the page and the metrics say, but for the server's own figures."""
+        """Return the status for the page and the metrics, without the server's own figures."""
         from edgesan import status
 
-        crossed, messages, refused = self._wall()
+        crossed, messages, refused = self._traffic()
         (first_s, first), (last_s, last) = (self._samples[0], self._samples[-1]) if self._samples else ((0, 0), (0, 0))
         wall = {
             "bytes": crossed,
@@ -301,5 +248,5 @@ class Transmitter:
             "messages": messages,
             "refused": refused,
         }
-        return status.report(self._config, self._decoder, self._status, self._claims, self._metrics, wall,
-                             fresh=time.monotonic_ns() - self._newest_ns <= FRESH_NS)  # fmt: skip
+        fresh = time.monotonic_ns() - self._newest_ns <= FRESH_NS
+        return status.report(self._config, self._decoder, self._status, self._claims, self._metrics, wall, fresh=fresh)

@@ -1,4 +1,4 @@
-"""The counters of all processes in Prometheus' terms: what /metrics answers."""
+"""The counters of all processes in Prometheus' text format: the answer of /metrics."""
 
 import math
 from collections.abc import Callable
@@ -8,20 +8,23 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-NOT_FRAMES: Final = {  # totals that count something else
+NOT_FRAMES: Final = {  # totals that do not count frames
     "faces": ("edgesan_sanitized_faces", "Faces that were sanitized."),
     "camera_lost": ("edgesan_camera_losses", "How often the camera was lost."),
-    "refused_connections": ("edgesan_refused_connections", "Connections for which there was no room."),
+    "refused_connections": (
+        "edgesan_refused_connections",
+        "Connections that were refused because there were too many.",
+    ),
 }
 WALL: Final = {
     "bytes": ("edgesan_wall_bytes", "Bytes from the process that sees the camera to the one that serves."),
-    "messages": ("edgesan_wall_messages", "Messages that they came in."),
-    "refused": ("edgesan_wall_refused", "Messages that were not as they must be, and ended their frame."),
+    "messages": ("edgesan_wall_messages", "Messages from the process that sees the camera."),
+    "refused": ("edgesan_wall_refused", "Messages that were malformed or came too fast."),
 }
 
 
 class Exporter(Collector):
-    """Makes the text of /metrics from what `report` says at the time."""
+    """Turns the report of the moment into the text of /metrics."""
 
     def __init__(self, report: Callable[[], dict[str, Any]]) -> None:
         self._report = report
@@ -29,10 +32,11 @@ class Exporter(Collector):
         self._registry.register(self)
 
     def text(self) -> bytes:
-        """In Prometheus' text format, version 0.0.4."""
+        """Return the metrics in Prometheus' text format, version 0.0.4."""
         return generate_latest(self._registry)
 
     def collect(self) -> list[Metric]:
+        """Return the metrics of the moment."""
         r = self._report()
         transmit = r["transmit"]
         totals, spans = r.get("totals", {}) | transmit["totals"], r.get("ms", {}) | transmit["ms"]

@@ -1,38 +1,37 @@
-"""Where two units of a service manager meet: the sanitize unit's parent listens, the transmit unit's parent connects.
+"""The Unix socket at which two units of a service manager meet: the sanitize unit listens, the transmit unit connects.
 
-A Unix socket's path leads there from any network namespace, and its folder's permissions say who may. What is handed over
-are two descriptors, the pipe with messages and the one back; nothing is ever read from the connection. It stays open only
-to tell that the other side lives. Each unit has its own configuration: the sanitize unit never sees the token, nor the key
-of the certificate. While one is away, the other goes on: frames are sanitized for nobody, or the server says that there are
-none.
+A Unix socket can be reached from any network namespace, and the permissions of its folder say who may connect. The
+sanitize unit hands over two descriptors: the pipe with messages, and the one back. Nothing is ever read from the
+connection; it stays open only to show that the other side lives. Each unit has its own configuration: the sanitize unit
+never sees the token or the key of the certificate. If one unit is away, the other goes on: frames are sanitized for
+nobody, or the server reports that there are none.
 """
 
 import os
 import socket
 import sys
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from edgesan import disk
 from edgesan.errors import ConfigError, SinkError
-from edgesan.transmit.process import GIVEN
+from edgesan.transmit.link import receive_pipes, send_pipes
 
-RETRY_S: Final = 0.3  # between attempts to reach the sanitize unit
+RETRY_S: Final = 0.3  # between two attempts to reach the sanitize unit
 
 
 class UnitListener:
-    """The sanitize unit's end: lets one transmit unit in at a time, and the next one when it is gone."""
+    """The end of the sanitize unit: accepts one transmit unit at a time."""
 
     def __init__(self, path: Path) -> None:
         """Listen at `path`.
 
         Raises:
-            ConfigError: no socket can be made there, or another sanitize unit has it.
+            ConfigError: no socket can be made there, or another sanitize unit listens there.
         """
         self._path = path
-        self._visitor: socket.socket | None = None
+        self._peer: socket.socket | None = None
         if _answers(path):
             raise ConfigError(f"another sanitize process listens at {path}: end it, or name another place, --socket")
         disk.remove_socket(path)
@@ -51,41 +50,40 @@ class UnitListener:
             os.umask(mask)
 
     def descriptors(self) -> list[int]:
-        """What to wait for."""
-        return [(self._visitor or self._socket).fileno()]
+        """Return the descriptors to wait for."""
+        return [(self._peer or self._socket).fileno()]
 
-    def look(self, frames_in: int, wishes_out: int) -> None:
-        """See who came and who went; who came is given the pipes."""
-        if self._visitor is not None and _is_gone(self._visitor):
-            self._visitor.close()
-            self._visitor = None
-            print("edgesan: the transmit unit is gone; the next one may come", file=sys.stderr, flush=True)
-        if self._visitor is not None:
+    def poll(self, frames_in: int, requests_out: int) -> None:
+        """Accept a transmit unit and send it the pipes, or notice that it is gone."""
+        if self._peer is not None and _is_gone(self._peer):
+            self._peer.close()
+            self._peer = None
+            print("edgesan: the transmit unit is gone; waiting for the next one", file=sys.stderr, flush=True)
+        if self._peer is not None:
             return
         try:
-            self._visitor, _ = self._socket.accept()
+            self._peer, _ = self._socket.accept()
         except BlockingIOError:
             return
-        self._visitor.setblocking(False)
-        with suppress(BrokenPipeError, ConnectionResetError):  # it is gone again, which is seen soon
-            socket.send_fds(self._visitor, [b"\0"], [frames_in, wishes_out])
-        print("edgesan: a transmit unit is here", file=sys.stderr, flush=True)
+        self._peer.setblocking(False)
+        send_pipes(self._peer, frames_in, requests_out)
+        print("edgesan: a transmit unit has connected", file=sys.stderr, flush=True)
 
     def close(self) -> None:
-        """Close the descriptors here; the place stays for the process that holds them too."""
+        """Close the descriptors in this process; the path stays for the process that shares them."""
         self._socket.close()
-        if self._visitor is not None:
-            self._visitor.close()
+        if self._peer is not None:
+            self._peer.close()
 
     def stop(self) -> None:
-        """Close the place. Idempotent."""
+        """Stop listening and remove the path. May be called twice."""
         if self._socket.fileno() >= 0:
             self.close()
             disk.remove_socket(self._path)
 
 
 class UnitClient:
-    """The transmit unit's end: the pipes of the sanitize unit of the moment, whichever that is."""
+    """The end of the transmit unit: connects to the sanitize unit that runs at the time."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -93,11 +91,11 @@ class UnitClient:
         self._due_s = 0.0
 
     def descriptors(self) -> list[int]:
-        """What to wait for."""
+        """Return the descriptors to wait for."""
         return [] if self._socket is None else [self._socket.fileno()]
 
-    def look(self) -> list[int]:
-        """The descriptors that a sanitize unit has just given, to be closed by the caller; none if there is no news.
+    def poll(self) -> list[int]:
+        """Return the descriptors that a sanitize unit has just sent, for the caller to close; none if nothing is new.
 
         Raises:
             SinkError: this user may not connect.
@@ -117,7 +115,7 @@ class UnitClient:
         connection.settimeout(RETRY_S)
         try:
             connection.connect(str(self._path))
-            _, given, _, _ = socket.recv_fds(connection, 1, GIVEN)
+            given = receive_pipes(connection)
         except PermissionError as error:
             raise SinkError(
                 f"may not connect to the sanitize unit at {self._path}: join the group that the socket belongs to"
@@ -125,18 +123,16 @@ class UnitClient:
         except (FileNotFoundError, ConnectionRefusedError, ConnectionResetError, TimeoutError, BlockingIOError):
             connection.close()  # it is not there, or another transmit unit is
             return []
-        if len(given) != GIVEN:
-            for fd in given:
-                os.close(fd)
+        if not given:
             connection.close()
             return []
         connection.setblocking(False)
         self._socket = connection
-        print("edgesan: a sanitize unit is here", file=sys.stderr, flush=True)
+        print("edgesan: connected to the sanitize unit", file=sys.stderr, flush=True)
         return given
 
     def leave(self) -> None:
-        """Close the connection: another one is made when asked for."""
+        """Close the connection; the next `poll` makes another one."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -145,7 +141,7 @@ class UnitClient:
 
 
 def _is_gone(connection: socket.socket) -> bool:
-    """Whether the other side has closed. What it might say is not looked at."""
+    """Return whether the other side has closed. Whatever it sends is ignored."""
     try:
         return not connection.recv(1)
     except BlockingIOError:
@@ -155,9 +151,10 @@ def _is_gone(connection: socket.socket) -> bool:
 
 
 def _answers(path: Path) -> bool:
+    """Return whether a process listens at this path."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
         try:
             probe.connect(str(path))
-        except OSError:  # nobody there, or what nobody can listen at
+        except OSError:  # nothing listens there, or it is no socket
             return False
         return True

@@ -17,8 +17,9 @@ from edgesan.model.load import prepare
 from export import data
 from export.audit import attackers, mechanisms, metrics
 from export.audit.attackers import Chips, Convolutional, Lesson, Linear
+from export.audit.cells import Work
+from export.audit.measure import MATCHERS, UTILITY, Plan
 from export.audit.mechanisms import Mechanism
-from export.audit.run import MATCHERS, UTILITY, Plan, Work
 from export.errors import ExportError
 from export.providers import Provider
 

@@ -27,17 +27,13 @@ from edgesan.frames import Pixels
 from edgesan.model.load import known_inputs, load_model
 from export import compile as compiler
 from export import data, losses, onnx_torch, pack, providers, recipe, sweep, train
-from export.audit import mechanisms, run
+from export.audit import mechanisms
+from export.audit.claims import graph_digest
 from export.errors import DataError, ExportError, NetworkError, RecipeError
-<<<<<<< HEAD
 from export.networks import DeviceGraph, Sanitizer, Unet
 from export.onnx_torch import FrozenOnnx
 from export.providers import Finder, Provider
-from tests.conftest import ROOT
-=======
-from export.networks import Device, Finder, FrozenOnnx, Provider, Sanitizer, Unet
 from tests.support import ROOT
->>>>>>> h-runtime
 
 PLAIN = '[{name}]\nfile = "{name}.onnx"\noutput = "{output}"\n{classes}box = [0, 0, 112, 112]\nsize = {size}\norder = "RGB"\nmean = [127.5, 127.5, 127.5]\nscale = [127.5, 127.5, 127.5]\n'
 
@@ -721,7 +717,7 @@ def test_a_model_file_gets_another_default_of_its_dial(tmp_path: Path, capsys: p
     turned, before = load_model(out, allow_unsigned=True), load_model(DEMO_MODEL)
     assert turned.metadata.alpha_default == 0.6
     assert not turned.metadata.claims, "they were made at another alpha"
-    assert run.graph_digest(out) == run.graph_digest(DEMO_MODEL)
+    assert graph_digest(out) == graph_digest(DEMO_MODEL)
     chips, z = np.full((1, 112, 112, 3), 120, np.uint8), np.zeros((1, 64), np.float32)
     np.testing.assert_array_equal(turned.run(chips, z, 0.5), before.run(chips, z, 0.5))
     assert "in format 2; sign it anew" in capsys.readouterr().out

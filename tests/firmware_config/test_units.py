@@ -199,7 +199,7 @@ def test_one_transmit_unit_at_a_time_is_let_in(tmp_path: Path, pipes: Pipes) -> 
     listener = UnitListener(tmp_path / "s")
     first, second = visit(tmp_path / "s"), visit(tmp_path / "s")
     for _ in range(2):
-        listener.look(pipes.frames_in, pipes.wishes_out)
+        listener.poll(pipes.frames_in, pipes.requests_out)
     given = socket.recv_fds(first, 1, 3)[1]
     assert len(given) == 2, "the pipe with messages, and the one back"
     second.settimeout(0.1)
@@ -207,7 +207,7 @@ def test_one_transmit_unit_at_a_time_is_let_in(tmp_path: Path, pipes: Pipes) -> 
         second.recv(1)
     first.close()
     for _ in range(2):
-        listener.look(pipes.frames_in, pipes.wishes_out)
+        listener.poll(pipes.frames_in, pipes.requests_out)
     given += socket.recv_fds(second, 1, 3)[1]
     assert len(given) == 4
     for fd in given:
@@ -223,22 +223,22 @@ def test_what_is_handed_over_are_the_ends_of_pipes(tmp_path: Path, pipes: Pipes)
     found: list[int] = []
 
     def connect() -> None:
-        found.extend(client.look())
+        found.extend(client.poll())
 
     thread = threading.Thread(target=connect)
     thread.start()
     while thread.is_alive():
-        listener.look(pipes.frames_in, pipes.wishes_out)
+        listener.poll(pipes.frames_in, pipes.requests_out)
         time.sleep(0.01)
-    frames_in, wishes_out = found
+    frames_in, requests_out = found
     assert all(stat.S_ISFIFO(os.fstat(fd).st_mode) for fd in found)
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.write(frames_in, b"x")
     with pytest.raises(OSError, match="Bad file descriptor"):
-        os.read(wishes_out, 1)
-    assert client.look() == []
+        os.read(requests_out, 1)
+    assert client.poll() == []
     listener.stop()
-    assert client.look() == []
+    assert client.poll() == []
     assert client.descriptors() == [], "it is gone"
     for fd in found:
         os.close(fd)

@@ -519,7 +519,7 @@ def test_what_may_not_run_is_not_signed(maker: Maker, capsys: pytest.CaptureFixt
 def test_an_unsigned_model_is_told_at_the_start_and_in_the_status(maker: Maker) -> None:
     path = maker.model(sign=False)
     running = Running("--camera", "demo", "--model", str(path), "--allow-unsigned", "--allow-rollback")
-    running.until("ready", True)
+    running.until("camera_up", True)  # a frame may be there before the status that names the model
     status: Any = running.status()
     code, said, _ = running.end()
     assert code == 0

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from edgesan.frames import Pixels, SanitizedFrame
-from edgesan.transmit.admission import listen
+from edgesan.transmit.admission import Server, listen
 from edgesan.transmit.http import HttpSink
 from edgesan.transmit.tls import tls_context
 from tests.support import free_port
@@ -41,7 +41,7 @@ class ServerThread:
         self.status: dict[str, Any] = dict(STATUS)
         address = f"{'https' if certificate else 'http'}://127.0.0.1:{self.port}"
         tls = tls_context(certificate, key) if certificate else None
-        self.sink = HttpSink(address, token, lambda: dict(self.status), self._ask, listen(address), tls)
+        self.sink = HttpSink(Server(address, listen(address), tls), token, lambda: dict(self.status), self._ask)
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever)
         self._thread.start()

@@ -405,10 +405,10 @@ def test_files_that_are_no_certificate_and_key_are_refused_in_words(
     command = ["openssl", "pkey", "-aes128", "-passout", "pass:x", "-in", str(key), "-out", str(locked)]
     subprocess.run(command, check=True, capture_output=True)
     for pair, words in (
-        ((certificate, other), "the key is not the certificate's"),
-        ((text, key), "damaged, or no PEM file"),
-        ((certificate, text), "damaged, or no PEM file"),
-        ((certificate, None), "damaged, or no PEM file"),
+        ((certificate, other), "the key does not belong to the certificate"),
+        ((text, key), "damaged, or not a PEM file"),
+        ((certificate, text), "damaged, or not a PEM file"),
+        ((certificate, None), "damaged, or not a PEM file"),
         ((certificate, locked), "locked with a passphrase"),
         ((gone, key), f"cannot read {gone}: No such file"),
         ((certificate, tmp_path), f"cannot read {tmp_path}: Is a directory"),

@@ -11,7 +11,7 @@ import pytest
 from edgesan import message
 from edgesan.errors import Reject
 from edgesan.message import COUNTERS, SPANS, FaceCode, Latents, Place, Status
-from edgesan.transmit.link import MOST_RATE, WISH, Pipes, Receiver, Sender
+from edgesan.transmit.link import ALPHA_REQUEST, MOST_RATE, Pipes, Receiver, Sender
 
 FRAME = Latents(1, 10**12, 3000, 640, 480, 0.4, 7, (FaceCode(3, Place(100, 50, 80, 0.5), bytes(64)),))
 STATUS = Status((1,) * len(COUNTERS), 1.5, 30.0, 0.4, ((1.0, 2.0, 3.0),) * len(SPANS), 7, 640, 480, b"\1")
@@ -26,7 +26,7 @@ def pipes() -> Iterator[Pipes]:
 
 
 def ends(pipes: Pipes) -> tuple[Sender, Receiver]:
-    return Sender(pipes), Receiver(pipes.frames_in, pipes.wishes_out)
+    return Sender(pipes), Receiver(pipes.frames_in, pipes.requests_out)
 
 
 def test_a_frame_and_a_status_arrive_as_they_were_sent(pipes: Pipes) -> None:
@@ -97,37 +97,37 @@ def test_the_end_of_the_other_side_is_seen(pipes: Pipes) -> None:
     _, receiver = ends(pipes)
     os.close(pipes.frames_out)
     assert receiver.read(lambda status: None) is None
-    assert receiver.over
-    assert not receiver.ask_alpha(0.5)
+    assert receiver.is_closed
+    assert not receiver.request_alpha(0.5)
 
 
-def test_wishes_pass_and_what_is_none_does_not(pipes: Pipes) -> None:
+def test_requests_pass_and_what_is_none_does_not(pipes: Pipes) -> None:
     sender, receiver = ends(pipes)
-    assert receiver.ask_alpha(0.25)
+    assert receiver.request_alpha(0.25)
     for wrong in (
         b"",
         b"1",
         bytes(9),
-        WISH.pack(float("nan")),
-        WISH.pack(-0.1),
-        WISH.pack(float("inf")),
-        WISH.pack(1.01),
+        ALPHA_REQUEST.pack(float("nan")),
+        ALPHA_REQUEST.pack(-0.1),
+        ALPHA_REQUEST.pack(float("inf")),
+        ALPHA_REQUEST.pack(1.01),
     ):
-        os.write(pipes.wishes_out, wrong)
-        assert sender.wishes() in ([0.25], []), wrong
-    assert receiver.ask_alpha(1.0)
-    assert sender.wishes() == [1.0]
+        os.write(pipes.requests_out, wrong)
+        assert sender.requested_alphas() in ([0.25], []), wrong
+    assert receiver.request_alpha(1.0)
+    assert sender.requested_alphas() == [1.0]
 
 
 def test_a_dial_that_nobody_hears_is_told(pipes: Pipes) -> None:
     _, receiver = ends(pipes)
-    assert [receiver.ask_alpha(0.5) for _ in range(3)][-1] is False, "the pipe is full"
+    assert [receiver.request_alpha(0.5) for _ in range(3)][-1] is False, "the pipe is full"
 
 
 def test_what_comes_too_fast_is_not_heard(pipes: Pipes) -> None:
     """A sanitize process that was taken over may say as much as it likes: only so much is looked at."""
     now, crowd = [0.0], tuple(replace(FRAME.faces[0], track=track) for track in range(16))
-    sender, receiver = Sender(pipes), Receiver(pipes.frames_in, pipes.wishes_out, lambda: now[0])
+    sender, receiver = Sender(pipes), Receiver(pipes.frames_in, pipes.requests_out, lambda: now[0])
     heard = 0
     for second in range(3):
         now[0] = float(second)

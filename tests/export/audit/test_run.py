@@ -15,7 +15,7 @@ from edgesan.config import DEMO_MODEL
 from edgesan.model.load import prepare
 from edgesan.render import PLAIN
 from export import data, figures, missed, tracks
-from export.audit import attackers, attributes, html, mechanisms, metrics, run
+from export.audit import attackers, attributes, cells, clip, device, measure, mechanisms, metrics, protocol, splits
 from export.audit.attackers import Chips, Convolutional, Lesson, Linear
 from export.errors import ExportError
 
@@ -97,8 +97,8 @@ def test_the_bound_is_the_line_where_the_person_determines_the_attribute(budget:
 def test_the_bound_of_a_label_table_is_the_line_that_descent_finds() -> None:
     person = np.repeat(np.arange(5), [20, 20, 16, 24, 20])
     truth = np.isin(person, [0, 1, 2])
-    c = run.ClosedSet(data.Faces(np.empty(0), {}), person, truth, truth, truth, truth)
-    found = run.bound(c)
+    c = splits.ClosedSet(data.Faces(np.empty(0), {}), person, truth, truth, truth, truth)
+    found = protocol.bound(c)
     entropy = -(0.56 * math.log(0.56) + 0.44 * math.log(0.44))
     assert found["entropy_nats"] == pytest.approx(entropy)
     joint = np.stack([np.bincount(person[truth == man], minlength=5) for man in (False, True)], 1) / 100
@@ -111,10 +111,10 @@ def test_the_bound_of_a_label_table_is_the_line_that_descent_finds() -> None:
 
 def test_the_bound_of_a_table_that_people_share_is_found_by_descent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two people, each of whom is a man in half of the pictures: nothing need be lost."""
-    monkeypatch.setattr(run, "BUDGETS", (0.2,))
+    monkeypatch.setattr(protocol, "BUDGETS", (0.2,))
     person, truth = np.repeat([0, 1], 20), np.tile([True, False], 20)
-    c = run.ClosedSet(data.Faces(np.empty(0), {}), person, truth, truth, truth, truth)
-    assert run.bound(c)["points"] == [[0.2, pytest.approx(0, abs=0.02)]]
+    c = splits.ClosedSet(data.Faces(np.empty(0), {}), person, truth, truth, truth, truth)
+    assert protocol.bound(c)["points"] == [[0.2, pytest.approx(0, abs=0.02)]]
 
 
 def test_the_bound_is_nothing_where_the_attribute_is_independent() -> None:
@@ -192,7 +192,7 @@ def test_recovery_undoes_what_can_be_undone() -> None:
 
 def test_float32_beside_int8_is_the_same_face_from_the_same_noise() -> None:
     """Of a model file alone: its own weights, in float32. Another draw of the noise is eight times as far away."""
-    chips, model = html.two_people()[0], prepare(DEMO_MODEL, DEMO_MODEL.read_bytes(), threads=1)
+    chips, model = clip.two_people()[0], prepare(DEMO_MODEL, DEMO_MODEL.read_bytes(), threads=1)
     truth = np.zeros(len(chips), bool)
     beside, shipped = mechanisms.trained(DEMO_MODEL, 0.4), mechanisms.sanitizer(model, 0.4)
     int8 = shipped.apply(chips, truth, 3).astype(int)
@@ -225,7 +225,7 @@ def test_calibration_undoes_overconfidence_and_a_wrong_prior() -> None:
 
 def test_quartiles_are_told_for_each_truth() -> None:
     p, truth = np.array([0.0, 0.1, 0.2, 0.8, 0.9, 1.0]), HALF[:6] & False | (np.arange(6) > 2)
-    assert run.quartiles(p, truth) == {"F": [0.05, 0.1, 0.15], "M": [0.85, 0.9, 0.95]}
+    assert measure.quartiles(p, truth) == {"F": [0.05, 0.1, 0.15], "M": [0.85, 0.9, 0.95]}
 
 
 def test_a_statement_cuts_a_column_in_two() -> None:
@@ -247,9 +247,9 @@ def test_a_limited_closed_set_keeps_a_fifth_for_the_test(monkeypatch: pytest.Mon
     monkeypatch.setattr(
         data, "load_set", lambda folder, name: everyone.where(np.arange(140) % 3 == "lgp".index(name[0]))
     )
-    c = run.closed_set(Path(), 100)
+    c = splits.closed_set(Path(), 100)
     assert (int(c.train.sum()), int(c.val.sum()), int(c.test.sum())) == (67, 13, 20)
-    assert len(run.closed_set(Path(), None).faces) == 130
+    assert len(splits.closed_set(Path(), None).faces) == 130
     few = c.fewer(40)
     assert int((few & c.train).sum()) == 40
     assert few[~c.train].all(), "those that are judged stay the same"
@@ -258,7 +258,7 @@ def test_a_limited_closed_set_keeps_a_fifth_for_the_test(monkeypatch: pytest.Mon
 def test_an_audit_started_several_times_computes_each_cell_once(tmp_path: Path) -> None:
     made: list[str] = []
 
-    def cell(work: run.Work, name: str) -> run.Cell:
+    def cell(work: cells.Work, name: str) -> cells.Cell:
         def compute() -> dict[str, str]:
             made.append(name)
             time.sleep(0.02)
@@ -267,10 +267,10 @@ def test_an_audit_started_several_times_computes_each_cell_once(tmp_path: Path) 
         return work.later(name, compute)
 
     def one(_: int) -> dict[str, list[dict[str, str]]]:
-        work = run.Work(tmp_path, tmp_path)
-        groups: dict[str, run.Tree] = {g: [cell(work, f"{g}{i}") for i in range(4)] for g in "abc"}
-        run.share(list(groups.values()), tmp_path)
-        found: dict[str, list[dict[str, str]]] = run.settled(groups)
+        work = cells.Work(tmp_path, tmp_path)
+        groups: dict[str, cells.Tree] = {g: [cell(work, f"{g}{i}") for i in range(4)] for g in "abc"}
+        cells.share(list(groups.values()), tmp_path)
+        found: dict[str, list[dict[str, str]]] = cells.settled(groups)
         return found
 
     with ThreadPoolExecutor(3) as pool:
@@ -282,7 +282,7 @@ def test_an_audit_started_several_times_computes_each_cell_once(tmp_path: Path) 
 
 
 def test_a_cell_that_fails_leaves_nothing_and_is_computed_again(tmp_path: Path) -> None:
-    work = run.Work(tmp_path, tmp_path)
+    work = cells.Work(tmp_path, tmp_path)
     with pytest.raises(ZeroDivisionError):
         work.cell("figure", lambda: {"is": 1 / 0})
     assert work.cell("figure", lambda: {"is": 2.0}) == {"is": 2.0}
@@ -290,18 +290,18 @@ def test_a_cell_that_fails_leaves_nothing_and_is_computed_again(tmp_path: Path) 
 
 
 def test_what_is_measured_so_far_is_told_without_what_is_not(tmp_path: Path) -> None:
-    work = run.Work(tmp_path / "work", tmp_path / "cells")
+    work = cells.Work(tmp_path / "work", tmp_path / "cells")
     done, open_ = work.later("done", lambda: {"is": 1}), work.later("open", lambda: {"is": 2})
     done.finish()
-    tree: dict[str, run.Tree] = {"a": [done, open_], "b": {"c": open_}, "d": done}
-    assert run.settled(run.measured(tree)) == {"a": [{"is": 1}], "d": {"is": 1}}
+    tree: dict[str, cells.Tree] = {"a": [done, open_], "b": {"c": open_}, "d": done}
+    assert cells.settled(cells.measured(tree)) == {"a": [{"is": 1}], "d": {"is": 1}}
     assert [path.suffix for path in (tmp_path / "cells").iterdir() if path.suffix == ".json"] == [".json"]
     assert list((tmp_path / "work").iterdir()) == [], "figures lie apart from pictures"
 
 
 def test_the_context_attacker_sees_output_frames() -> None:
-    model, (chips, _) = prepare(DEMO_MODEL, DEMO_MODEL.read_bytes(), threads=1), html.two_people()
-    (sent, tracks, _), *_ = run.composed(model, chips[:1], 0.25)
+    model, (chips, _) = prepare(DEMO_MODEL, DEMO_MODEL.read_bytes(), threads=1), clip.two_people()
+    (sent, tracks, _), *_ = device.composed(model, chips[:1], 0.25)
     assert sent.shape == (320, 320, 3)
     assert len(tracks) == 1
     assert np.abs(sent[:60].astype(int) - PLAIN).max() <= 2, "nothing of the surroundings"
@@ -367,7 +367,9 @@ def test_the_figures_are_drawn_from_what_was_measured(tmp_path: Path, capsys: py
 def test_two_models_of_one_name_are_refused_before_anything_is_measured(tmp_path: Path) -> None:
     """The second would take the first one's place in the table."""
     with pytest.raises(ExportError, match="two rows would be called 'default'"):
-        run.audit(DEMO_MODEL, tmp_path, tmp_path, tmp_path / "work", run.Plan(), others=[], beside=[DEMO_MODEL] * 2)
+        protocol.audit(
+            DEMO_MODEL, tmp_path, tmp_path, tmp_path / "work", measure.Plan(), others=[], beside=[DEMO_MODEL] * 2
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -386,7 +388,7 @@ def test_the_audit_finds_a_cheat_that_the_known_classifier_does_not_see(
     data_folder: Path, networks_folder: Path, tmp_path: Path
 ) -> None:
     """A sanitizer that gives everybody the same face, and marks the men's in one pixel, through the audit itself."""
-    a = run.Audit(data_folder, networks_folder, tmp_path, run.Plan(seeds=1, epochs=8, draws=1, limit=450))
+    a = measure.Audit(data_folder, networks_folder, tmp_path, measure.Plan(seeds=1, epochs=8, draws=1, limit=450))
     face = a.closed.faces.chips.mean(0).round().astype(np.uint8)
 
     def cheat(chips: Chips, truth: np.ndarray, seed: int) -> Chips:

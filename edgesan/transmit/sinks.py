@@ -1,0 +1,115 @@
+"""The sinks of a run: opened before isolation forbids it, then built to take sanitized frames and nothing else.
+
+Files are opened by the parent, ports by the transmit process before it gives up sockets (`edgesan.isolation`).
+"""
+
+import errno
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol
+
+from edgesan import disk
+from edgesan.config import Config
+from edgesan.errors import SinkError
+from edgesan.transmit.admission import Server, listen
+from edgesan.transmit.tls import tls_context
+
+if TYPE_CHECKING:  # numpy must not be loaded before isolation
+    from edgesan.frames import SanitizedFrame
+
+
+class Sink(Protocol):
+    """What each transport implements. It lives in the transmit process."""
+
+    name: str
+
+    async def start(self) -> None:
+        """Begin to serve or to write. Ports and files are open already. Raises SinkError."""
+
+    async def send(self, frame: "SanitizedFrame") -> None:
+        """Take the newest frame without waiting for a slow viewer. Raises SinkError."""
+
+    async def close(self) -> None:
+        """End all transmissions and release everything. Raises SinkError if a file is not whole."""
+
+
+class OutputFile(NamedTuple):
+    """A new, empty file that is open for writing."""
+
+    path: Path
+    file: BinaryIO
+
+
+def open_files(config: Config, *, again: bool) -> list[OutputFile]:
+    """Create the files of a configuration; the transmit process cannot create any itself.
+
+    Args:
+        config: its `out` names the files.
+        again: the transmit process was killed, and its files stay as they are: clip.mkv becomes clip-2.mkv, or the next
+            free number.
+
+    Raises:
+        SinkError: a file exists, or its folder cannot be written. No file is left behind.
+    """
+    opened: list[OutputFile] = []
+    try:
+        for path in config.files:
+            opened.append(_open_file(path.absolute(), again=again))  # noqa: PERF401 - an error must find the earlier ones
+    except SinkError:
+        for path, file in opened:
+            file.close()
+            path.unlink()
+        raise
+    return opened
+
+
+def _open_file(path: Path, *, again: bool) -> OutputFile:
+    numbered = (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(2))
+    for name in itertools.chain([path], numbered if again else []):
+        try:
+            return OutputFile(name, disk.new_file(name))
+        except FileExistsError as error:
+            if not again:
+                raise SinkError(f"{name} exists: name another file, or move it away first") from error
+        except OSError as error:
+            reason = "there is no such folder" if error.errno == errno.ENOENT else error.strerror
+            raise SinkError(f"cannot write {name}: {reason}; name a file in a folder that you may write to") from error
+    raise SinkError(f"cannot write {path}: every name beside it is taken; move the files away")
+
+
+def open_servers(config: Config) -> list[Server]:
+    """Bind the ports of a configuration, and read its certificate.
+
+    Raises:
+        SinkError: a port is taken, or the certificate cannot be used.
+    """
+    sockets = {address: listen(address) for address in config.servers}
+    tls = None if config.tls_cert is None else tls_context(config.tls_cert, config.tls_key)
+    return [Server(address, listening, tls) for address, listening in sockets.items()]
+
+
+def build(
+    config: Config,
+    servers: list[Server],
+    files: list[OutputFile],
+    status: Callable[[], dict[str, Any]],
+    request_alpha: Callable[[float], bool],
+) -> list[Sink]:
+    """Build the sinks. Loads the libraries that read what viewers send, so only after isolation.
+
+    Args:
+        config: its `token` is what viewers must present.
+        servers: from `open_servers`.
+        files: from `open_files`.
+        status: returns the report that the page and the metrics show.
+        request_alpha: passes on the alpha that a viewer asks for; False if no sanitize process listens.
+    """
+    from edgesan.transmit.http import HttpSink
+
+    sinks: list[Sink] = [HttpSink(server, config.token, status, request_alpha) for server in servers]
+    if files:
+        from edgesan.transmit.file import FileSink  # loads 16 MB of PyAV, which streams do not need
+
+        sinks += [FileSink(file, path) for path, file in files]
+    return sinks

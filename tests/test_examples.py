@@ -1,0 +1,127 @@
+"""The public API: every name is exported, documented and typed, and the example runs as it is written."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+import edgesan
+from edgesan import errors
+from edgesan.frames import Pixels
+from tests.support import ROOT
+
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def sanitizer(tmp_path_factory: pytest.TempPathFactory) -> edgesan.Sanitizer:
+    return edgesan.Sanitizer(edgesan.Config(state_dir=tmp_path_factory.mktemp("state")))
+
+
+def test_every_public_name_is_exported_and_documented() -> None:
+    assert edgesan.__all__ == sorted(edgesan.__all__)
+    assert set(dir(edgesan)) == set(edgesan.__all__)
+    for name in set(edgesan.__all__) - {"__version__"}:
+        public = getattr(edgesan, name)
+        assert inspect.getdoc(public), f"{name} has no docstring"
+        if inspect.isclass(public):
+            members = [member for key, member in vars(public).items() if not key.startswith("_")]
+            undocumented = [m for m in members if inspect.isfunction(m) and not inspect.getdoc(m)]
+            assert undocumented == [], name
+
+
+def test_every_error_is_public() -> None:
+    tree = {name for name, value in vars(errors).items() if inspect.isclass(value)}
+    assert tree <= set(edgesan.__all__)
+
+
+def test_what_type_checkers_see_is_what_is_loaded() -> None:
+    block = next(n for n in ast.parse(Path(edgesan.__file__).read_text()).body if isinstance(n, ast.If))
+    seen = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert seen.keys() == set(edgesan.__all__) - {"__version__"}
+    for name, module in seen.items():
+        assert getattr(edgesan, name).__module__ == module
+
+
+def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Camera'"):
+        edgesan.Camera  # type: ignore[attr-defined]  # noqa: B018 - the access is the test
+
+
+def test_importing_edgesan_loads_no_other_library() -> None:
+    program = (
+        "import sys, edgesan; print([m for m in ('numpy', 'cv2', 'onnxruntime', 'onnx', 'av') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
+def test_an_example_has_few_lines_and_type_checks(example: Path) -> None:
+    assert sum(1 for line in example.read_text().splitlines() if line.strip()) <= 15
+    command = [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(ROOT / ".mypy_cache"), str(example)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_example_sanitizes_a_folder(tmp_path: Path, clip: list[Pixels]) -> None:
+    (tmp_path / "in").mkdir()
+    for number in (0, 20):
+        cv2.imwrite(str(tmp_path / "in" / f"{number}.jpg"), clip[number])
+    command = [
+        sys.executable,
+        str(ROOT / "examples" / "sanitize_folder.py"),
+        str(tmp_path / "in"),
+        str(tmp_path / "out"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (done.stdout, done.returncode) == ("0.jpg: 2 faces sanitized\n20.jpg: 2 faces sanitized\n", 0), done.stderr
+    picture = cv2.imread(str(tmp_path / "out" / "0.png"))
+    assert picture is not None
+    assert picture.shape == clip[0].shape
+    assert np.abs(picture.astype(int) - clip[0]).mean() > 20, "nothing of the surroundings is left"
+
+
+def test_a_picture_by_itself_has_nothing_of_the_one_before(sanitizer: edgesan.Sanitizer, clip: list[Pixels]) -> None:
+    assert sanitizer.picture(clip[0]).stamps.faces == 2
+    assert sanitizer.picture(np.zeros_like(clip[0])).stamps.faces == 0
+
+
+def test_a_clip_follows_its_faces(sanitizer: edgesan.Sanitizer, clip: list[Pixels]) -> None:
+    sanitizer.picture(clip[0])
+    before = [track.number for track in sanitizer.tracks]
+    frame = sanitizer.frame(clip[1], sanitizer.tracks[0].seen_ns / 1e9 + 0.04)
+    assert [track.number for track in sanitizer.tracks] == before
+    assert frame.stamps.faces == 2
+    assert not frame.pixels.flags.writeable
+
+
+@pytest.mark.parametrize(
+    ("pixels", "words"),
+    [
+        (None, "could the picture not be read"),
+        (np.zeros((48, 64, 3), np.float32), r"this array is float32 \[48, 64, 3\]"),
+        (np.zeros((48, 64), np.uint8), r"this array is uint8 \[48, 64\]"),
+        (np.zeros((48, 64, 4), np.uint8), "in BGR"),
+        (np.zeros((0, 64, 3), np.uint8), "in BGR"),
+    ],
+)
+def test_an_array_that_is_no_frame_is_refused(
+    sanitizer: edgesan.Sanitizer, pixels: NDArray[Any] | None, words: str
+) -> None:
+    with pytest.raises(ValueError, match=words):
+        sanitizer.picture(pixels)
+
+
+def test_options_of_the_configuration_hold(tmp_path: Path, clip: list[Pixels]) -> None:
+    config = edgesan.Config(zone=("0,0,1,1",), state_dir=tmp_path)
+    assert not edgesan.Sanitizer(config).picture(clip[0]).pixels.any()
+    with pytest.raises(edgesan.ConfigError, match="alpha"):
+        edgesan.Sanitizer(edgesan.Config(alpha=7.0))
