@@ -403,8 +403,8 @@ def _flash(arguments: argparse.Namespace) -> int:
             raise ConfigError(f"name the card, too: edgesan flash {arguments.image} DEVICE; edgesan flash lists them")
         print(flash.table(flash.list_devices()))
         return 0
-    options = {"dry_run": arguments.dry_run, "to_file": arguments.to_file, "yes": arguments.yes}
-    print(flash.flash(arguments.image, arguments.device, arguments.settings, **options))
+    options = flash.Options(dry_run=arguments.dry_run, to_file=arguments.to_file, yes=arguments.yes)
+    print(flash.flash(arguments.image, arguments.device, arguments.settings, options))
     return 0
 
 
