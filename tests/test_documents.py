@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -9,11 +10,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 
-from edgesan import __version__
+import edgesan
 from edgesan.cli import parser
 from edgesan.config import DEMO_MODEL, Config
+from edgesan.frames import Pixels
 from edgesan.model.load import load_model
 from tests.support import ROOT
 
@@ -138,6 +141,25 @@ def test_every_test_that_the_threat_model_names_is_there() -> None:
     assert [name for name in named if not (ROOT / name).exists()] == []
 
 
+def test_the_page_of_the_api_has_every_public_name() -> None:
+    documented = re.findall(r"^::: edgesan\.(\w+)$", PAGES["docs/api.md"], re.MULTILINE)
+    assert sorted(documented) == sorted(set(edgesan.__all__) - {"__version__"})
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/api.md"])
+def test_the_program_on_a_page_runs_as_it_is_written(page: str, clip: list[Pixels], tmp_path: Path) -> None:
+    (program,) = re.findall(r"^```python\n(.*?)^```", PAGES[page], re.MULTILINE | re.DOTALL)
+    cv2.imwrite(str(tmp_path / "group.jpg"), clip[0])
+    subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(tmp_path)},
+        check=True,
+        timeout=60,
+    )
+    assert cv2.imread(str(tmp_path / "sanitized.png")).shape == clip[0].shape
+
+
 def test_the_readme_is_short() -> None:
     assert len(README.splitlines()) <= 150
 
@@ -226,7 +248,7 @@ def test_the_bundled_model_is_small_enough_for_the_board() -> None:
 
 def test_the_newest_version_of_the_changelog_is_that_of_the_package() -> None:
     versions = re.findall(r"^## (\S+) - (\d{4}-\d\d-\d\d)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    assert versions[0][0] == __version__
+    assert versions[0][0] == edgesan.__version__
     assert versions == sorted(versions, key=lambda v: [int(n) for n in v[0].split(".")], reverse=True)
 
 
