@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -17,6 +18,7 @@ import edgesan
 from edgesan.cli import parser
 from edgesan.config import DEMO_MODEL, Config
 from edgesan.frames import Pixels
+from edgesan.isolation import probes
 from edgesan.model.load import load_model
 from tests.support import ROOT
 
@@ -117,6 +119,19 @@ def test_every_file_and_module_that_a_document_names_is_there(page: str) -> None
     modules = [name for text in code for name in re.findall(r"^((?:export|benchmarks)\.\w+)", text)]
     files += [f"{name.replace('.', '/')}.py" for name in modules]
     assert [name for name in files if not exists(name)] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_name_of_the_code_that_a_document_has_is_there(page: str) -> None:
+    names = [span for span in spans(PAGES[page]) if re.fullmatch(r"edgesan(\.[a-z_]+)+", span)]
+    for name in names:
+        if not name.endswith((".toml", ".service")):
+            pkgutil.resolve_name(name)
+
+
+def test_the_page_of_isolation_has_every_claim() -> None:
+    claims = re.findall(r"^\| (no [a-z ]+) \|", PAGES["docs/isolation.md"], re.MULTILINE)
+    assert set(claims) == {probe.claim for tried in probes.PROBES.values() for probe in tried}
 
 
 def test_every_file_that_the_readme_links_to_is_there() -> None:
