@@ -26,6 +26,7 @@ from export.audit.clip import two_people
 from export.audit.measure import FROZEN, UTILITY, Audit, Plan, quartiles
 from export.audit.plots import draw_bound
 from export.audit.protocol import RIVAL, bound
+from export.checkpoint import load_checkpoint
 from export.errors import ExportError
 
 COLUMNS = [f"{noise}-{game}" for noise in ("deterministic", "stochastic") for game in ("adversarial", "plug-and-play")]
@@ -65,7 +66,7 @@ def measured(a: Audit, models: dict[str, dict[float, Path]], rival: Path | None,
         }
         columns[name] = about, points
     if rival is not None:
-        about = {"steps": mechanisms.restore(rival)[2]["step"]}
+        about = {"steps": load_checkpoint(rival).step}
         columns[RIVAL] = about, {x: point(mechanisms.trained(rival, x, f"{RIVAL} at {x:g}")) for x in (0.0, 0.5, 1.0)}
     share([raw, unfiltered_, *(cell for _, points in columns.values() for cell in points.values())], a.work.folder)
     return {

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from edgesan import noise, ort
 from edgesan.model.load import Model
 from export.audit.attackers import DEVICE, Chips, pictures
-from export.compile import restore, unpack
+from export.checkpoint import load_checkpoint, unpack
 from export.errors import ExportError
 from export.networks import half
 from export.providers import Provider
@@ -58,7 +58,7 @@ def trained(source: Path, alpha: float, name: str = "edgesan, float32") -> Mecha
 
     Or, of a model file, its own weights: what is then left of int8 is that they were rounded.
     """
-    net = unpack(source) if source.is_file() else restore(source)[0]
+    net = unpack(source) if source.is_file() else load_checkpoint(source).sanitizer
     weights = hashlib.sha256(b"".join(t.numpy().tobytes() for t in net.state_dict().values())).hexdigest()
     net.to(DEVICE)
 
