@@ -20,6 +20,7 @@ from edgesan.config import DEMO_MODEL, Config
 from edgesan.frames import Pixels
 from edgesan.isolation import probes
 from edgesan.model.load import load_model
+from export.recipe import OLD_KEYS
 from tests.support import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -265,6 +266,13 @@ def test_the_newest_version_of_the_changelog_is_that_of_the_package() -> None:
     versions = re.findall(r"^## (\S+) - (\d{4}-\d\d-\d\d)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
     assert versions[0][0] == edgesan.__version__
     assert versions == sorted(versions, key=lambda v: [int(n) for n in v[0].split(".")], reverse=True)
+
+
+def test_the_changelog_has_every_recipe_key_that_was_renamed() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (`\w+`(?:, `\w+`)*) \|$", text, re.MULTILINE)
+    pairs = [pair for old, new in rows for pair in zip(old.split(", "), new.split(", "), strict=True)]
+    assert {old.strip("`"): new.strip("`") for old, new in pairs} == OLD_KEYS
 
 
 def test_nothing_names_paths_of_one_machine() -> None:
