@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from export import data
-from export.audit.measure import Plan
-from export.audit.splits import CLOSED_SETS, OPEN_SETS
+from export.audit.report import Plan
+from export.audit.splits import CLOSED_SETS, OPEN_SETS, closed_set_rows, open_set_rows
 from export.errors import DataError, ExportError
 from export.recipe import Recipe
 
@@ -46,11 +46,9 @@ def chosen(purpose: str, root: Path) -> set[tuple[str, str]]:
         rows[np.random.default_rng(0).permutation(validation)[:VALIDATION]] = True
         return pairs(faces, rows)
     faces = labels(root, CLOSED_SETS)
-    closed = pairs(faces, faces["closed_set_split"] != "")
+    closed = pairs(faces, closed_set_rows(faces))
     faces = labels(root, OPEN_SETS)
-    rows = (faces["identity_split"] == "test") & (faces["gender"] != "")
-    at = np.flatnonzero(rows)  # as audit.open_set chooses
-    rows[at[np.random.default_rng(0).permutation(len(at)) >= Plan.open_limit]] = False
+    rows = open_set_rows(faces, Plan.open_limit)
     return closed | pairs(faces, rows)
 
 
