@@ -140,7 +140,7 @@ class Provider(nn.Module):
         return out if self.classes else F.normalize(out.float())
 
 
-class Finder(nn.Module):
+class ChipDetector(nn.Module):
     """The provider's detector (YuNet) on chips, differentiable: is there a face, and where are its landmarks?
 
     A chip stands in a margin of repeated edge pixels, for a detector sees faces in frames. The decoding is that of
@@ -185,7 +185,7 @@ class Providers:
 
     utility: Provider  # embeds faces
     frozen: list[Provider]  # classifiers of the private attribute (plug-and-play)
-    finder: Finder
+    detector: ChipDetector
 
 
 def graph_shapes(path: Path, size: int | None, output: str | None) -> tuple[int, str]:

@@ -19,7 +19,7 @@ from export import checkpoint, data, providers
 from export.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, unpack
 from export.errors import ExportError
 from export.networks import Sanitizer, Unet
-from export.providers import Contract, Finder, Provider, Providers
+from export.providers import ChipDetector, Contract, Provider, Providers
 from export.recipe import Recipe
 from export.training import distributed
 from export.training.batches import TrainingData, attribute, gather
@@ -178,13 +178,13 @@ def load_providers(r: Recipe, faces: data.Faces, options: Options, device: torch
         Provider(name, options.networks, options.contracts.get(name)).eval().requires_grad_(False)
         for name in (r.utility, *r.frozen)
     )
-    finder = Finder(DETECTOR).to(device).eval().requires_grad_(False)
+    detector = ChipDetector(DETECTOR).to(device).eval().requires_grad_(False)
     providers.validate(utility, faces.chips[:4])
     for net in frozen:
         providers.validate(net, faces.chips[:4], attribute(faces, r.private, r.private_bins)[1])
     for net in (utility, *frozen):
         net.to(device)
-    return Providers(utility, frozen, finder)
+    return Providers(utility, frozen, detector)
 
 
 @dataclass(frozen=True)

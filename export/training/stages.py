@@ -203,7 +203,7 @@ class Decode(Stage):
         frozen = providers.frozen
         super().__init__(r, data, s, nn.ModuleList([s.decoder, s.privatizer]) if frozen else s.decoder)
         self.s, self.readout, self.descriptions = s, privatize.readout, privatize.descriptions[:2]
-        self.utility, self.finder = providers.utility, providers.finder
+        self.utility, self.detector = providers.utility, providers.detector
         self.classifiers = Classifiers(frozen, data.classes)
         self.opacity = torch.from_numpy(OPACITY[..., 0] / 255).float().to(data.device)
 
@@ -246,7 +246,7 @@ class Decode(Stage):
             composed = self.composed(y)
             embedding = self.utility(composed).float() if ramp else goal
             if ramp:
-                detection = losses.detection_loss(self.finder(x), self.finder(y))
+                detection = losses.detection_loss(self.detector(x), self.detector(y))
             verdicts = self.classifiers.logits(composed) if ramp else []
         cosine = (embedding * goal).sum(1)
         u = losses.utility_loss(data.service(goal), data.service(embedding))
@@ -284,7 +284,7 @@ class Decode(Stage):
         with half(self.data.device):
             y, other = (self.s.decode(self.noisy(views, rows, alpha), alpha).float() for _ in range(2))
             first, second = self.utility(y).float(), self.utility(other).float()
-            detection = losses.detection_loss(self.finder(x), self.finder(y))
+            detection = losses.detection_loss(self.detector(x), self.detector(y))
             right = [logits.argmax(1) == self.data.private[at] for logits in self.classifiers.logits(y)]
         raw = self.data.targets[0, at, : self.data.features]
         each = [(first * raw).sum(1), (first * second).sum(1), detection, (y - x).abs().mean((1, 2, 3)), *right]
