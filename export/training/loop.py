@@ -129,7 +129,7 @@ def run(stage: Stage, r: Recipe, out: Path, deadline: float) -> bool:
         if step % 10 == 0:
             bar.set_postfix({key: f"{value.detach().mean():.3f}" for key, value in shown.items()})
 
-        late = distributed.first_says(time.monotonic() > deadline, stage.data.device)  # all stop at the same step
+        late = distributed.broadcast(time.monotonic() > deadline, stage.data.device)  # all stop at the same step
         last = step + 1 == stage.steps
         if rank == 0 and ((step + 1) % r.evaluate_every == 0 or last or late):
             seconds = round(time.monotonic() - began, 1)  # since this process took it up
