@@ -1,4 +1,4 @@
-"""`edgesan run`: the parent and its two children, for real; what is killed comes back, and what cannot start again ends the run."""
+"""`edgesan run` with its real processes: what is killed is started again, and what cannot start again ends the run."""
 
 import json
 import os
@@ -35,8 +35,11 @@ class Run:
         with self.log.open("w") as log:
             self.process = psutil.Popen(
                 [sys.executable, "-m", "edgesan", "run", "--camera", "demo", *options],
-                stdout=log, stderr=log, cwd=ROOT, env=os.environ | {"XDG_STATE_HOME": str(folder / "state")},
-            )  # fmt: skip
+                stdout=log,
+                stderr=log,
+                cwd=ROOT,
+                env=os.environ | {"XDG_STATE_HOME": str(folder / "state")},
+            )
 
     def said(self) -> str:
         return self.log.read_text()
