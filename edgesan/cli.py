@@ -458,7 +458,7 @@ def _install(arguments: argparse.Namespace) -> int:
         print(update.settle(config, models))
         return 0
     command = shlex.split(arguments.restart or update.RESTART)
-    print(update.install(arguments.model, config, models, command, arguments.watch))
+    print(update.install(arguments.model, config, models, command, update.Watch(arguments.watch)))
     return 0
 
 
@@ -472,8 +472,8 @@ def _flash(arguments: argparse.Namespace) -> int:
             )
         print(flash.table(flash.list_devices()))
         return 0
-    options = {"dry_run": arguments.dry_run, "to_file": arguments.to_file, "yes": arguments.yes}
-    print(flash.flash(arguments.image, arguments.device, arguments.settings, **options))
+    options = flash.Options(dry_run=arguments.dry_run, to_file=arguments.to_file, yes=arguments.yes)
+    print(flash.flash(arguments.image, arguments.device, arguments.settings, options))
     return 0
 
 

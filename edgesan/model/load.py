@@ -222,8 +222,7 @@ def load_encoder(
     path: Path, threads: int = 1, trusted_keys: Sequence[str] = (), *, allow_unsigned: bool = False
 ) -> Encoder:
     """Load only the half that sees faces; otherwise as `load_model`."""
-    content, signer = _signed(path, trusted_keys, allow_unsigned)
-    facts, halves = verify(path, content, signer)
+    facts, halves = verify(path, *_signed(path, trusted_keys, allow_unsigned))
     with _little_memory():
         return _encoder(path, facts, halves, threads)
 
@@ -232,8 +231,7 @@ def load_decoder(
     path: Path, threads: int = 1, trusted_keys: Sequence[str] = (), *, allow_unsigned: bool = False
 ) -> Decoder:
     """Load only the half that paints; otherwise as `load_model`."""
-    content, signer = _signed(path, trusted_keys, allow_unsigned)
-    facts, halves = verify(path, content, signer)
+    facts, halves = verify(path, *_signed(path, trusted_keys, allow_unsigned))
     with _little_memory():
         return _decoder(path, facts, halves, threads)
 
