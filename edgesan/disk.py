@@ -147,7 +147,7 @@ def _stranger(folder: Path) -> int | None:
 
 
 def _mapped(uid: int) -> bool:
-    """Open a folder: what is done by the descriptor is done there, wherever the name leads meanwhile.
+    """Return whether this root may act for that user: in a user namespace, for mapped users only."""
     rows = [[int(word) for word in row.split()] for row in Path("/proc/self/uid_map").read_text().splitlines()]
     return any(first <= uid < first + count for first, _, count in rows)
 
