@@ -320,7 +320,7 @@ def test_what_the_sanitize_process_prints_has_no_room_for_a_picture(capsys: pyte
     said = capsys.readouterr().err
     assert said.count("x") <= LOG_BURST + 5 * LOG_RATE, "and a little for the time that this takes"
     assert said.count("prints too much") == 1
-    log.given()
+    log.close_child_end()
     log.close()
 
 

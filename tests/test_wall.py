@@ -25,7 +25,8 @@ PACKAGES = {
 # The modules and sub-packages of edgesan, from the bottom: each imports only what stands on a floor below its own.
 FLOORS = (
     {"control", "errors", "frames", "metrics", "noise", "ort"},
-    {"config", "disk", "isolation", "message", "watchdog"},
+    {"disk", "isolation", "message", "watchdog"},
+    {"config"},
     {"capture", "faces"},
     {"model"},
     {"render", "sanitize", "status"},

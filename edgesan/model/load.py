@@ -417,7 +417,7 @@ def _metadata(path: Path, texts: dict[str, str]) -> Metadata:
     if not isinstance(table, dict) or table.get("format") != FORMAT:
         given = table.get("format") if isinstance(table, dict) else None
         raise ModelError(
-            f"{path} has the format {given!r}; this edgesan reads format {FORMAT}: lay it out anew"
+            f"{path} has the format {given!r}; this edgesan reads format {FORMAT}: convert it"
             f" (python -m export.compile {path.name} --out NEW), or update edgesan"
         )
     names = {f.name for f in fields(Metadata)}

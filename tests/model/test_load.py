@@ -157,7 +157,7 @@ BAD: dict[str, tuple[Damage, str]] = {
     "metadata that is too deep": (deep_metadata, "not JSON"),
     "metadata that is a list": (list_metadata, "has the format None"),
     "a format of the future": (lambda p: metadata(p, format=3), "has the format 3; this edgesan reads format 2"),
-    "a format of the past": (lambda p: metadata(p, format=1), "lay it out anew (python -m export.compile"),
+    "a format of the past": (lambda p: metadata(p, format=1), "convert it (python -m export.compile"),
     "a key that is named twice": (key_twice, "a key is named twice"),
     "a code without a name": (lambda p: metadata(p, code={"bytes": 64}), 'expected {"tensor": its name'),
     "a code that is a number": (lambda p: metadata(p, code=64), "code is 64, which is of the wrong type"),

@@ -12,8 +12,9 @@ from contextlib import closing
 
 import pytest
 
+from edgesan.message import FRESH_NS
 from edgesan.transmit.admission import Server, listen
-from edgesan.transmit.http import FRESH_NS, HttpSink
+from edgesan.transmit.http import HttpSink
 from tests.support import ROOT, free_port
 from tests.transmit.server import LiveServer, Serve, Viewer, decode, read_parts
 
