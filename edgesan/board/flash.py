@@ -287,7 +287,7 @@ def check_table(image: Path) -> None:
     if not (head[510:512] == b"\x55\xaa" and sound and filled) and not head[SECTOR:].startswith(b"EFI PART"):
         raise ConfigError(
             f"{image} is no image of a card: expected a partition table in its first sectors (a master boot record that"
-            " ends in 55 AA and names a partition, or a GPT, EFI PART), once .xz, .gz or .zst is unpacked; name the .img"
+            " ends in 55 AA and names a partition, or a GPT, EFI PART) once .xz, .gz or .zst is unpacked; name the .img"
         )
 
 
