@@ -67,9 +67,18 @@ def test_nothing_calls_home(tmp_path: Path) -> None:
     """Not onnxruntime, whose telemetry would, nor anything else; without CI, which switches some of them off."""
     port = "18080"
     served = listened_to(
-        "-m", "edgesan", "run", "--camera", "demo", "--frames", "10",
-        "--out", f"http://127.0.0.1:{port}", "--out", str(tmp_path / "clip.mkv"),
-    )  # fmt: skip
+        "-m",
+        "edgesan",
+        "run",
+        "--camera",
+        "demo",
+        "--frames",
+        "10",
+        "--out",
+        f"http://127.0.0.1:{port}",
+        "--out",
+        str(tmp_path / "clip.mkv"),
+    )
     assert served["code"] == 0, served["said"]
     report("egress, CI unset", f"{served['heard']} packets, all of this machine's own", len(served["strangers"]))
     assert served["strangers"] == []
