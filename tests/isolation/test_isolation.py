@@ -68,15 +68,26 @@ def test_the_sanitize_process_can_do_its_work(target: Target) -> None:
     clip.chmod(0o644)
     done = target.run(
         """
-        import os, sys from pathlib import Path from edgesan import isolation frames, words = os.pipe()
-        isolation.sanitize([Path(sys.argv[1])]) import av, cv2, numpy as np, onnx, onnxruntime, tqdm from edgesan import
-        faces from edgesan.config import DEMO_MODEL from edgesan.model.load import load_model sanitizer, detector =
-        load_model(DEMO_MODEL, threads=2), faces.Detector(320) isolation.limit_memory() capture =
-        cv2.VideoCapture(sys.argv[1]) picture = capture.read()[1] found = len(detector(picture)) chips = np.zeros((2,
-        112, 112, 3), np.uint8) out = sanitizer.run(chips, np.zeros((2, sanitizer.noise_dimensions), np.float32), 0.5)
+        import os, sys
+        from pathlib import Path
+        from edgesan import isolation
+        frames, words = os.pipe()
+        isolation.sanitize([Path(sys.argv[1])])
+        import av, cv2, numpy as np, onnx, onnxruntime, tqdm
+        from edgesan import faces
+        from edgesan.config import DEMO_MODEL
+        from edgesan.model.load import load_model
+        sanitizer, detector = load_model(DEMO_MODEL, threads=2), faces.Detector(320)
+        isolation.limit_memory()
+        capture = cv2.VideoCapture(sys.argv[1])
+        picture = capture.read()[1]
+        found = len(detector(picture))
+        chips = np.zeros((2, 112, 112, 3), np.uint8)
+        out = sanitizer.run(chips, np.zeros((2, sanitizer.noise_dimensions), np.float32), 0.5)
         with av.open(sys.argv[1]) as file:
             count = sum(1 for _ in file.decode(video=0))
-        os.write(words, b"x" * 2048) print(found, out.shape[0], count, len(os.read(frames, 4096)), len(os.urandom(8)))
+        os.write(words, b"x" * 2048)
+        print(found, out.shape[0], count, len(os.read(frames, 4096)), len(os.urandom(8)))
         """,
         str(clip),
     )
@@ -90,8 +101,13 @@ def test_a_file_can_be_written_where_it_is_asked_for_and_nowhere_else(target: Ta
         os.chown(target.home / "out", target.user, target.user)
     done = target.run(
         """
-        import os, sys from pathlib import Path from edgesan import disk, isolation home = Path(sys.argv[1]) claims =
-        isolation.sanitize(writes=[home / "out"]) disk.write_whole(home / "out" / "clip.mkv", b"frames") try:
+        import os, sys
+        from pathlib import Path
+        from edgesan import disk, isolation
+        home = Path(sys.argv[1])
+        claims = isolation.sanitize(writes=[home / "out"])
+        disk.write_whole(home / "out" / "clip.mkv", b"frames")
+        try:
             disk.write_whole(home / "clip.mkv", b"frames")
         except PermissionError as error:
             print(error.errno, all(claim.holds for claim in claims))
@@ -113,46 +129,69 @@ def test_the_transmit_process_can_do_its_work(target: Target) -> None:
         (target.path / name).chmod(0o644)
     done = target.run(
         """
-        import asyncio, os, socket, ssl, sys, threading from pathlib import Path target = Path(sys.argv[1]) listener =
-        socket.create_server(("127.0.0.1", 0)) orders, other = socket.socketpair() tls =
-        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER) tls.load_cert_chain(target / "key.pem") client = os.fork() if not
-        client:
-            trust = ssl.create_default_context(cafile=target / "ca.pem") with
-            socket.create_connection(listener.getsockname()) as plain:
+        import asyncio, os, socket, ssl, sys, threading
+        from pathlib import Path
+        target = Path(sys.argv[1])
+        listener = socket.create_server(("127.0.0.1", 0))
+        orders, other = socket.socketpair()
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(target / "key.pem")
+        client = os.fork()
+        if not client:
+            trust = ssl.create_default_context(cafile=target / "ca.pem")
+            with socket.create_connection(listener.getsockname()) as plain:
                 with trust.wrap_socket(plain, server_hostname="localhost") as secret:
-                    secret.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n") said = b"" while more := secret.recv(4096):
+                    secret.sendall(b"GET / HTTP/1.0\\r\\n\\r\\n")
+                    said = b""
+                    while more := secret.recv(4096):
                         said += more
             os._exit(0 if said.endswith(b"2 bytes") else 1)
-        out = os.fdopen(os.open(target / "home" / "out.mkv", os.O_RDWR | os.O_CREAT), "w+b") loop =
-        asyncio.new_event_loop() done = os.pipe() if not os.fork():
-            from edgesan import isolation held = all(claim.holds for claim in isolation.transmit()) import av, cv2,
-            numpy as np, onnx, onnxruntime, cryptography from aiohttp import web from edgesan.config import DEMO_MODEL
-            from edgesan.model.load import load_model sanitizer = load_model(DEMO_MODEL) isolation.limit_memory() with
-            av.open(out, "w", format="matroska") as file:
-                stream = file.add_stream("libx264", rate=25, width=320, height=240, pix_fmt="yuv420p") for level in
-                range(25):
+        out = os.fdopen(os.open(target / "home" / "out.mkv", os.O_RDWR | os.O_CREAT), "w+b")
+        loop = asyncio.new_event_loop()
+        done = os.pipe()
+        if not os.fork():
+            from edgesan import isolation
+            held = all(claim.holds for claim in isolation.transmit())
+            import av, cv2, numpy as np, onnx, onnxruntime, cryptography
+            from aiohttp import web
+            from edgesan.config import DEMO_MODEL
+            from edgesan.model.load import load_model
+            sanitizer = load_model(DEMO_MODEL)
+            isolation.limit_memory()
+            with av.open(out, "w", format="matroska") as file:
+                stream = file.add_stream("libx264", rate=25, width=320, height=240, pix_fmt="yuv420p")
+                for level in range(25):
                     pixels = np.full((240, 320, 3), level, np.uint8)
                     file.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="bgr24")))
                 file.mux(stream.encode(None))
             asked = asyncio.Event()
 
             def work():
-                chips = np.zeros((2, 112, 112, 3), np.uint8) rewritten = sanitizer.run(chips, np.zeros((2,
-                sanitizer.noise_dimensions), np.float32), 0.5) return len(rewritten) * (cv2.imencode(".jpg",
-                chips[0])[1].size > 0)
+                chips = np.zeros((2, 112, 112, 3), np.uint8)
+                rewritten = sanitizer.run(chips, np.zeros((2, sanitizer.noise_dimensions), np.float32), 0.5)
+                return len(rewritten) * (cv2.imencode(".jpg", chips[0])[1].size > 0)
 
             async def answer(request):
-                count = await asyncio.get_running_loop().run_in_executor(None, work) asked.set() return
-                web.Response(text=f"{count} bytes")
+                count = await asyncio.get_running_loop().run_in_executor(None, work)
+                asked.set()
+                return web.Response(text=f"{count} bytes")
 
             async def serve():
-                app = web.Application() app.router.add_get("/", answer) runner = web.AppRunner(app) await runner.setup()
-                await web.SockSite(runner, listener, ssl_context=tls).start() await asyncio.wait_for(asked.wait(), 60)
+                app = web.Application()
+                app.router.add_get("/", answer)
+                runner = web.AppRunner(app)
+                await runner.setup()
+                await web.SockSite(runner, listener, ssl_context=tls).start()
+                await asyncio.wait_for(asked.wait(), 60)
                 await runner.cleanup()
 
-            loop.run_until_complete(serve()) os.write(done[1], b"1" if held else b"0") os._exit(0)
-        listener.close() os.close(done[1]) print(os.read(done[0], 1) == b"1",
-        os.waitstatus_to_exitcode(os.waitpid(client, 0)[1])) """,
+            loop.run_until_complete(serve())
+            os.write(done[1], b"1" if held else b"0")
+            os._exit(0)
+        listener.close()
+        os.close(done[1])
+        print(os.read(done[0], 1) == b"1", os.waitstatus_to_exitcode(os.waitpid(client, 0)[1]))
+        """,
         str(target.path),
     )
     assert done.stdout.split() == ["True", "0"], done.stderr
@@ -262,10 +301,13 @@ def test_an_early_landlock_lets_no_file_be_emptied_either(tmp_path: Path) -> Non
     (tmp_path / "model").write_text("weights")
     done = program(
         """
-        import errno, os, sys from pathlib import Path from edgesan import isolation from edgesan.isolation import
-        landlock
+        import errno, os, sys
+        from pathlib import Path
+        from edgesan import isolation
+        from edgesan.isolation import landlock
         landlock.version = lambda: 2  # of Linux 5.19
-        claims = isolation.sanitize([Path(sys.argv[1])]) try:
+        claims = isolation.sanitize([Path(sys.argv[1])])
+        try:
             os.open(sys.argv[1] + "/model", os.O_RDONLY | os.O_TRUNC)
         except OSError as error:
             print(errno.errorcode[error.errno], all(claim.holds for claim in claims))

@@ -3,7 +3,6 @@
 import os
 import re
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgesan.board.settings import Fat
+from tests.support import free_port
 
 # A connection that a booting board drops is nobody's to close; it may be collected during a later test.
 IGNORED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -44,12 +44,6 @@ MACHINES = {
     # arrives. This address is a maker's, and so the interface is called eth0.
     "raspi3b": ("-accel", "tcg,thread=multi", "-M", "raspi3b", "-device", "usb-net,netdev=net,mac=00:e0:4c:00:00:01"),
 }
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Guest:

@@ -22,7 +22,8 @@ from edgesan.board.settings import Fat
 from firmware_config import debian, slots
 from tests.firmware_config.test_slots import signer
 from tests.qemu.conftest import Row
-from tests.qemu.guest import IGNORED, PATIENCE_S, Guest, free_port
+from tests.qemu.guest import IGNORED, PATIENCE_S, Guest
+from tests.support import free_port
 
 pytestmark = [pytest.mark.board, pytest.mark.slow, IGNORED]
 PACKAGES = (
