@@ -64,7 +64,9 @@ audit-quick: $(VENV)/dev  ## a quick look with the whole machinery: real faces w
 	$(BIN)/python -m export.audit edgesan/models/default.onnx --quick --data $(EDGESAN_DATA) --networks $(EDGESAN_NETWORKS)
 
 audit: $(VENV)/dev  ## the whole audit of the bundled model (hours; goes on where it was stopped)
-	$(BIN)/python -m export.audit edgesan/models/default.onnx --data $(EDGESAN_DATA) --networks $(EDGESAN_NETWORKS) --cells docs/audit --curve --html runs/audit.html --figures runs/figures --json runs/audit.json
+	$(BIN)/python -m export.audit edgesan/models/default.onnx --data $(EDGESAN_DATA) --networks $(EDGESAN_NETWORKS) \
+	    --known docs/audit/cells.jsonl --cells runs/cells --curve --html runs/audit.html --figures runs/figures --json runs/audit.json
+	$(BIN)/python -m export.audit.cells runs/cells docs/audit/cells.jsonl
 
 figures: $(VENV)/dev  ## every figure of the talk, from measured data (MODELS=folder of the four columns; else drawn from docs/figures/measured.json)
 	$(BIN)/python -m export.figures $(if $(MODELS),--models $(MODELS) --data $(EDGESAN_DATA) --networks $(EDGESAN_NETWORKS),--draw)

@@ -72,9 +72,9 @@ def test_the_attack_finds_people_behind_blocks(
     scene: tuple[missed.Walk, missed.People, missed.Eigenfaces], networks_folder: Path
 ) -> None:
     found = missed.attack(missed.blocks, *scene, networks_folder)
-    assert found["different_clips"] == QUICK.people
-    assert max(rank["share_95"][0] for rank in found["rank1"].values()) > 3 / QUICK.people, found
-    assert max(gender["auc_95"][0] for gender in found["gender"].values()) > 0.6, found
+    assert found.different_clips == QUICK.people
+    assert max(rank.share_95[0] for rank in found.rank1.values()) > 3 / QUICK.people, found
+    assert max(gender.auc_95[0] for gender in found.gender.values()) > 0.6, found
 
 
 @pytest.mark.data
@@ -85,8 +85,8 @@ def test_the_attack_finds_nothing_on_the_plain_canvas(
     way, crowd, prior = scene
     few = replace(crowd, learn=crowd.learn[::4], learn_truth=crowd.learn_truth[::4])
     found = missed.attack(missed.plain(sanitizer_model), way, few, prior, networks_folder)
-    assert found["different_clips"] == 1
-    for rank in found["rank1"].values():
-        assert rank["share"] == pytest.approx(1 / QUICK.people), "whoever it is, the guess is the same person"
-    for gender in found["gender"].values():
-        assert gender["auc_95"][0] <= 0.5 <= gender["auc_95"][1], found
+    assert found.different_clips == 1
+    for rank in found.rank1.values():
+        assert rank.share == pytest.approx(1 / QUICK.people), "whoever it is, the guess is the same person"
+    for gender in found.gender.values():
+        assert gender.auc_95[0] <= 0.5 <= gender.auc_95[1], found

@@ -1,14 +1,14 @@
-"""The attackers of the audit. Each learns from sanitized training chips and then says log-odds [N] of others.
+"""The attackers of the audit. Each learns from sanitized training chips, and then returns log-odds [N] of others.
 
-All are *fresh*: they know the mechanism, train on what it puts out, and draw it as often as there are draws. The epoch
-that is best on the validation pictures is kept.
+All are *fresh*: they know the mechanism and train on its output, of which they get several draws. The epoch that is
+best on the validation pictures is kept.
 """
 
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,14 +22,16 @@ from export.networks import Attacker, half
 from export.providers import Provider
 
 Chips = NDArray[np.uint8]
-Judge = Callable[[Chips], Odds]
+Scorer = Callable[[Chips], Odds]
+"""A trained attacker."""
 BATCH = 64
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+Net = TypeVar("Net", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class Lesson:
-    """What an attacker learns from: draws of the training chips [N, 112, 112, 3], and the validation chips."""
+class AttackData:
+    """What an attacker learns from: draws of the training chips [N, 112, 112, 3] each, and the validation chips."""
 
     draws: list[Chips]
     truth: Truth
@@ -38,8 +40,14 @@ class Lesson:
 
 
 def pictures(chips: Chips) -> Tensor:
-    """[N, 112, 112, C] uint8 -> [N, C, 112, 112] in 0..1, on `DEVICE`."""
+    """Return chips [N, 112, 112, C] uint8 as pictures [N, C, 112, 112] in 0..1, on `DEVICE`."""
     return torch.from_numpy(np.array(chips)).to(DEVICE).permute(0, 3, 1, 2).contiguous().float() / 255
+
+
+def channels_last(net: Net) -> Net:
+    """Return the network with its weights in the layout that convolutions are fastest in."""
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # torch's stubs lack this keyword
+    return net
 
 
 class Convolutional(nn.Module):
@@ -47,47 +55,52 @@ class Convolutional(nn.Module):
 
     def __init__(self, stem: int) -> None:
         super().__init__()
-        self.net = Attacker(2, stem).to(memory_format=torch.channels_last)
+        self.net = channels_last(Attacker(2, stem))
 
     def forward(self, face: Tensor) -> Tensor:
+        """Run the network."""
         logits: Tensor = self.net(face, face.new_zeros(len(face), 1))
         return logits
 
 
 class Linear(nn.Module):
-    """One weight per pixel: blind to shapes, and the first to see a mark that is always in the same place."""
+    """One weight per pixel: it sees no shapes, but at once a mark that is always in the same place."""
 
     def __init__(self) -> None:
         super().__init__()
-        # against the mean over all training pictures, in units of at least 2.5 levels: else the mean face drowns the mark
+        # differences to the mean training picture, in units of at least 2.5 levels: else the mean face hides the mark
         self.scale = nn.BatchNorm1d(3 * 112 * 112, eps=1e-4, momentum=None, affine=False)
         self.net = nn.Linear(3 * 112 * 112, 2)
         nn.init.zeros_(self.net.weight)
 
     def forward(self, face: Tensor) -> Tensor:
+        """Run the network."""
         logits: Tensor = self.net(self.scale(face.flatten(1)))
         return logits
 
 
 class Informed(nn.Module):
-    """An attacker that is told z: pictures with z as a fourth channel, see `with_noise`."""
+    """An attacker that knows z: pictures with z as a fourth channel, see `with_noise`."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.net = Attacker(2, 4).to(memory_format=torch.channels_last)
+        self.net = channels_last(Attacker(2, 4))
 
     def forward(self, face: Tensor) -> Tensor:
+        """Run the network."""
         logits: Tensor = self.net(face[:, :3], face[:, 3:, ::4, ::4] * 8 - 4)
         return logits
 
 
 def with_noise(chips: Chips, z: NDArray[np.float32]) -> Chips:
-    """Chips [N, 112, 112, 4]: the numbers of z [N, up to 784] lie in rows over the picture, 4x4 pixels each, in steps of 1/32."""
-    plane = np.zeros((len(chips), 28 * 28), np.float32)
-    plane[:, : z.shape[1]] = z
-    plane = plane.reshape(-1, 28, 28)
-    plane8 = np.clip(np.round(plane * 32 + 128), 0, 255).astype(np.uint8).repeat(4, 1).repeat(4, 2)
-    return np.concatenate([chips, plane8[..., None]], -1)
+    """Return chips [N, 112, 112, 4] with z [N, up to 784] as the fourth channel.
+
+    Its numbers lie in rows over the picture, 4x4 pixels each, in steps of 1/32.
+    """
+    rows = np.zeros((len(chips), 28 * 28), np.float32)
+    rows[:, : z.shape[1]] = z
+    levels = np.clip(np.round(rows * 32 + 128), 0, 255).astype(np.uint8).reshape(-1, 28, 28)
+    return np.concatenate([chips, levels.repeat(4, 1).repeat(4, 2)[..., None]], -1)
 
 
 class FineTuned(nn.Module):
@@ -103,12 +116,13 @@ class FineTuned(nn.Module):
                 self.net.net.register_parameter(key, nn.Parameter(buffer.clone()))
 
     def forward(self, face: Tensor) -> Tensor:
+        """Run the network."""
         logits: Tensor = self.net(face).flatten(1)[:, self.order]
         return logits
 
 
-def fit(net: nn.Module, lesson: Lesson, *, epochs: int, seed: int, rate: float, name: str) -> Judge:
-    """Train `net` (pictures to logits [N, 2]) to convergence on the lesson.
+def fit(net: nn.Module, data: AttackData, *, epochs: int, seed: int, rate: float, name: str) -> Scorer:
+    """Train `net` (pictures to logits [N, 2]), and return it as a scorer.
 
     Pictures are mirrored and shifted by up to four pixels while it learns; `Linear` sees them as they are.
     """
@@ -116,13 +130,13 @@ def fit(net: nn.Module, lesson: Lesson, *, epochs: int, seed: int, rate: float, 
     torch.manual_seed(seed)
     net.to(DEVICE)
     optimizer = torch.optim.AdamW(net.parameters(), rate, weight_decay=0.02)
-    labels = torch.from_numpy(lesson.truth).long().to(DEVICE)
+    labels = torch.from_numpy(data.truth).long().to(DEVICE)
     steps = epochs * (len(labels) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps + 1)
     best, kept = float("inf"), clone(net)
     bar = tqdm(total=steps, desc=f"{name}, seed {seed}", leave=False)
     for epoch in range(epochs):
-        chips = lesson.draws[epoch % len(lesson.draws)]
+        chips = data.draws[epoch % len(data.draws)]
         net.train()
         for rows in torch.randperm(len(labels))[: len(labels) // BATCH * BATCH].split(BATCH):
             x = pictures(chips[rows.numpy()])
@@ -139,18 +153,21 @@ def fit(net: nn.Module, lesson: Lesson, *, epochs: int, seed: int, rate: float, 
             optimizer.step()
             schedule.step()
             bar.update()
-        odds = judge(net)(lesson.val)
-        crossed = cross_entropy(odds, lesson.val_truth)
-        bar.set_postfix(val=f"{((odds > 0) == lesson.val_truth).mean():.3f}")
+        odds = scorer(net)(data.val)
+        crossed = cross_entropy(odds, data.val_truth)
+        bar.set_postfix(val=f"{((odds > 0) == data.val_truth).mean():.3f}")
         if crossed < best:
             best, kept = crossed, clone(net)
     bar.close()
     net.load_state_dict(kept)
-    return judge(net)
+    return scorer(net)
 
 
-def judge(net: nn.Module) -> Judge:
-    """A trained network's log-odds: the mean over each picture and its mirror image (`Linear`: the picture alone)."""
+def scorer(net: nn.Module) -> Scorer:
+    """Return a trained network as a scorer.
+
+    Its log-odds are the mean over a picture and its mirror image (`Linear`: the picture alone).
+    """
 
     @torch.no_grad()
     def odds(chips: Chips) -> Odds:
@@ -169,17 +186,18 @@ def judge(net: nn.Module) -> Judge:
 
 
 def clone(net: nn.Module) -> dict[str, Any]:
+    """Return a copy of a network's weights."""
     return {k: v.clone() for k, v in net.state_dict().items()}
 
 
 def cross_entropy(odds: Odds, truth: Truth) -> float:
-    """In nats."""
+    """Return the mean cross-entropy in nats."""
     return float(F.binary_cross_entropy_with_logits(torch.from_numpy(odds), torch.from_numpy(truth).double()))
 
 
 @torch.no_grad()
 def outputs(network: Provider, chips: Chips, name: str) -> Tensor:
-    """A provider's embeddings [N, D] or logits [N, classes] of all chips."""
+    """Return a provider's embeddings [N, D] or logits [N, classes] of all chips."""
     network.to(DEVICE)
     run = network.net if DEVICE.type == "cuda" else network.net.session()
     parts = []
@@ -191,9 +209,17 @@ def outputs(network: Provider, chips: Chips, name: str) -> Tensor:
     return torch.cat(parts)
 
 
-def probe(lessons: Iterable[Tensor], truth: Truth, val: Tensor, val_truth: Truth, seed: int = 0) -> "Probe":
-    """Two layers on a face embedding [N, D] of the sanitized chips; one tensor per draw."""
-    draws = list(lessons)
+def probe(embeddings: Iterable[Tensor], truth: Truth, val: Tensor, val_truth: Truth, seed: int = 0) -> "Probe":
+    """Train two layers on face embeddings of the sanitized chips.
+
+    Args:
+        embeddings: of the training chips [N, D], one tensor for each draw.
+        truth: of the training chips [N].
+        val: embeddings of the validation chips [V, D].
+        val_truth: of the validation chips [V].
+        seed: of weights, order and dropout.
+    """
+    draws = list(embeddings)
     torch.manual_seed(seed)
     net = Probe(draws[0].shape[1])
     optimizer = torch.optim.AdamW(net.parameters(), 2e-3, weight_decay=0.05)
@@ -221,17 +247,19 @@ class Probe(nn.Module):
         self.net = nn.Sequential(nn.Linear(features, 256), nn.ReLU(), nn.Dropout(0.3), nn.Linear(256, 1))
 
     def forward(self, embedding: Tensor) -> Tensor:
+        """Run the network."""
         out: Tensor = self.net(embedding * self.scale)[:, 0]
         return out
 
     @torch.no_grad()
     def odds(self, embedding: Tensor) -> Odds:
+        """Return log-odds [N]."""
         self.eval()
         return np.asarray(self(embedding).double().numpy())
 
 
 def logistic(x: NDArray[np.float32], truth: Truth, decay: float = 0.1) -> Callable[[NDArray[np.float32]], Odds]:
-    """Logistic regression with an L2 penalty: features [N, D] to log-odds [N]."""
+    """Fit a logistic regression with an L2 penalty: features [N, D] to log-odds [N]."""
     features = torch.from_numpy(np.concatenate([x, np.ones((len(x), 1), np.float32)], 1)).double()
     weights = torch.zeros(features.shape[1], dtype=torch.double, requires_grad=True)
     optimizer = torch.optim.LBFGS([weights], max_iter=200, line_search_fn="strong_wolfe")
@@ -253,8 +281,8 @@ def logistic(x: NDArray[np.float32], truth: Truth, decay: float = 0.1) -> Callab
     return odds
 
 
-class Restorer(nn.Module):
-    """The recovery attack's U-Net: sanitized [N, 3, 112, 112] to its guess of the raw picture."""
+class Reconstructor(nn.Module):
+    """The reconstruction attack's U-Net: sanitized [N, 3, 112, 112] to its guess of the raw picture."""
 
     def __init__(self, width: int = 48) -> None:
         super().__init__()
@@ -262,27 +290,28 @@ class Restorer(nn.Module):
         self.down = nn.Conv2d(width, 2 * width, 3, stride=2, padding=1)
         self.deep = nn.ModuleList(nn.Conv2d(2 * width, 2 * width, 3, padding=1) for _ in range(3))
         self.up = nn.Conv2d(2 * width, width, 3, padding=1)
-        self.paint = nn.Conv2d(width, width, 3, padding=1)
+        self.smooth = nn.Conv2d(width, width, 3, padding=1)
         self.head = nn.Conv2d(width, 48, 3, padding=1)
 
     def forward(self, face: Tensor) -> Tensor:
+        """Run the network."""
         x = F.pixel_unshuffle(face, 4)
         fine = F.relu(self.stem(x))
         deep = F.relu(self.down(fine))
         for layer in self.deep:
             deep = F.relu(deep + layer(deep))
         fine = F.relu(fine + F.interpolate(self.up(deep), scale_factor=2, mode="nearest"))
-        return F.pixel_shuffle(x + self.head(F.relu(fine + self.paint(fine))), 4)
+        return F.pixel_shuffle(x + self.head(F.relu(fine + self.smooth(fine))), 4)
 
 
-def restore(sanitized: Chips, raw: Chips, *, epochs: int, seed: int) -> Callable[[Chips], Chips]:
-    """Learn to undo a mechanism from pairs of sanitized and raw training chips; what comes back are chips again."""
+def reconstruction_attack(sanitized: Chips, raw: Chips, *, epochs: int, seed: int) -> Callable[[Chips], Chips]:
+    """Learn to undo a mechanism from pairs of sanitized and raw training chips; return the map from chips to chips."""
     torch.manual_seed(seed)
-    net = Restorer().to(DEVICE, memory_format=torch.channels_last)
+    net = channels_last(Reconstructor().to(DEVICE))
     steps = epochs * (len(raw) // BATCH)
     optimizer = torch.optim.AdamW(net.parameters(), 1e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-3, total_steps=steps + 1)
-    bar = tqdm(total=steps, desc="recovery", leave=False)
+    bar = tqdm(total=steps, desc="reconstruction", leave=False)
     for _ in range(epochs):
         for rows in torch.randperm(len(raw))[: len(raw) // BATCH * BATCH].split(BATCH):
             x = pictures(sanitized[rows.numpy()]).contiguous(memory_format=torch.channels_last)

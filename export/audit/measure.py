@@ -1,329 +1,34 @@
-"""The measurements: what one mechanism keeps of the service and leaves to one attacker."""
+"""The measurements: each method measures one thing about one mechanism, and returns one of the types in `report`."""
 
 from collections.abc import Callable
-from copy import copy
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from edgesan.model.load import Model
-from export.audit import attackers, mechanisms, metrics
-from export.audit.attackers import Chips, Convolutional, FineTuned, Judge, Lesson, Linear
-from export.audit.cells import Work
-from export.audit.device import composed, jpeg, shaken
+from export.audit import attackers, cells, device, mechanisms, metrics
+from export.audit.attackers import AttackData, Chips, Convolutional, FineTuned, Linear, Scorer
+from export.audit.cells import Store
 from export.audit.mechanisms import Mechanism
-from export.audit.splits import SHARES, ClosedSet, closed_set, open_set
+from export.audit.report import Brief, Looks, Plan, Point, Score, Strangers, Track, Utility
+from export.audit.splits import ClosedSet, Mask, closed_set, open_set
 from export.providers import Provider
 
 UTILITY = "id_mobilefacenet_paddle"  # took part in the training
 MATCHERS = (UTILITY, "id_mobilefacenet_b")  # the second did not
-FROZEN = ("gender_faceapi", "gender_dlib", "gender_gear")  # the first took part in the training
-RAW_ONLY = (
-    "CNN 4 of raw faces",
-    f"probe of raw faces on {MATCHERS[1]}",
-)  # ours, frozen before they see a sanitized one
-CANVAS = "plain"  # what is around the faces in an output frame
+FROZEN = ("gender_faceapi", "gender_dlib", "gender_gear")  # none has seen a sanitized face
+RAW_CNN, RAW_PROBE = "CNN 4 of raw faces", f"probe of raw faces on {MATCHERS[1]}"
+RAW_ONLY = (RAW_CNN, RAW_PROBE)  # our own, which have seen only raw faces
 FALSE_ACCEPTS = (1e-2, 1e-3)
+TRACK_FRAMES = (1, 10, 30, 150)
+SERVICE_SCALE = 16  # of the service's cosines before the softmax
 
-
-@dataclass(frozen=True)
-class Plan:
-    """How much is measured."""
-
-    seeds: int = 3  # of every fresh attacker
-    baseline_train: int = 4000  # pictures that they learn on there: fewer flatter the baselines, not us
-    epochs: int = 6
-    draws: int = 2  # of each training picture
-    mean_draws: int = 8  # that are averaged, for the attacker who gets one still many times
-    limit: int | None = None  # pictures of the closed set: a quick look, no claim
-    open_limit: int = 3000  # pictures of the open set
-    brief: bool = (
-        False  # without the attackers who know z, average draws or frames, recover first, or look around the face
-    )
-    track: int = 200  # faces that are followed over 150 frames
-    again: int = 400  # faces that are looked for again in the output frame
-
-
-class Audit:
-    """One run of the protocol; each method is a part of the table."""
-
-    def __init__(self, folder: Path, networks: Path, work: Path, plan: Plan, cells: Path | None = None) -> None:
-        self.networks, self.plan, self.folder = networks, plan, folder
-        self.closed = closed_set(folder, plan.limit)
-        self.work = Work(work, cells or work, self.closed.faces.digest(), plan.epochs, plan.draws)
-        self.matchers = {name: self._provider(name) for name in MATCHERS}
-        self.drawn: tuple[str, list[Chips]] = ("", [])
-        c = self.closed
-        self.raw = {name: self._embed(mechanisms.raw(), name, c.faces.chips, "closed") for name in MATCHERS}
-        self.service = identification(
-            self.raw[UTILITY][c.train], torch.from_numpy(c.person[c.train]), c.people
-        )  # fmt: skip
-
-    def smaller(self, n: int) -> "Audit":
-        """The same audit, and the same service, with only n pictures for an attacker to learn on."""
-        c, few = self.closed, self.closed.fewer(n)
-        part = copy(self)
-        masks = (getattr(c, name)[few] for name in SHARES)
-        part.closed = ClosedSet(c.faces.where(few), c.person[few], c.truth[few], *masks)
-        part.work, part.drawn = Work(self.work.folder, self.work.cells, *self.work.context, n), ("", [])
-        part.raw = {name: seen[torch.from_numpy(few)] for name, seen in self.raw.items()}
-        return part
-
-    def _provider(self, name: str) -> Provider:
-        return Provider(name, self.networks).eval().requires_grad_(False)
-
-    def _embed(self, m: Mechanism, matcher: str, chips: Chips, part: str, draw: int = 0) -> Tensor:
-        seen: Tensor = self.work.tensor(
-            f"{part} {matcher} draw {draw}",
-            lambda: attackers.outputs(self.matchers[matcher], chips, f"{matcher} of {m.name}"),
-            m.identity,
-        )
-        return seen
-
-    def draws(self, m: Mechanism) -> list[Chips]:
-        """Draws of the whole closed set: several of a stochastic mechanism, one of another."""
-        if self.drawn[0] != m.identity:  # one attacker after the other looks at them
-            c, count = self.closed, self.plan.draws if m.stochastic else 1
-            self.drawn = m.identity, [self.work.packets(m, c.faces.chips, c.truth, d, "closed") for d in range(count)]
-        return self.drawn[1]
-
-    def lesson(self, draws: list[Chips]) -> Lesson:
-        c = self.closed
-        return Lesson([d[c.train] for d in draws], c.truth[c.train], draws[0][c.val], c.truth[c.val])
-
-    def judged(self, odds: Callable[[NDArray[np.bool_]], metrics.Odds]) -> dict[str, Any]:
-        """Scores of an attacker given as a function from a mask of the closed set to log-odds."""
-        c = self.closed
-        test, val = odds(c.test), odds(c.val)
-        result = metrics.scores(test, c.truth[c.test], (val, c.truth[c.val]), c.person[c.test])
-        both, person = np.concatenate([test, val]), np.concatenate([c.person[c.test], c.person[c.val]])
-        result["pooled"] = metrics.pooled(both, np.concatenate([c.truth[c.test], c.truth[c.val]]), person)
-        right = (test > 0) == c.truth[c.test]
-        result["slices"] = {
-            f"{column} {value}": round(float(right[c.faces[column][c.test] == value].mean()), 4)
-            for column in ("gender", "set", "identity_split")
-            for value in sorted(set(c.faces[column][c.test].tolist()))
-        }
-        return result
-
-    def utility(self, m: Mechanism, seen: Tensor | None = None) -> dict[str, float]:
-        """The service with its own unchanged algorithm: who is it, among the closed set's people?
-
-        `seen`: its embeddings of the test pictures, where they are known already.
-        """
-        c = self.closed
-        if seen is None:
-            seen = self._embed(m, UTILITY, self.draws(m)[0][c.test], "closed test")
-        person = torch.from_numpy(c.person[c.test])
-        with torch.no_grad():
-            logits = 16 * F.linear(seen, F.normalize(self.service.weight))
-        crossed = F.cross_entropy(logits, person, reduction="none")
-        return {f"top{k}": top(self.service, seen, person, k) for k in (1, 5)} | {"nats": float(crossed.mean())}
-
-    def looks(self, m: Mechanism) -> dict[str, float]:
-        """How far from the raw face: structural similarity, and the distance that a matcher perceives."""
-        c = self.closed
-        sent = self.draws(m)[0][c.test]
-        unseen = self._embed(m, MATCHERS[1], self.draws(m)[0], "closed")[c.test]
-        return {
-            "ssim": metrics.ssim(c.faces.chips[c.test], sent),
-            "matcher_distance": float((1 - (unseen * self.raw[MATCHERS[1]][c.test]).sum(1)).mean()),
-        }
-
-    def frozen(self, m: Mechanism, name: str) -> dict[str, Any]:
-        """A classifier that never saw a sanitized face: a provider's, or one of `RAW_ONLY`."""
-        if name in RAW_ONLY:
-            return self.raw_only(m, name)
-        net, chips = self._provider(name), self.draws(m)[0]
-        sign = 1 if net.classes[0] == "M" else -1
-
-        def odds(mask: NDArray[np.bool_]) -> metrics.Odds:
-            logits = attackers.outputs(net, chips[mask], f"{name} of {m.name}")
-            return np.asarray((sign * (logits[:, 0] - logits[:, 1])).double().numpy())
-
-        return self.judged(odds)
-
-    def raw_only(self, m: Mechanism, name: str) -> dict[str, Any]:
-        """Ours of raw faces, as it stood before it saw a sanitized one."""
-        c, sent = self.closed, self.draws(m)[0]
-        if name == RAW_ONLY[0]:
-            judge = attackers.judge(self.begun_on_raw(PIXEL_ATTACKERS[FRESH[0]](self.networks)[0]))
-            return self.judged(lambda mask: judge(sent[mask]))
-        raw, seen = self.raw[MATCHERS[1]], self._embed(m, MATCHERS[1], sent, "closed")
-        net = attackers.probe([raw[c.train]], c.truth[c.train], raw[c.val], c.truth[c.val])
-        return self.judged(lambda mask: net.odds(seen[mask]))
-
-    def along(self, m: Mechanism, fresh: tuple[str, ...] = ()) -> dict[str, Any]:
-        """One point of the dial's curve: the service, the frozen classifier, and fresh attackers.
-
-        `distribution`: quartiles of P(M) over women's and over men's pictures, as the frozen classifier says it;
-        `fresh_distribution`: the same of the best fresh attacker, calibrated on the validation pictures.
-        """
-        c, net = self.closed, self._provider(FROZEN[0])
-        logits = attackers.outputs(net, self.draws(m)[0][c.test], f"{FROZEN[0]} of {m.name}")
-        p = logits.softmax(1)[:, net.classes.index("M")].numpy()
-        truth, found = c.truth[c.test], {}
-        fresh = fresh or ("CNN 4, begun on raw faces", f"probe on {UTILITY}")
-        seen = None  # where no attacker asks for all embeddings, the test pictures' are enough
-        if f"probe on {UTILITY}" not in fresh:
-            seen = attackers.outputs(self.matchers[UTILITY], self.draws(m)[0][c.test], f"{UTILITY} of {m.name}")
-        for name in fresh:
-            attack = self.attack(m, name, 0)
-            found[name] = (self.judged(attack), metrics.calibrated(attack(c.test), attack(c.val), c.truth[c.val]))
-        best = max(found, key=lambda name: float(found[name][0]["accuracy"]))
-        return self.utility(m, seen) | {
-            "attacker": found[best][0]["accuracy"],
-            "attacker_95": found[best][0]["accuracy_95"],
-            "leak_nats": max(f["leak_nats"] for f, _ in found.values()),
-            "attackers": {name: {k: f[k] for k in ("accuracy", "balanced", "auc", "leak_nats")} for name, (f, _) in found.items()},
-            "frozen": float(((p > 0.5) == truth).mean()),
-            "distribution": quartiles(p, truth),
-            "fresh_distribution": quartiles(1 / (1 + np.exp(-found[best][1])), truth),
-        }  # fmt: skip
-
-    def fresh(self, m: Mechanism, attacker: str, seed: int) -> dict[str, Any]:
-        """An attacker of our own on the sanitized closed set, judged on its test pictures."""
-        return self.judged(self.attack(m, attacker, seed))
-
-    def attack(self, m: Mechanism, attacker: str, seed: int) -> Callable[[NDArray[np.bool_]], metrics.Odds]:
-        """Train an attacker on the sanitized closed set; its log-odds of the pictures of a mask [N]."""
-        draws = self.draws(m)
-        if attacker.startswith("probe on "):
-            matcher = attacker.removeprefix("probe on ")
-            seen = [self._embed(m, matcher, d, "closed", i) for i, d in enumerate(draws)]
-            c = self.closed
-            net = attackers.probe((s[c.train] for s in seen), c.truth[c.train], seen[0][c.val], c.truth[c.val], seed)
-            return lambda mask: net.odds(seen[0][mask])
-        judge = self.fit(attacker, draws, seed)
-        return lambda mask: judge(draws[0][mask])
-
-    def fit(self, attacker: str, draws: list[Chips], seed: int) -> Judge:
-        """Train one of `PIXEL_ATTACKERS` on draws of the closed set."""
-        net, rate = PIXEL_ATTACKERS[attacker](self.networks)
-        if attacker.endswith("begun on raw faces"):
-            net = self.begun_on_raw(net)
-        return attackers.fit(net, self.lesson(draws), epochs=self.plan.epochs, seed=seed, rate=rate, name=attacker)
-
-    def begun_on_raw(self, net: nn.Module) -> nn.Module:
-        """CNN 4, once it tells raw faces apart."""
-
-        def learn() -> dict[str, Any]:
-            lesson = self.lesson(self.draws(mechanisms.raw()))
-            attackers.fit(net, lesson, epochs=self.plan.epochs, seed=0, rate=2e-3, name="CNN 4 on raw faces")
-            return {name: value.cpu() for name, value in net.state_dict().items()}
-
-        net.load_state_dict(self.work.tensor("CNN 4, raw", learn))
-        return net.to(attackers.DEVICE)
-
-    def mean_of_draws(self, m: Mechanism, seed: int) -> dict[str, Any]:
-        """An attacker who gets one still many times, averages the pictures, and trained on such averages."""
-        c = self.closed
-        total = np.zeros(c.faces.chips.shape, np.uint16)
-        for draw in range(self.plan.mean_draws):
-            total += self.work.packets(m, c.faces.chips, c.truth, 100 + draw, "closed")
-        mean = (total / self.plan.mean_draws).round().astype(np.uint8)
-        judge = self.fit("CNN 4, begun on raw faces", [mean], seed)
-        return self.judged(lambda mask: judge(mean[mask]))
-
-    def knows_noise(self, m: Mechanism, model: Model, alpha: float, seed: int) -> dict[str, Any]:
-        """An attacker who is told z: the device's noise is its secret, so this shows what rests on the secret."""
-        c = self.closed
-        z = [mechanisms.draw_noise(model.noise_dimensions, len(c.truth), draw) for draw in range(self.plan.draws)]
-        draws = [attackers.with_noise(chips, noise) for chips, noise in zip(self.draws(m), z, strict=True)]
-        judge = attackers.fit(
-            attackers.Informed(), self.lesson(draws), epochs=self.plan.epochs, seed=seed,
-            rate=2e-3, name="knows z",
-        )  # fmt: skip
-        return self.judged(lambda mask: judge(draws[0][mask]))
-
-    def recovery(self, m: Mechanism, seed: int) -> dict[str, Any]:
-        """Undo first, with a network trained on (sanitized, raw) pairs; then a classifier, begun on raw faces."""
-        c, draws = self.closed, self.draws(m)
-        undo = attackers.restore(draws[0][c.train], c.faces.chips[c.train], epochs=self.plan.epochs, seed=seed)
-        restored = [undo(d) for d in draws]
-        judge = self.fit("CNN 4, begun on raw faces", restored, seed)
-        return self.judged(lambda mask: judge(restored[0][mask]))
-
-    def track(self, m: Mechanism, model: Model, alpha: float, seed: int) -> dict[str, Any]:
-        """The best pixel attacker over many frames of one track, under the device's noise: one draw per track.
-
-        Each of `track` test faces is seen 150 times, as a camera would see it: aligned a little differently each time
-        (up to 1.5 pixels and 2 degrees) and with the noise of a sensor (2 levels). z stays.
-        """
-        c = self.closed
-        judge = self.fit("CNN 4, begun on raw faces", self.draws(m), seed)
-        generator = np.random.default_rng(seed)
-        rows = np.flatnonzero(c.test)[generator.permutation(int(c.test.sum()))[: self.plan.track]]
-        z = mechanisms.draw_noise(model.noise_dimensions, len(rows), 900 + seed)
-        odds = []
-        for _ in tqdm(range(150), desc="frames of a track", leave=False):
-            seen = np.stack([shaken(chip, generator) for chip in c.faces.chips[rows]])
-            odds.append(judge(jpeg(np.concatenate([model.run(seen[i : i + 20], z[i : i + 20], alpha) for i in range(0, len(seen), 20)]))))  # fmt: skip
-        by_frames = {}
-        for n in (1, 10, 30, 150):
-            right = (np.mean(odds[:n], axis=0) > 0) == c.truth[rows]
-            by_frames[str(n)] = float((right[c.truth[rows]].mean() + right[~c.truth[rows]].mean()) / 2)
-        return {"balanced_by_frames": by_frames, "faces": len(rows)}
-
-    def context(self, model: Model, alpha: float) -> dict[str, Any]:
-        """The best pixel attacker on output frames: what place, size, turn and edge of a painted face give away besides it.
-
-        Each chip goes through the whole runtime in a frame of its own, as in `found_again`; the attacker sees twice the
-        face's surroundings. What lies beyond a chip's edge is not in the data: there it is repeated.
-        """
-        c = self.closed
-        frames = [sent for sent, _, _ in composed(model, c.faces.chips, alpha)]
-        views = [f[48:-48, 48:-48] for f in frames]  # 224 of 320 pixels: the chip, and half of it on every side
-        sent = np.stack([cv2.resize(v[..., ::-1], (112, 112), interpolation=cv2.INTER_AREA) for v in views])
-        judge = self.fit(FRESH[0], [sent], 0)
-        return self.judged(lambda mask: judge(sent[mask]))
-
-    def strangers(self, m: Mechanism) -> dict[str, Any]:
-        """The open set: do matchers still know a stranger again, and do attackers tell a stranger's gender?
-
-        Sanitized probes against raw and against sanitized galleries. The attackers learn from people of
-        `identity_split = train`, so they have seen none of these people.
-        """
-        faces, person, truth = open_set(self.folder, self.plan.open_limit)
-        sent = self.work.packets(m, faces.chips, truth, 0, "open")
-        known = np.isin(person, np.flatnonzero(np.bincount(person) > 1))
-        result: dict[str, Any] = {"pictures": len(faces), "people": len(np.unique(person)), "tar": {}, "attackers": {}}
-        for matcher in MATCHERS:
-            raw = self._embed(mechanisms.raw(), matcher, faces.chips, "open")[known]
-            seen = self._embed(m, matcher, sent, "open")[known]
-            for name, probe, gallery in (
-                ("raw", raw, raw),
-                ("against raw", seen, raw),
-                ("against sanitized", seen, seen),
-            ):
-                result["tar"][f"{matcher}, {name}"] = metrics.tar_at_far(probe, gallery, person[known], FALSE_ACCEPTS)
-        c = self.closed
-        train = c.train & (c.faces["identity_split"] == "train")
-        val = c.val & (c.faces["identity_split"] != "test")
-        draws = self.draws(m)
-        lesson = Lesson([d[train] for d in draws], c.truth[train], draws[0][val], c.truth[val])
-        name = FRESH[0]
-        net = self.begun_on_raw(PIXEL_ATTACKERS[name](self.networks)[0])
-        judge = attackers.fit(net, lesson, epochs=self.plan.epochs, seed=0, rate=1e-3, name="open set")
-        result["attackers"][name] = metrics.scores(judge(sent), truth, (judge(lesson.val), lesson.val_truth), person)
-        seen = [self._embed(m, UTILITY, d, "closed", i) for i, d in enumerate(draws)]
-        net_p = attackers.probe((s[train] for s in seen), c.truth[train], seen[0][val], c.truth[val])
-        strangers = self._embed(m, UTILITY, sent, "open")
-        result["attackers"][f"probe on {UTILITY}"] = metrics.scores(
-            net_p.odds(strangers), truth, (net_p.odds(seen[0][val]), c.truth[val]), person
-        )
-        return result
-
-
-# name -> (network, learning rate), given the folder of networks
 PIXEL_ATTACKERS: dict[str, Callable[[Path], tuple[nn.Module, float]]] = {
     "CNN 4, begun on raw faces": lambda networks: (Convolutional(4), 1e-3),
     "CNN 2": lambda networks: (Convolutional(2), 2e-3),
@@ -331,24 +36,337 @@ PIXEL_ATTACKERS: dict[str, Callable[[Path], tuple[nn.Module, float]]] = {
     "linear on pixels": lambda networks: (Linear(), 1e-3),
     "gender_faceapi, trained on": lambda networks: (FineTuned("gender_faceapi", networks), 3e-4),
 }
+"""Attackers on pictures: given the folder of networks, the network to train and its learning rate."""
+BEST_PIXEL = next(iter(PIXEL_ATTACKERS))
 FRESH = (*PIXEL_ATTACKERS, *(f"probe on {matcher}" for matcher in MATCHERS))
 
+Attack = Callable[[Mask], metrics.Odds]
+"""A trained attacker: from a mask of the closed set to the log-odds of its pictures."""
 
-def quartiles(p: NDArray[np.floating[Any]], truth: NDArray[np.bool_]) -> dict[str, list[float]]:
-    """Of P(M) [N], over women's and over men's pictures."""
-    return {
-        who: [round(float(q), 4) for q in np.quantile(p[truth == (who == "M")], (0.25, 0.5, 0.75))]
-        for who in ("F", "M")
-    }
+
+@dataclass(frozen=True)
+class Folders:
+    """Where everything lies: inputs, and the cells of a run."""
+
+    data: Path  # sets (.tar and .csv)
+    networks: Path  # the providers' ONNX networks
+    work: Path  # pictures, embeddings and weights: never to be published
+    cells: Path | None = None  # figures (None: in `work`)
+    known: Path | None = None  # a file of figures that were measured before
+
+    def store(self, *context: object) -> Store:
+        """Return the store of cells that depend on `context`."""
+        known = cells.read_known(self.known) if self.known is not None else {}
+        return Store(self.work, self.cells, known, *context)
+
+
+@dataclass(eq=False)
+class Measurements:
+    """All measurements on one closed set, under one plan. A part of another's has the other's service."""
+
+    folders: Folders
+    plan: Plan
+    closed: ClosedSet
+    store: Store
+    part_of: "tuple[Measurements, Mask] | None" = None
+    _drawn: tuple[str, list[Chips]] = ("", [])
+
+    @classmethod
+    def of(cls, folders: Folders, plan: Plan) -> "Measurements":
+        """Read the closed set.
+
+        Raises:
+            ExportError: a set or the file of known cells is missing or broken.
+        """
+        closed = closed_set(folders.data, plan.limit)
+        return cls(folders, plan, closed, folders.store(closed.faces.digest(), plan.epochs, plan.draws))
+
+    def smaller(self, n: int) -> "Measurements":
+        """Return the same measurements for attackers who learn on only n pictures."""
+        few = self.closed.fewer(n)
+        return Measurements(self.folders, self.plan, self.closed.where(few), self.store.within(n), (self, few))
+
+    def prepare(self) -> None:
+        """Embed the raw faces and train the service, before anything is measured."""
+        _ = self.raw, self.service
+
+    @cached_property
+    def matchers(self) -> dict[str, Provider]:
+        """The matchers' networks."""
+        return {name: self.provider(name) for name in MATCHERS}
+
+    @cached_property
+    def raw(self) -> dict[str, Tensor]:
+        """Each matcher's embeddings [N, D] of the raw faces."""
+        if self.part_of is not None:
+            whole, rows = self.part_of
+            return {name: seen[torch.from_numpy(rows)] for name, seen in whole.raw.items()}
+        return {name: self._embed(mechanisms.raw(), name, self.closed.faces.chips, "closed") for name in MATCHERS}
+
+    @cached_property
+    def service(self) -> nn.Linear:
+        """Who is it, among the closed set's people? Trained on raw faces only."""
+        if self.part_of is not None:
+            return self.part_of[0].service
+        c = self.closed
+        return identification(self.raw[UTILITY][c.train], torch.from_numpy(c.person[c.train]), c.people)
+
+    def provider(self, name: str) -> Provider:
+        """Read a provider's network, frozen."""
+        return Provider(name, self.folders.networks).eval().requires_grad_(False)
+
+    def _embed(self, m: Mechanism, matcher: str, chips: Chips, part: str, draw: int = 0) -> Tensor:
+        seen: Tensor = self.store.tensors(
+            f"{part} {matcher} draw {draw}",
+            lambda: attackers.outputs(self.matchers[matcher], chips, f"{matcher} of {m.name}"),
+            m.identity,
+        )
+        return seen
+
+    def draws(self, m: Mechanism) -> list[Chips]:
+        """Return draws of the whole closed set: several of a stochastic mechanism, one of another."""
+        if self._drawn[0] != m.identity:  # one attacker after the other looks at them
+            count = self.plan.draws if m.stochastic else 1
+            self._drawn = m.identity, [self._received(m, draw) for draw in range(count)]
+        return self._drawn[1]
+
+    def _received(self, m: Mechanism, draw: int) -> Chips:
+        return device.received(self.store, m, self._labelled(), draw)
+
+    def _labelled(self) -> device.Labelled:
+        return device.Labelled("closed", self.closed.faces.chips, self.closed.truth)
+
+    def averaged(self, m: Mechanism) -> list[cells.Cell]:
+        """Return the cells of the draws that `mean_of_draws` averages."""
+        numbers = range(100, 100 + self.plan.mean_draws)
+        return [device.sending(self.store, m, self._labelled(), n) for n in numbers]
+
+    def attack_data(self, draws: list[Chips]) -> AttackData:
+        """Return the part of draws of the closed set that attackers learn from."""
+        c = self.closed
+        return AttackData([d[c.train] for d in draws], c.truth[c.train], draws[0][c.val], c.truth[c.val])
+
+    def score(self, attack: Attack) -> Score:
+        """Return an attacker's score on the test pictures, with parts of them and with pooled pictures."""
+        c = self.closed
+        test, val = attack(c.test), attack(c.val)
+        score = metrics.scores(test, c.truth[c.test], (val, c.truth[c.val]), c.person[c.test])
+        truth, person = (np.concatenate([of[c.test], of[c.val]]) for of in (c.truth, c.person))
+        right = (test > 0) == c.truth[c.test]
+        slices = {
+            f"{column} {value}": round(float(right[c.faces[column][c.test] == value].mean()), 4)
+            for column in ("gender", "set", "identity_split")
+            for value in sorted(set(c.faces[column][c.test].tolist()))
+        }
+        pooled = metrics.pooled(np.concatenate([test, val]), truth, person)
+        return replace(score, pooled=pooled, slices=slices)
+
+    def utility(self, m: Mechanism, seen: Tensor | None = None) -> Utility:
+        """Ask the service, unchanged, who is in each test picture.
+
+        Args:
+            m: the mechanism.
+            seen: the service's embeddings of the test pictures, where they are known already.
+        """
+        c = self.closed
+        if seen is None:
+            seen = self._embed(m, UTILITY, self.draws(m)[0][c.test], "closed test")
+        person = torch.from_numpy(c.person[c.test])
+        with torch.no_grad():
+            logits = SERVICE_SCALE * F.linear(seen, F.normalize(self.service.weight))
+        crossed = F.cross_entropy(logits, person, reduction="none")
+        first, fifth = (top(self.service, seen, person, k) for k in (1, 5))
+        return Utility(first, fifth, float(crossed.mean()))
+
+    def looks(self, m: Mechanism) -> Looks:
+        """Compare the test pictures with the raw ones."""
+        c, matcher = self.closed, MATCHERS[1]
+        seen = self._embed(m, matcher, self.draws(m)[0], "closed")[c.test]
+        return Looks(
+            metrics.ssim(c.faces.chips[c.test], self.draws(m)[0][c.test]),
+            float((1 - (seen * self.raw[matcher][c.test]).sum(1)).mean()),
+        )
+
+    def frozen(self, m: Mechanism, name: str) -> Score:
+        """Score a classifier that has never seen a sanitized face: a provider's, or one of `RAW_ONLY`."""
+        if name in RAW_ONLY:
+            return self._raw_only(m, name)
+        net, chips = self.provider(name), self.draws(m)[0]
+        sign = 1 if net.classes[0] == "M" else -1
+
+        def odds(mask: Mask) -> metrics.Odds:
+            logits = attackers.outputs(net, chips[mask], f"{name} of {m.name}")
+            return np.asarray((sign * (logits[:, 0] - logits[:, 1])).double().numpy())
+
+        return self.score(odds)
+
+    def _raw_only(self, m: Mechanism, name: str) -> Score:
+        """Score an attacker of our own that has seen only raw faces."""
+        c, sent = self.closed, self.draws(m)[0]
+        if name == RAW_CNN:
+            scorer = attackers.scorer(self._begun_on_raw(self._network(BEST_PIXEL)[0]))
+            return self.score(lambda mask: scorer(sent[mask]))
+        raw, seen = self.raw[MATCHERS[1]], self._embed(m, MATCHERS[1], sent, "closed")
+        net = attackers.probe([raw[c.train]], c.truth[c.train], raw[c.val], c.truth[c.val])
+        return self.score(lambda mask: net.odds(seen[mask]))
+
+    def along(self, m: Mechanism, fresh: tuple[str, ...] = (BEST_PIXEL, f"probe on {UTILITY}")) -> Point:
+        """Measure one point of the dial's curve: the service, the frozen classifier, and fresh attackers."""
+        c, net = self.closed, self.provider(FROZEN[0])
+        logits = attackers.outputs(net, self.draws(m)[0][c.test], f"{FROZEN[0]} of {m.name}")
+        p = logits.softmax(1)[:, net.classes.index("M")].numpy()
+        truth, scores, odds = c.truth[c.test], {}, {}
+        seen = None  # where no attacker needs all embeddings, those of the test pictures are enough
+        if f"probe on {UTILITY}" not in fresh:
+            seen = attackers.outputs(self.matchers[UTILITY], self.draws(m)[0][c.test], f"{UTILITY} of {m.name}")
+        for name in fresh:
+            attack = self.attack(m, name, 0)
+            scores[name] = self.score(attack)
+            odds[name] = metrics.calibrated(attack(c.test), attack(c.val), c.truth[c.val])
+        best = max(scores, key=lambda name: scores[name].accuracy)
+        return Point(
+            **asdict(self.utility(m, seen)),
+            attacker=scores[best].accuracy,
+            attacker_95=scores[best].accuracy_95,
+            leak_nats=max(s.leak_nats for s in scores.values()),
+            attackers={n: Brief(s.accuracy, s.balanced, s.auc, s.leak_nats) for n, s in scores.items()},
+            frozen=float(((p > 0.5) == truth).mean()),
+            distribution=metrics.quartiles(p, truth),
+            fresh_distribution=metrics.quartiles(1 / (1 + np.exp(-odds[best])), truth),
+        )
+
+    def fresh(self, m: Mechanism, attacker: str, seed: int) -> Score:
+        """Train an attacker of our own on the sanitized closed set, and score it."""
+        return self.score(self.attack(m, attacker, seed))
+
+    def attack(self, m: Mechanism, attacker: str, seed: int) -> Attack:
+        """Train one of `FRESH` on the sanitized closed set."""
+        draws = self.draws(m)
+        if attacker.startswith("probe on "):
+            matcher = attacker.removeprefix("probe on ")
+            seen = [self._embed(m, matcher, d, "closed", i) for i, d in enumerate(draws)]
+            c = self.closed
+            net = attackers.probe((s[c.train] for s in seen), c.truth[c.train], seen[0][c.val], c.truth[c.val], seed)
+            return lambda mask: net.odds(seen[0][mask])
+        scorer = self._fit(attacker, draws, seed)
+        return lambda mask: scorer(draws[0][mask])
+
+    def _network(self, attacker: str) -> tuple[nn.Module, float]:
+        return PIXEL_ATTACKERS[attacker](self.folders.networks)
+
+    def _fit(self, attacker: str, draws: list[Chips], seed: int) -> Scorer:
+        """Train one of `PIXEL_ATTACKERS` on draws of the closed set."""
+        net, rate = self._network(attacker)
+        if attacker.endswith("begun on raw faces"):
+            net = self._begun_on_raw(net)
+        known = self.attack_data(draws)
+        return attackers.fit(net, known, epochs=self.plan.epochs, seed=seed, rate=rate, name=attacker)
+
+    def _begun_on_raw(self, net: nn.Module) -> nn.Module:
+        """Give a CNN 4 the weights of one that has learned on raw faces."""
+
+        def learn() -> dict[str, Tensor]:
+            known = self.attack_data(self.draws(mechanisms.raw()))
+            attackers.fit(net, known, epochs=self.plan.epochs, seed=0, rate=2e-3, name="CNN 4 on raw faces")
+            return {name: value.cpu() for name, value in net.state_dict().items()}
+
+        net.load_state_dict(self.store.tensors("CNN 4, raw", learn))
+        return net.to(attackers.DEVICE)
+
+    def mean_of_draws(self, m: Mechanism, seed: int) -> Score:
+        """Score an attacker who gets one still many times, averages the pictures, and has learned on such averages."""
+        total = np.zeros(self.closed.faces.chips.shape, np.uint16)
+        for draw in range(self.plan.mean_draws):
+            total += self._received(m, 100 + draw)
+        mean = (total / self.plan.mean_draws).round().astype(np.uint8)
+        scorer = self._fit(BEST_PIXEL, [mean], seed)
+        return self.score(lambda mask: scorer(mean[mask]))
+
+    def knows_noise(self, m: Mechanism, model: Model, seed: int) -> Score:
+        """Score an attacker who knows z. The noise is the device's secret: this shows what rests on it."""
+        dimensions, n = model.noise_dimensions, len(self.closed.truth)
+        z = [mechanisms.draw_noise(dimensions, n, draw) for draw in range(self.plan.draws)]
+        draws = [attackers.with_noise(chips, noise) for chips, noise in zip(self.draws(m), z, strict=True)]
+        net, known = attackers.Informed(), self.attack_data(draws)
+        scorer = attackers.fit(net, known, epochs=self.plan.epochs, seed=seed, rate=2e-3, name="knows z")
+        return self.score(lambda mask: scorer(draws[0][mask]))
+
+    def reconstruction(self, m: Mechanism, seed: int) -> Score:
+        """Undo the mechanism with a network trained on (sanitized, raw) pairs; score a classifier of its output."""
+        c, draws = self.closed, self.draws(m)
+        sanitized, raw = draws[0][c.train], c.faces.chips[c.train]
+        undo = attackers.reconstruction_attack(sanitized, raw, epochs=self.plan.epochs, seed=seed)
+        undone = [undo(d) for d in draws]
+        scorer = self._fit(BEST_PIXEL, undone, seed)
+        return self.score(lambda mask: scorer(undone[0][mask]))
+
+    def track(self, m: Mechanism, model: Model, alpha: float, seed: int) -> Track:
+        """Score the best pixel attacker over many frames of one track, under the device's noise: one draw per track.
+
+        Each of `plan.track` test faces is seen 150 times, as a camera would see it: aligned a little differently each
+        time (`device.shaken`). z stays.
+        """
+        c = self.closed
+        scorer = self._fit(BEST_PIXEL, self.draws(m), seed)
+        generator = np.random.default_rng(seed)
+        rows = np.flatnonzero(c.test)[generator.permutation(int(c.test.sum()))[: self.plan.track]]
+        z = mechanisms.draw_noise(model.noise_dimensions, len(rows), 900 + seed)
+        odds = []
+        for _ in tqdm(range(max(TRACK_FRAMES)), desc="frames of a track", leave=False):
+            seen = np.stack([device.shaken(chip, generator) for chip in c.faces.chips[rows]])
+            parts = (slice(i, i + 20) for i in range(0, len(seen), 20))
+            odds.append(scorer(device.jpeg(np.concatenate([model.run(seen[p], z[p], alpha) for p in parts]))))
+        right = {n: (np.mean(odds[:n], axis=0) > 0) == c.truth[rows] for n in TRACK_FRAMES}
+        return Track({str(n): metrics.balanced(r, c.truth[rows]) for n, r in right.items()}, len(rows))
+
+    def context(self, model: Model, alpha: float) -> Score:
+        """Score the best pixel attacker on output frames: what do place, size, turn and edge of a face give away?
+
+        Each chip goes through the whole runtime in a frame of its own; the attacker sees twice the face's surroundings.
+        """
+        frames = [out.sent for out in device.composed(model, self.closed.faces.chips, alpha)]
+        views = [f[48:-48, 48:-48] for f in frames]  # 224 of 320 pixels: the chip, and half of it on every side
+        sent = np.stack([device.shrunk(view[..., ::-1]) for view in views])
+        scorer = self._fit(BEST_PIXEL, [sent], 0)
+        return self.score(lambda mask: scorer(sent[mask]))
+
+    def strangers(self, m: Mechanism) -> Strangers:
+        """Measure the open set: do matchers still verify a stranger, and do attackers find out a stranger's gender?
+
+        Sanitized probes are compared with raw and with sanitized galleries. The attackers learn from people of
+        `identity_split = train`, so they have seen none of these people.
+        """
+        o = open_set(self.folders.data, self.plan.open_limit)
+        sent = device.received(self.store, m, device.Labelled("open", o.faces.chips, o.truth), 0)
+        known = np.isin(o.person, np.flatnonzero(np.bincount(o.person) > 1))
+        tar = {}
+        for matcher in MATCHERS:
+            raw = self._embed(mechanisms.raw(), matcher, o.faces.chips, "open")[known]
+            seen = self._embed(m, matcher, sent, "open")[known]
+            pairs = {"raw": (raw, raw), "against raw": (seen, raw), "against sanitized": (seen, seen)}
+            for name, (probe, gallery) in pairs.items():
+                tar[f"{matcher}, {name}"] = metrics.tar_at_far(probe, gallery, o.person[known], FALSE_ACCEPTS)
+        draws, c = self.draws(m), self.closed
+        train = c.train & (c.faces["identity_split"] == "train")
+        val = c.val & (c.faces["identity_split"] != "test")
+        data = AttackData([d[train] for d in draws], c.truth[train], draws[0][val], c.truth[val])
+        net = self._begun_on_raw(self._network(BEST_PIXEL)[0])
+        scorer = attackers.fit(net, data, epochs=self.plan.epochs, seed=0, rate=1e-3, name="open set")
+        scores = {BEST_PIXEL: metrics.scores(scorer(sent), o.truth, (scorer(data.val), data.val_truth), o.person)}
+        every = [self._embed(m, UTILITY, d, "closed", i) for i, d in enumerate(draws)]
+        net_p = attackers.probe((s[train] for s in every), c.truth[train], every[0][val], c.truth[val])
+        strangers, fit = net_p.odds(self._embed(m, UTILITY, sent, "open")), net_p.odds(every[0][val])
+        scores[f"probe on {UTILITY}"] = metrics.scores(strangers, o.truth, (fit, c.truth[val]), o.person)
+        return Strangers(len(o.faces), len(np.unique(o.person)), tar, scores)
 
 
 def identification(train: Tensor, labels: Tensor, people: int) -> nn.Linear:
-    """The service: a softmax over the closed set's people on the provider's embedding, trained on raw pictures only."""
+    """Train the service: a softmax over the closed set's people on the provider's embeddings of raw pictures."""
     torch.manual_seed(0)
     head = nn.Linear(train.shape[1], people, bias=False)
     optimizer = torch.optim.Adam(head.parameters(), 0.02)
     for _ in range(300):
-        loss = F.cross_entropy(16 * F.linear(train, F.normalize(head.weight)), labels)
+        loss = F.cross_entropy(SERVICE_SCALE * F.linear(train, F.normalize(head.weight)), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -357,6 +375,6 @@ def identification(train: Tensor, labels: Tensor, people: int) -> nn.Linear:
 
 @torch.no_grad()
 def top(head: nn.Linear, embeddings: Tensor, labels: Tensor, k: int) -> float:
-    """Share of pictures whose person is among the first k."""
+    """Return the share of pictures whose person is among the first k."""
     best = F.linear(embeddings, F.normalize(head.weight)).topk(k).indices
     return float((best == labels[:, None]).any(1).float().mean())

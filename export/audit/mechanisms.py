@@ -1,7 +1,7 @@
-"""What can be done to a face before it is sent: our model, and what others do. Every one is judged by the same audit.
+"""The mechanisms: what can be done to a face before it is sent, by our model and by others.
 
-A mechanism takes chips uint8 [N, 112, 112, 3] RGB, their truth bool [N] and a seed, and gives chips of the same shape.
-Only the Semi-Adversarial Network and PGD look at the truth: the first is told it by design.
+A mechanism maps chips uint8 [N, 112, 112, 3] RGB, their truth bool [N] and a seed to chips of the same shape. Only PGD
+and the Semi-Adversarial Network use the truth; the latter needs it by design.
 """
 
 import hashlib
@@ -19,32 +19,40 @@ from tqdm import tqdm
 from edgesan import noise, ort
 from edgesan.model.load import Model
 from export.audit.attackers import DEVICE, Chips, pictures
-from export.compile import restore, unpack
+from export.checkpoint import load_checkpoint, unpack
 from export.errors import ExportError
 from export.networks import half
 from export.providers import Provider
 
 BATCH = 32
+AUTHORS = "U-Net, the authors' shape"  # a row's name
 
 
 @dataclass(frozen=True)
 class Mechanism:
-    """`name` as in the tables, `identity` (what it is exactly, for caches), and whether one chip has many outcomes."""
+    """One mechanism."""
 
-    name: str
-    identity: str
+    name: str  # as in the tables
+    identity: str  # what it is exactly: cells depend on it
     apply: Callable[[Chips, NDArray[np.bool_], int], Chips]
-    stochastic: bool = False
+    stochastic: bool = False  # whether one chip has many outcomes
 
 
 def draw_noise(dimensions: int, n: int, seed: int) -> NDArray[np.float32]:
-    """The runtime's own noise [n, dimensions], seeded, so that an audit can be repeated."""
+    """Return the runtime's own noise [n, dimensions], seeded, so that an audit can be repeated."""
     entropy = np.random.default_rng(seed).bytes
     return np.stack([noise.draw(dimensions, entropy) for _ in range(n)])
 
 
 def sanitizer(model: Model, alpha: float, name: str = "edgesan", graph: str = "") -> Mechanism:
-    """The shipped int8 file through the runtime's own reader, session and noise; `graph`: a digest of its graph alone."""
+    """Return the shipped int8 file, run by the runtime's own reader, session and noise.
+
+    Args:
+        model: the file.
+        alpha: the dial.
+        name: of the row.
+        graph: the digest of the model's graph alone (default: of the whole file).
+    """
 
     def apply(chips: Chips, truth: NDArray[np.bool_], seed: int) -> Chips:
         z = draw_noise(model.noise_dimensions, len(chips), seed)
@@ -54,11 +62,11 @@ def sanitizer(model: Model, alpha: float, name: str = "edgesan", graph: str = ""
 
 
 def trained(source: Path, alpha: float, name: str = "edgesan, float32") -> Mechanism:
-    """A network in float32: as it was trained, from the folder that `export.train` wrote (ours or the U-Net).
+    """Return a network in float32, from the folder that `export.train` wrote (ours or the U-Net), or from a model file.
 
-    Or, of a model file, its own weights: what is then left of int8 is that they were rounded.
+    A model file's weights were rounded to int8: only that is then left of int8.
     """
-    net = unpack(source) if source.is_file() else restore(source)[0]
+    net = unpack(source) if source.is_file() else load_checkpoint(source).sanitizer
     weights = hashlib.sha256(b"".join(t.numpy().tobytes() for t in net.state_dict().values())).hexdigest()
     net.to(DEVICE)
 
@@ -75,17 +83,23 @@ def trained(source: Path, alpha: float, name: str = "edgesan, float32") -> Mecha
     return Mechanism(name, f"{weights}@{alpha:g}", apply, net.noise_dim > 0)
 
 
+def steps_of(run: Path) -> int:
+    """Return how many steps the training in a folder took."""
+    return load_checkpoint(run).step
+
+
 def raw() -> Mechanism:
+    """Return the face as it is."""
     return Mechanism("raw", "raw", lambda chips, truth, seed: chips)
 
 
 def blur(sigma: float) -> Mechanism:
-    """Gaussian blur, sigma in pixels of the chip."""
+    """Return a Gaussian blur, sigma in pixels of the chip."""
     return each(f"blur, sigma {sigma:g}", lambda chip: cv2.GaussianBlur(chip, (0, 0), sigma))
 
 
 def pixelate(cells: int) -> Mechanism:
-    """The chip as cells x cells blocks of one colour."""
+    """Return a pixelation into cells x cells blocks of one colour."""
 
     def one(chip: Chips) -> Chips:
         small = cv2.resize(chip, (cells, cells), interpolation=cv2.INTER_AREA)
@@ -95,7 +109,7 @@ def pixelate(cells: int) -> Mechanism:
 
 
 def dp_pix(epsilon: float, block: int = 16, neighbours: int = 16) -> Mechanism:
-    """DP-Pix (Fan 2018): block means plus Laplace noise of scale 255 m / (b^2 epsilon)."""
+    """Return DP-Pix (Fan 2018): block means plus Laplace noise of scale 255 m / (b^2 epsilon)."""
 
     def apply(chips: Chips, truth: NDArray[np.bool_], seed: int) -> Chips:
         generator = np.random.default_rng(seed)
@@ -103,14 +117,14 @@ def dp_pix(epsilon: float, block: int = 16, neighbours: int = 16) -> Mechanism:
         means = chips.reshape(n, side, block, side, block, 3).mean((2, 4))
         noisy = means + generator.laplace(0, 255 * neighbours / (block**2 * epsilon), means.shape)
         blocks = np.clip(np.round(noisy), 0, 255).astype(np.uint8)
-        return blocks.repeat(block, 1).repeat(block, 2)
+        return np.asarray(blocks.repeat(block, 1).repeat(block, 2), np.uint8)
 
     name = f"DP-Pix, epsilon {epsilon:g}"
     return Mechanism(name, name, apply, True)
 
 
 def pgd(networks: Path, bound: int = 8, steps: int = 10, name: str = "gender_faceapi") -> Mechanism:
-    """An adversarial perturbation (Madry et al. 2018) within +-bound levels, against the frozen classifier alone."""
+    """Return a perturbation (Madry et al. 2018) within +-bound levels, against one frozen classifier alone."""
 
     def apply(chips: Chips, truth: NDArray[np.bool_], seed: int) -> Chips:
         net = Provider(name, networks).eval().requires_grad_(False).to(DEVICE)
@@ -134,7 +148,7 @@ def pgd(networks: Path, bound: int = 8, steps: int = 10, name: str = "gender_fac
 
 
 def semi_adversarial(networks: Path) -> Mechanism:
-    """The Semi-Adversarial Network (Mirjalili et al. 2018); its output is gray, 224x224. It is told the true gender.
+    """Return the Semi-Adversarial Network (Mirjalili et al. 2018): gray, 224x224. It gets the true gender.
 
     Raises:
         ExportError: its network or its prototypes are not in the folder.
@@ -161,7 +175,7 @@ def semi_adversarial(networks: Path) -> Mechanism:
 
 
 def each(name: str, one: Callable[[Chips], NDArray[np.generic]]) -> Mechanism:
-    """A mechanism that treats each chip alone, without noise."""
+    """Return a mechanism that treats each chip alone, without noise."""
 
     def apply(chips: Chips, truth: NDArray[np.bool_], seed: int) -> Chips:
         return np.stack([one(np.ascontiguousarray(chip)) for chip in chips]).astype(np.uint8)
@@ -170,13 +184,13 @@ def each(name: str, one: Callable[[Chips], NDArray[np.generic]]) -> Mechanism:
 
 
 def batches(n: int, name: str) -> Iterator[slice]:
-    """Slices of BATCH rows, with a progress bar."""
+    """Yield slices of BATCH rows, with a progress bar."""
     for i in tqdm(range(0, n, BATCH), desc=name, leave=False):
         yield slice(i, min(n, i + BATCH))
 
 
 def baselines(networks: Path) -> list[Mechanism]:
-    """What the field does, weak to strong."""
+    """Return what the field does."""
     return [
         *(blur(s) for s in (2, 4, 8)),
         *(pixelate(n) for n in (16, 12, 8)),

@@ -1,9 +1,10 @@
-"""The figures of the audit, from log-odds, embeddings and pictures; pure functions with a test each.
+"""The figures of the audit, computed from log-odds, embeddings and pictures: pure functions with a test each.
 
 An attacker's log-odds [N] are log P(positive) / P(negative) per picture; truth [N] is bool; people [N] are numbers.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import cv2
@@ -13,32 +14,48 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from export.audit.report import Bound, Interval, Pooled, Quartiles, Score
+
+BUDGETS = (0.05, 0.1, 0.2, 0.4)  # nats: where the bound is drawn
+
 Odds = NDArray[np.float64]
 Truth = NDArray[np.bool_]
 
 
-def scores(odds: Odds, truth: Truth, fit: tuple[Odds, Truth], people: NDArray[np.int64]) -> dict[str, Any]:
-    """Accuracy, balanced accuracy, AUC and the leak in nats, with 95 % intervals of the first two and the last.
+def scores(odds: Odds, truth: Truth, fit: tuple[Odds, Truth], people: NDArray[np.int64]) -> Score:
+    """Return accuracy, balanced accuracy, AUC and the leak in nats, with their 95 % intervals (AUC has none).
 
-    `fit`: log-odds and truth of the validation rows, on which the leak is calibrated.
+    Args:
+        odds: of the test rows [N].
+        truth: of the test rows [N].
+        fit: log-odds and truth of the validation rows, on which the leak is calibrated.
+        people: whose pictures the test rows are [N].
     """
     right = (odds > 0) == truth
     gain = information(odds, truth, *fit)
     spread = bootstrap(people, truth, right.astype(float), gain)
-    return {
-        "accuracy": float(right.mean()),
-        "balanced": float((right[truth].mean() + right[~truth].mean()) / 2),
-        "auc": auc(odds, truth),
-        "leak_nats": float(gain.mean()),
-        "n": len(truth),
-        "accuracy_95": spread["mean"][0],
-        "balanced_95": spread["balanced"][0],
-        "leak_95": spread["mean"][1],
-    }
+    return Score(
+        accuracy=float(right.mean()),
+        balanced=balanced(right, truth),
+        auc=auc(odds, truth),
+        leak_nats=float(gain.mean()),
+        n=len(truth),
+        accuracy_95=spread.mean[0],
+        balanced_95=spread.balanced[0],
+        leak_95=spread.mean[1],
+    )
+
+
+def balanced(right: Truth | NDArray[np.float64], truth: Truth) -> float:
+    """Return the mean of both classes' shares of right answers [N]."""
+    return float((right[truth].mean() + right[~truth].mean()) / 2)
 
 
 def auc(odds: Odds, truth: Truth) -> float:
-    """Area under the ROC curve: P(a positive's log-odds > a negative's), ties counted half (Mann and Whitney 1947)."""
+    """Return the area under the ROC curve, ties counted half (Mann and Whitney 1947).
+
+    It is the probability that a positive's log-odds are greater than a negative's.
+    """
     _, inverse, counts = np.unique(odds, return_inverse=True, return_counts=True)
     ranks = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
     positives, negatives = int(truth.sum()), int((~truth).sum())
@@ -46,9 +63,10 @@ def auc(odds: Odds, truth: Truth) -> float:
 
 
 def information(odds: Odds, truth: Truth, fit_odds: Odds, fit_truth: Truth) -> Odds:
-    """What each picture tells the attacker about its truth, in nats [N]; the mean is the leak H(P) - cross-entropy.
+    """Return how much each picture's log-odds say about its truth, in nats [N].
 
-    Temperature and bias are fitted on other rows first, so that the attacker's over-confidence does not hide its leak.
+    The mean is the leak, H(P) - cross-entropy. Temperature and bias are fitted on other rows first, so that the
+    attacker's over-confidence does not hide its leak.
     """
     fitted = torch.from_numpy(calibrated(odds, fit_odds, fit_truth))
     crossed = F.binary_cross_entropy_with_logits(fitted, torch.from_numpy(truth).double(), reduction="none")
@@ -58,7 +76,7 @@ def information(odds: Odds, truth: Truth, fit_odds: Odds, fit_truth: Truth) -> O
 
 
 def calibrated(odds: Odds, fit_odds: Odds, fit_truth: Truth) -> Odds:
-    """Log-odds after the temperature and bias that fit other rows best (Platt 1999; Guo et al. 2017)."""
+    """Return the log-odds after the temperature and bias that fit other rows best (Platt 1999; Guo et al. 2017)."""
     x, y = torch.from_numpy(fit_odds).double(), torch.from_numpy(fit_truth).double()
     scale = torch.ones((), dtype=torch.double, requires_grad=True)
     bias = torch.zeros((), dtype=torch.double, requires_grad=True)
@@ -75,10 +93,16 @@ def calibrated(odds: Odds, fit_odds: Odds, fit_truth: Truth) -> Odds:
         return np.asarray((scale * torch.from_numpy(odds).double() + bias).numpy())
 
 
-def bootstrap(
-    people: NDArray[np.int64], truth: Truth, *values: NDArray[np.float64], rounds: int = 2000
-) -> dict[str, list[list[float]]]:
-    """95 % intervals [low, high] of the mean and of the class-balanced mean of each per-picture value [N].
+@dataclass(frozen=True)
+class Spread:
+    """95 % intervals of the mean, and of the class-balanced mean, one for each kind of value."""
+
+    mean: list[Interval]
+    balanced: list[Interval]
+
+
+def bootstrap(people: NDArray[np.int64], truth: Truth, *values: NDArray[np.float64], rounds: int = 2000) -> Spread:
+    """Return 95 % intervals for each kind of per-picture value [N].
 
     People, not pictures, are drawn again with replacement (Efron 1979; cluster bootstrap): pictures of one person
     stand or fall together.
@@ -86,38 +110,55 @@ def bootstrap(
     _, who = np.unique(people, return_inverse=True)
     count = int(who.max()) + 1
     times = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), rounds)  # [rounds, people]
-    result: dict[str, list[list[float]]] = {"mean": [], "balanced": []}
+    spread = Spread([], [])
     for value in values:
         means = []
         for mask in (np.ones_like(truth), truth, ~truth):
             weights = mask.astype(float)
             total = times @ np.bincount(who, weights * value, count)
             means.append(total / np.maximum(times @ np.bincount(who, weights, count), 1))
-        for key, mean in (("mean", means[0]), ("balanced", (means[1] + means[2]) / 2)):
-            result[key].append([round(float(q), 4) for q in np.quantile(mean, (0.025, 0.975))])
-    return result
+        spread.mean.append(interval(means[0]))
+        spread.balanced.append(interval((means[1] + means[2]) / 2))
+    return spread
 
 
-def separation(odds: Odds, truth: Truth, rounds: int = 2000) -> dict[str, Any]:
-    """AUC and balanced accuracy of one log-odds per person, with 95 % intervals over people, drawn again with replacement."""
+def interval(values: NDArray[np.float64] | list[float]) -> Interval:
+    """Return the range that holds 95 % of the values, rounded to four digits."""
+    low, high = (round(float(q), 4) for q in np.quantile(values, (0.025, 0.975)))
+    return low, high
+
+
+@dataclass(frozen=True)
+class Separation:
+    """How well one log-odds per person separates two classes, with 95 % intervals over people."""
+
+    auc: float
+    auc_95: Interval
+    balanced: float
+    balanced_95: Interval
+
+
+def separation(odds: Odds, truth: Truth, rounds: int = 2000) -> Separation:
+    """Return AUC and balanced accuracy of one log-odds per person; for the intervals, people are drawn again."""
     n, generator = len(truth), np.random.default_rng(0)
     drawn = (generator.integers(0, n, n) for _ in range(rounds))
     aucs = [auc(odds[rows], truth[rows]) for rows in drawn if 0 < truth[rows].sum() < n]
     right = ((odds > 0) == truth).astype(float)
-    return {
-        "auc": round(auc(odds, truth), 4),
-        "auc_95": [round(float(q), 4) for q in np.quantile(aucs, (0.025, 0.975))],
-        "balanced": round(float((right[truth].mean() + right[~truth].mean()) / 2), 4),
-        "balanced_95": bootstrap(np.arange(n), truth, right)["balanced"][0],
-    }
+    return Separation(
+        auc=round(auc(odds, truth), 4),
+        auc_95=interval(aucs),
+        balanced=round(balanced(right, truth), 4),
+        balanced_95=bootstrap(np.arange(n), truth, right).balanced[0],
+    )
 
 
 def pooled(
     odds: Odds, truth: Truth, people: NDArray[np.int64], sizes: Sequence[int] = (1, 3, 5, 10)
-) -> dict[str, dict[str, float]]:
-    """Balanced accuracy of the mean log-odds over n pictures of one person, for people who have so many.
+) -> dict[str, Pooled]:
+    """Return, for each n, the balanced accuracy of the mean log-odds over n pictures of one person.
 
-    All disjoint groups of n that a person's pictures give are judged; a person weighs the same, however many there are.
+    A person's pictures give disjoint groups of n, and each of them counts; every person has the same weight. People
+    who have fewer than n pictures do not count.
     """
     result = {}
     for n in sizes:
@@ -129,17 +170,21 @@ def pooled(
                 man = bool(truth[rows[0]])
                 shares[man].append(float(((odds[groups].mean(1) > 0) == man).mean()))
         if shares[True] and shares[False]:
-            result[str(n)] = {
-                "balanced": float((np.mean(shares[True]) + np.mean(shares[False])) / 2),
-                "people": len(shares[True]) + len(shares[False]),
-            }
+            result[str(n)] = Pooled(
+                balanced=float((np.mean(shares[True]) + np.mean(shares[False])) / 2),
+                people=len(shares[True]) + len(shares[False]),
+            )
     return result
 
 
 def tar_at_far(probe: Tensor, gallery: Tensor, people: NDArray[np.int64], rates: Sequence[float]) -> dict[str, float]:
-    """Verification: the share of genuine pairs accepted (TAR) at the thresholds that accept so many impostors (FAR).
+    """Return the share of genuine pairs accepted (TAR) at the thresholds that accept so many impostors (FAR).
 
-    probe, gallery: unit embeddings [N, D] of the same N pictures; a picture is never compared with itself.
+    Args:
+        probe: unit embeddings [N, D].
+        gallery: unit embeddings [N, D] of the same N pictures; a picture is never compared with itself.
+        people: whose pictures they are [N].
+        rates: the FARs.
     """
     similarity = (probe @ gallery.T).numpy()
     same = people[:, None] == people[None, :]
@@ -153,7 +198,7 @@ def tar_at_far(probe: Tensor, gallery: Tensor, people: NDArray[np.int64], rates:
 
 
 def ssim(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> float:
-    """Mean structural similarity of two sets of pictures [N, H, W, 3], on luma (Wang et al. 2004; sigma 1.5)."""
+    """Return the mean structural similarity of pictures [N, H, W, 3], on luma (Wang et al. 2004; sigma 1.5)."""
 
     def local(x: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.asarray(cv2.GaussianBlur(x, (11, 11), 1.5), np.float64)
@@ -170,27 +215,8 @@ def ssim(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> float:
     return total / len(first)
 
 
-def strongest(row: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """The best fresh attacker of a row: the highest mean accuracy over its seeds; its figures are means, too."""
-    means = {name: average(cells) for name, cells in row["fresh"].items()}
-    return max(means.items(), key=lambda item: item[1]["accuracy"])
-
-
-def average(cells: list[dict[str, Any]]) -> dict[str, Any]:
-    """Means over seeds, with the range of the accuracy; intervals are those of the first seed."""
-    keys = ("accuracy", "balanced", "auc", "leak_nats")
-    result: dict[str, Any] = {k: float(np.mean([c[k] for c in cells])) for k in keys}
-    accuracies = [c["accuracy"] for c in cells]
-    result |= {"seeds": len(cells), "range": [min(accuracies), max(accuracies)], "accuracy_95": cells[0]["accuracy_95"]}
-    result["pooled"] = {
-        n: float(np.mean([c["pooled"][n]["balanced"] for c in cells])) for n in cells[0].get("pooled", {})
-    }
-    result["slices"] = {name: float(np.mean([c["slices"][name] for c in cells])) for name in cells[0].get("slices", {})}
-    return result
-
-
 def smallest_loss(table: NDArray[np.float64], budget: float, rounds: int = 3000, seed: int = 0) -> tuple[float, float]:
-    """The bound that no sanitizer beats: (I(U;X|Y), I(P;Y)) in nats of the best p(y|u,p) with I(P;Y) <= budget.
+    """Return the bound that no sanitizer beats: (I(U;X|Y), I(P;Y)) in nats of the best p(y|u,p) with I(P;Y) <= budget.
 
     `table` is the joint distribution p(u, p) [U, P] of the labels alone; X tells U, so I(U;X|Y) = H(U|Y)
     (Bertran et al. 2019, the utility-privacy bound). Found by gradient descent over channels with 2U outputs and a
@@ -212,13 +238,36 @@ def smallest_loss(table: NDArray[np.float64], budget: float, rounds: int = 3000,
         known_u = (torch.special.xlogy(up, up) - torch.special.xlogy(up, y_only)).sum() + entropy_u
         py = y.sum(0)
         leak = (torch.special.xlogy(py, py) - torch.special.xlogy(py, p[:, None] * y_only)).sum()
-        loss, told = (entropy_u - known_u).item(), leak.item()
-        if told <= budget + 1e-3 and loss < best[0]:
-            best = (loss, told)
+        loss, leaked = (entropy_u - known_u).item(), leak.item()
+        if leaked <= budget + 1e-3 and loss < best[0]:
+            best = (loss, leaked)
         excess = leak - budget
         objective = -known_u + multiplier * excess + 10 * F.relu(excess).square()
         optimizer.zero_grad()
         objective.backward()
         optimizer.step()
-        multiplier = max(0.0, multiplier + 0.05 * (told - budget))
+        multiplier = max(0.0, multiplier + 0.05 * (leaked - budget))
     return best
+
+
+def quartiles(p: NDArray[np.floating[Any]], truth: Truth) -> Quartiles:
+    """Return the quartiles of P(M) [N], over women's and over men's pictures."""
+    found = {}
+    for who in ("F", "M"):
+        low, middle, high = (round(float(q), 4) for q in np.quantile(p[truth == (who == "M")], (0.25, 0.5, 0.75)))
+        found[who] = low, middle, high
+    return found
+
+
+def bound(person: NDArray[np.int64], truth: Truth) -> Bound:
+    """Return the information-theoretic bound of a table of labels: the best sanitizer's H(person | picture), by budget.
+
+    Where the person determines the attribute it is the line H(P) - b; elsewhere `smallest_loss` finds it.
+    """
+    joint = np.zeros((int(person.max()) + 1, 2))
+    np.add.at(joint, (person, truth.astype(int)), 1)
+    p = truth.mean()
+    entropy = float(-(p * np.log(p) + (1 - p) * np.log(1 - p)))
+    if ((joint > 0).sum(1) < 2).all():
+        return Bound(entropy, [(b, entropy - b) for b in (0.0, *BUDGETS, entropy)])
+    return Bound(entropy, [(b, smallest_loss(joint, b)[0]) for b in BUDGETS])

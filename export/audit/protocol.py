@@ -1,145 +1,221 @@
 """The protocol: which mechanisms are measured, against which attackers, and in which order."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import cast
 
-import numpy as np
-
-from edgesan.model.load import prepare
-from export.audit import mechanisms, metrics
-from export.audit.cells import FORMAT, cells, measured, settled, share
+from edgesan.model.load import Model, prepare
+from export.audit import device, mechanisms, metrics
+from export.audit.cells import FORMAT, Cell, Tree, finished, leaves, settled, share
 from export.audit.claims import graph_digest
-from export.audit.device import found_again
-from export.audit.measure import CANVAS, FRESH, FROZEN, RAW_ONLY, Audit, Plan
+from export.audit.measure import FRESH, FROZEN, MATCHERS, RAW_ONLY, Folders, Measurements
 from export.audit.mechanisms import Mechanism
+from export.audit.report import OURS, RAW, ClosedSetSize, DialPoint, ModelId, OwnRow, Plan, Report, Row, from_json
 from export.audit.splits import ClosedSet
-from export.audit.tables import describe
 from export.errors import ExportError
 
-RIVAL = "U-Net, the authors' shape"
-SLOW = ("CNN 1", "gender_faceapi, trained on")  # one seed will do: they are far from the best
-BUDGETS = (0.05, 0.1, 0.2, 0.4)  # nats: where the bound is drawn
+CURVE = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)  # the dial's curve
+QUICK = Plan(seeds=1, epochs=2, draws=1, mean_draws=4, limit=1500, open_limit=600, track=20, again=60)
+CANVAS = "plain"  # what is around the faces in an output frame
+
+# Of raw faces and of float32 beside int8: the strongest attackers of each kind. Of a baseline: two of them.
+FRESH_BESIDE = (FRESH[0], *(f"probe on {matcher}" for matcher in MATCHERS))
+FRESH_BASELINE = (FRESH[0], f"probe on {MATCHERS[1]}")
+ONE_SEED = ("CNN 1", "gender_faceapi, trained on")  # one seed is enough: they are far from the best
 
 
-def audit(path: Path, folder: Path, networks: Path, work: Path, plan: Plan, alpha: float | None = None,
-          saved: Path | None = None, others: list[Mechanism] | None = None,
-          curve: tuple[float, ...] = (), rival: Path | None = None, beside: Sequence[Path] = (),
-          kept: Path | None = None, so_far: bool = False) -> dict[str, Any]:  # fmt: skip
-    """The whole report of one model at one alpha: the model itself, raw faces, and the baselines, in the same table.
+@dataclass(frozen=True)
+class Options:
+    """What an audit is asked for."""
 
-    `saved`: the folder of its training, or a model file, to set float32 beside int8. `others`: the baselines (None = all). `curve`:
-    alphas of the trade-off. `rival`: the folder of a training of recipes/unet.toml, one more baseline. `beside`: other
-    model files, such as a deterministic sanitizer, each at its own alpha. `kept`: where figures lie (default: work).
-    `so_far`: measure nothing, and report what is there: whole rows, and all attackers of the model's own.
+    model: Path
+    folders: Folders
+    plan: Plan = Plan()
+    alpha: float | None = None  # the dial (None: the model's default)
+    float32: Path | None = None  # a training's folder, or a model file: float32 beside int8
+    baselines: Sequence[Mechanism] | None = None  # None: all
+    curve: Sequence[float] = ()  # alphas of the dial's curve
+    unet: Path | None = None  # the folder of a training of recipes/unet.toml: one more baseline
+    beside: Sequence[Path] = ()  # other model files, each at its own alpha
+    so_far: bool = False  # measure nothing, and report what is there
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model that is audited, at one alpha."""
+
+    model: Model
+    alpha: float
+    graph: str  # the digest of its graph alone
+    mechanism: Mechanism
+
+
+def audit(options: Options) -> Report:
+    """Measure one model at one alpha, beside raw faces and other mechanisms.
 
     Raises:
-        ExportError: it hides something else, two rows have one name, or nothing is there to report.
+        ExportError: the model hides something else, two rows have one name, or nothing is there to report.
     """
-    model = prepare(path, path.read_bytes(), threads=2)  # not signed yet: it is signed when its claims are in
+    started = time.monotonic()
+    subject = opened(options)
+    whole, others = rows(options, subject)
+    full = Measurements.of(options.folders, options.plan)
+    few = full.smaller(options.plan.baseline_train)
+
+    table: dict[str, Mapping[str, Tree]] = {m.name: row(full, m, FRESH_BESIDE) for m in whole}
+    table |= {m.name: row(few, m, FRESH_BASELINE) for m in others}
+    table[OURS] = own_row(full, subject)
+    curve = {alpha: point(full, subject, alpha) for alpha in options.curve}
+
+    if options.so_far:
+        table, curve = measured(table, list(curve.values()), options.model), {}
+    else:
+        full.prepare()
+        pictures = averaged_pictures(full, subject)
+        order: list[Tree] = [
+            table[OURS],
+            *pictures,
+            *curve.values(),
+            *(tree for name, tree in table.items() if name != OURS),
+        ]
+        share(order, options.folders.work)
+    return Report(
+        format=FORMAT,
+        model=ModelId(subject.model.metadata.name, subject.model.metadata.version, subject.graph),
+        alpha=subject.alpha,
+        private=subject.model.metadata.private,
+        closed_set=sizes(full.closed),
+        plan=options.plan,
+        table={name: from_json(OwnRow if name == OURS else Row, settled(tree)) for name, tree in table.items()},
+        bound=metrics.bound(full.closed.person, full.closed.truth),
+        curve=[dial_point(alpha, cell) for alpha, cell in curve.items()],
+        minutes=round((time.monotonic() - started) / 60, 1),
+    )
+
+
+def opened(options: Options) -> Subject:
+    """Read the model. Its signature is not asked for: it is signed when its claims are in."""
+    path = options.model
+    model = prepare(path, path.read_bytes(), threads=2)
     if model.metadata.private != "gender":
         hides = model.metadata.private
         raise ExportError(
-            f"{path} hides {hides}, and this protocol judges gender: say --hidden and --kept, such as --hidden '{hides}>=45'"
+            f"{path} hides {hides}, and this protocol measures gender: use --hidden and --kept, "
+            f"such as --hidden '{hides}>=45'"
         )
-    alpha = model.metadata.alpha_default if alpha is None else alpha
-    started, graph = time.monotonic(), graph_digest(path)
-    ours = mechanisms.sanitizer(model, alpha, graph=graph)
-    compared = mechanisms.baselines(networks) if others is None else list(others)
-    whole = [mechanisms.raw(), ours, *([mechanisms.trained(saved, alpha)] if saved is not None else [])]
-    compared += [mechanisms.trained(rival, alpha, RIVAL)] if rival is not None else []
-    for file in beside:
+    alpha = model.metadata.alpha_default if options.alpha is None else options.alpha
+    graph = graph_digest(path)
+    return Subject(model, alpha, graph, mechanisms.sanitizer(model, alpha, graph=graph))
+
+
+def rows(options: Options, subject: Subject) -> tuple[list[Mechanism], list[Mechanism]]:
+    """Return the mechanisms of the table: those that are measured on all pictures, and those on fewer."""
+    alpha = subject.alpha
+    whole = [mechanisms.raw(), subject.mechanism]
+    if options.float32 is not None:
+        whole.append(mechanisms.trained(options.float32, alpha))
+    baselines = options.baselines
+    others = mechanisms.baselines(options.folders.networks) if baselines is None else list(baselines)
+    if options.unet is not None:
+        others.append(mechanisms.trained(options.unet, alpha, mechanisms.AUTHORS))
+    for file in options.beside:
         other = prepare(file, file.read_bytes(), threads=2)
         about = other.metadata
-        compared.append(mechanisms.sanitizer(other, about.alpha_default, about.name, graph_digest(file)))
-    names = [m.name for m in (*whole, *compared)]
+        others.append(mechanisms.sanitizer(other, about.alpha_default, about.name, graph_digest(file)))
+    names = [m.name for m in (*whole, *others)]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise ExportError(
             f"two rows would be called {twice[0]!r}: give --beside models of different names, or one of them at a time"
         )
-    a = Audit(folder, networks, work, plan, kept)
-    later, c, few = a.work.later, a.closed, a.smaller(plan.baseline_train)
-    table: dict[str, Any] = {}
-    for m in [*whole, *compared]:
-        name, part = m.name, a if m in whole else few
-        table[name] = {
-            "utility": later(f"{name}, utility", lambda m=m, part=part: part.utility(m), m.identity),
-            "looks": later(f"{name}, looks", lambda m=m, part=part: part.looks(m), m.identity),
-            "frozen": {f: part.work.later(f"{name}, {f}", lambda m=m, f=f, part=part: part.frozen(m, f), m.identity) for f in (*FROZEN, *RAW_ONLY)},
-            "fresh": {
-                f: [
-                    part.work.later(f"{name}, {f}, seed {s}", lambda m=m, f=f, s=s, part=part: part.fresh(m, f, s), m.identity)
-                    for s in range(1 if f in SLOW else plan.seeds)
-                ]
-                for f in (FRESH if m is ours else FRESH[:1] + FRESH[-1:] if part is few else FRESH[:1] + FRESH[-2:])
-            },
-        }  # fmt: skip
-    row, averaged = table[ours.name], []
-    if ours.stochastic and not plan.brief:
-        row["fresh"]["knows z"] = [later("knows z", lambda: a.knows_noise(ours, model, alpha, 0), ours.identity)]
-        mean = later("mean of draws", lambda: a.mean_of_draws(ours, 0), ours.identity, plan.mean_draws)
-        row["fresh"][f"mean of {plan.mean_draws} draws"] = [mean]
-        if not mean.path.exists():  # else nobody asks for these pictures
-            averaged = [a.work.sending(ours, c.faces.chips, c.truth, 100 + i, "closed") for i in range(plan.mean_draws)]
-        row["track"] = later("track", lambda: a.track(ours, model, alpha, 0), ours.identity)
-    if not plan.brief:
-        row["fresh"]["recovery, then CNN 4"] = [later("recovery", lambda: a.recovery(ours, 0), ours.identity)]
-        row["context"] = {CANVAS: later(f"context, {CANVAS}", lambda: a.context(model, alpha), ours.identity)}
-    row["open"] = later("open set", lambda: a.strangers(ours), ours.identity, plan.open_limit)
-    row["found_again"] = later(
-        f"found again, {CANVAS}",
-        lambda: found_again(model, c.faces.chips[c.test][: plan.again], alpha),
-        ours.identity,
-        plan.again,
-    )
-    points = []
-    for at in curve:
-        m = mechanisms.sanitizer(model, at, f"edgesan at {at:g}", graph)
-        points.append(later(f"{m.name}, curve", lambda m=m: a.along(m), m.identity))
-    if so_far:
-        missing = sum(not cell.path.exists() for cell in [*cells(table), *points])
-        table = {name: measured(r) for name, r in table.items() if r is row or measured(r) == r}
-        points = []
-        needed = {"utility", "looks", "frozen", "fresh", "open", "found_again"}
-        if "raw" not in table or not needed <= table[ours.name].keys():
-            raise ExportError(f"nothing can be reported yet: figures of raw faces or of {path} itself are not measured")
-        print(f"{missing} cells are not measured yet; what follows is the rest")
-    else:
-        share([row, *averaged, *points, *(other for other in table.values() if other is not row)], work)
-    table = settled(table)
-    for name, row in table.items():
-        print(
-            f"{name}: top-5 {100 * row['utility']['top5']:.1f}, best fresh attacker {describe(metrics.strongest(row))}"
-        )
-    dial = [{"alpha": at, **point.value()} for at, point in zip(curve, points, strict=not so_far)]
-    for point in dial:
-        print(f"alpha {point['alpha']:g}: top-5 {100 * point['top5']:.1f}, attacker {100 * point['attacker']:.1f}")
-    return {
-        "format": FORMAT,
-        "model": {"name": model.metadata.name, "version": model.metadata.version, "graph_sha256": graph},
-        "alpha": alpha,
-        "private": model.metadata.private,
-        "closed_set": {"people": c.people, "pictures": len(c.faces), "test": int(c.test.sum()), "prior": float(c.truth.mean())},
-        "plan": asdict(plan),
-        "table": table,
-        "bound": bound(c),
-        "curve": dial,
-        "minutes": round((time.monotonic() - started) / 60, 1),
-    }  # fmt: skip
+    return whole, others
 
 
-def bound(c: ClosedSet) -> dict[str, Any]:
-    """The information-theoretic bound of this label table: H(person | picture) of the best sanitizer, by its budget b.
+def row(on: Measurements, m: Mechanism, fresh: Sequence[str]) -> dict[str, Tree]:
+    """Return the cells of one mechanism's row.
 
-    Where the person determines the attribute it is the line H(P) - b; elsewhere `metrics.smallest_loss` finds it.
+    Utility and looks are measured on the same test pictures everywhere, so their cells do not depend on how many
+    pictures there are to learn on.
     """
-    joint = np.zeros((c.people, 2))
-    np.add.at(joint, (c.person, c.truth.astype(int)), 1)
-    p = c.truth.mean()
-    entropy = float(-(p * np.log(p) + (1 - p) * np.log(1 - p)))
-    determined = bool(((joint > 0).sum(1) < 2).all())
-    if determined:
-        return {"entropy_nats": entropy, "points": [[b, entropy - b] for b in (0.0, *BUDGETS, entropy)]}
-    return {"entropy_nats": entropy, "points": [[b, metrics.smallest_loss(joint, b)[0]] for b in BUDGETS]}
+    store, common = on.store, (on.part_of[0] if on.part_of is not None else on).store
+    frozen = (*FROZEN, *RAW_ONLY)
+
+    def trained(attacker: str) -> list[Cell]:
+        seeds = range(1 if attacker in ONE_SEED else on.plan.seeds)
+        return [
+            store.figure(f"{m.name}, {attacker}, seed {s}", partial(on.fresh, m, attacker, s), m.identity)
+            for s in seeds
+        ]
+
+    return {
+        "utility": common.figure(f"{m.name}, utility", partial(on.utility, m), m.identity),
+        "looks": common.figure(f"{m.name}, looks", partial(on.looks, m), m.identity),
+        "frozen": {f: store.figure(f"{m.name}, {f}", partial(on.frozen, m, f), m.identity) for f in frozen},
+        "fresh": {attacker: trained(attacker) for attacker in fresh},
+    }
+
+
+def own_row(on: Measurements, subject: Subject) -> dict[str, Tree]:
+    """Return the cells of the audited model's row: all attackers, those who know more, strangers, and its detector."""
+    m, model, alpha, plan = subject.mechanism, subject.model, subject.alpha, on.plan
+    figure = on.store.figure
+    own = row(on, m, FRESH)
+    fresh = dict(cast(Mapping[str, Tree], own["fresh"]))
+    if m.stochastic and not plan.brief:
+        fresh["knows z"] = [figure("knows z", partial(on.knows_noise, m, model, 0), m.identity)]
+        fresh[f"mean of {plan.mean_draws} draws"] = [mean_of_draws(on, m)]
+        own["track"] = figure("track", partial(on.track, m, model, alpha, 0), m.identity)
+    if not plan.brief:
+        fresh["recovery, then CNN 4"] = [figure("recovery", partial(on.reconstruction, m, 0), m.identity)]
+        own["context"] = {CANVAS: figure(f"context, {CANVAS}", partial(on.context, model, alpha), m.identity)}
+    own["open"] = figure("open set", partial(on.strangers, m), m.identity, plan.open_limit)
+    shown = on.closed.faces.chips[on.closed.test][: plan.again]
+    again = f"found again, {CANVAS}"
+    own["found_again"] = figure(again, partial(device.found_again, model, shown, alpha), m.identity, plan.again)
+    return own | {"fresh": fresh}
+
+
+def mean_of_draws(on: Measurements, m: Mechanism) -> Cell:
+    """Return the cell of the attacker who averages draws."""
+    return on.store.figure("mean of draws", partial(on.mean_of_draws, m, 0), m.identity, on.plan.mean_draws)
+
+
+def averaged_pictures(on: Measurements, subject: Subject) -> list[Cell]:
+    """Return the pictures that the attacker who averages draws needs: work for other processes."""
+    m = subject.mechanism
+    needed = m.stochastic and not on.plan.brief and not mean_of_draws(on, m).is_finished
+    return on.averaged(m) if needed else []
+
+
+def point(on: Measurements, subject: Subject, alpha: float) -> Cell:
+    """Return the cell of one point of the dial's curve."""
+    m = mechanisms.sanitizer(subject.model, alpha, f"{OURS} at {alpha:g}", subject.graph)
+    return on.store.figure(f"{m.name}, curve", partial(on.along, m), m.identity)
+
+
+def measured(table: Mapping[str, Tree], curve: Sequence[Cell], model: Path) -> dict[str, Mapping[str, Tree]]:
+    """Return what is measured so far: the rows that are complete, and all that there is of the model's own.
+
+    Raises:
+        ExportError: nothing can be reported yet.
+    """
+    missing = sum(not cell.is_finished for cell in [*leaves(table), *curve])
+    kept = {name: cast(Mapping[str, Tree], finished(tree)) for name, tree in table.items()}
+    kept = {name: tree for name, tree in kept.items() if name == OURS or tree == table[name]}
+    needed = {"utility", "looks", "frozen", "fresh", "open", "found_again"}
+    if RAW not in kept or not needed <= kept[OURS].keys():
+        raise ExportError(f"nothing can be reported yet: figures of raw faces or of {model} itself are not measured")
+    print(f"{missing} cells are not measured yet; what follows is the rest")
+    return kept
+
+
+def sizes(c: ClosedSet) -> ClosedSetSize:
+    """Return the closed set in numbers."""
+    return ClosedSetSize(c.people, len(c.faces), int(c.test.sum()), float(c.truth.mean()))
+
+
+def dial_point(alpha: float, cell: Cell) -> DialPoint:
+    """Return the figure of a point as a point of the dial."""
+    return from_json(DialPoint, {"alpha": alpha, **cast(Mapping[str, float], cell.value())})

@@ -1,145 +1,136 @@
 """Audit the shipped int8 model: `python -m export.audit MODEL --data DIR --networks DIR`.
 
-What the *device* produces is judged: the int8 file through `edgesan`'s own reader, noise and composition, after JPEG,
-beside what others do to faces. Two protocols:
+What the *device* produces is measured: the int8 file through `edgesan`'s own reader, noise and composition, after
+JPEG, beside what others do to faces. Two protocols:
 
 * closed set: the people of lfw, glint and pins that have a `closed_set_split`. The attackers know these people: they
   train on other pictures of them;
 * open set: people of `identity_split = test`, whom neither the sanitizer nor the attackers have seen.
 
-Every cell of the table (one mechanism, one attacker, one seed) is a small file in `--cells`: an audit that was
-stopped goes on where it was, and the same command started several times shares the cells out among its processes.
-The project keeps its own, `docs/audit/`: figures and no pictures. A changed model measures anew only what changed.
+Every figure (one mechanism, one attacker, one seed) is a cell: a small file. An audit that was stopped continues
+from its cells, and the same command started several times shares them out among its processes. The project keeps the
+cells of its own model in one file: `--known docs/audit/cells.jsonl`. A changed model measures anew only what changed.
+`docs/audit.md` says more.
 """
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 from edgesan.model.load import prepare
-from export.audit import html as pages
-from export.audit import mechanisms, plots
+from export.audit import attributes, html, mechanisms, plots, tables
 from export.audit.claims import write_claims
 from export.audit.clip import on_the_clip
-from export.audit.measure import Plan
-from export.audit.protocol import audit
-from export.audit.tables import table
+from export.audit.command import conclude, errors_as_lines
+from export.audit.measure import Folders
+from export.audit.protocol import CURVE, QUICK, Options, audit
+from export.audit.report import Plan
 from export.errors import ExportError
 
-
-def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m export.audit", description=__doc__)
-    parser.add_argument("model", type=Path, help="an edgesan .onnx file")
-    parser.add_argument(
-        "--data", type=Path, help="folder of sets (.tar and .csv); with --quick, the bundled clip will do"
-    )
-    parser.add_argument("--networks", type=Path, help="folder of the providers' ONNX networks")
-    parser.add_argument(
-        "--work",
-        type=Path,
-        default=Path("runs/audit"),
-        help="pictures, embeddings and weights on the way: an audit that was stopped goes on from them; never to be published",
-    )
-    parser.add_argument(
-        "--cells",
-        type=Path,
-        help="figures that are measured already, and the new ones: docs/audit holds the project's own (default: WORK)",
-    )
-    parser.add_argument("--so-far", action="store_true", help="measure nothing: report what is there already")
-    parser.add_argument("--alpha", type=float, help="the dial (default: the model's)")
-    parser.add_argument(
-        "--quick", action="store_true", help="fewer pictures, epochs, seeds and baselines: a look, no claim"
-    )
-    parser.add_argument(
-        "--brief", action="store_true",
-        help="without the baselines, and without the attackers who know z, average draws or frames, recover first, or look around the face",
-    )  # fmt: skip
-    parser.add_argument("--seeds", type=int, default=Plan.seeds, help="of each fresh attacker (default %(default)s)")
-    parser.add_argument("--epochs", type=int, default=Plan.epochs, help="for the fresh attackers (default %(default)s)")
-    parser.add_argument(
-        "--float",
-        type=Path,
-        metavar="RUN",
-        help="float32 beside int8: the folder that export.train wrote, or the model file itself, for its own weights",
-    )
-    parser.add_argument(
-        "--rival", type=Path, metavar="RUN", help="a training of export/recipes/unet.toml, in the same table"
-    )
-    parser.add_argument(
-        "--beside", type=Path, nargs="+", default=[], metavar="MODEL", help="other model files, in the same table"
-    )
-    parser.add_argument("--hidden", metavar="STATEMENT", help="for another attribute than gender: age>=45, hair=dark")
-    parser.add_argument(
-        "--kept", metavar="STATEMENT", default="gender=M", help="with --hidden: what stays useful (default %(default)s)"
-    )
-    parser.add_argument(
-        "--sets", nargs="+", default=["aaf", "utk"], help="with --hidden: where both are known (default: aaf utk)"
-    )
-    parser.add_argument("--json", type=Path, help="write the report there")
-    parser.add_argument(
-        "--curve", action="store_true", help="also along the dial, at alpha " + ", ".join(f"{c:g}" for c in CURVE)
-    )
-    parser.add_argument("--figures", type=Path, metavar="FOLDER", help="write each figure there")
-    parser.add_argument("--html", type=Path, help="write the report there, with its pictures, as one page")
-    parser.add_argument("--write", action="store_true", help="write the claims into the model's metadata")
-    a = parser.parse_args(arguments)
-    try:
-        if a.quick and a.write:
-            raise ExportError("a quick look makes no claims: leave out --quick or --write")
-        if a.quick and not (a.data and a.data.is_dir() and a.networks and a.networks.is_dir()):
-            print(on_the_clip(a.model, a.alpha))
-            return 0
-        if not a.data or not a.networks:
-            raise ExportError("--data and --networks are needed, except for --quick")
-        if a.hidden:
-            from export.audit import attributes  # which is built on this module
-
-            plan = replace(QUICK, open_limit=1500) if a.quick else Plan(epochs=a.epochs)
-            both = attributes.statement(a.hidden), attributes.statement(a.kept)
-            found = attributes.audit_columns(a.model, a.data, a.networks, a.work, plan, *both, tuple(a.sets), a.alpha)
-            print(attributes.table(found))
-            if a.json:
-                a.json.write_text(json.dumps(found, indent=2) + "\n")
-            return 0
-        plan = QUICK if a.quick else Plan(seeds=a.seeds, epochs=a.epochs, brief=a.brief)
-        others = [] if a.brief else [mechanisms.blur(4), mechanisms.pixelate(8)] if a.quick else None
-        curve = CURVE if a.curve else ()
-        report = audit(
-            a.model,
-            a.data,
-            a.networks,
-            a.work,
-            plan,
-            a.alpha,
-            a.float,
-            others,
-            curve,
-            a.rival,
-            a.beside,
-            a.cells,
-            a.so_far,
-        )
-        print(table(report))
-        if a.html or a.figures:
-            shown = prepare(a.model, a.model.read_bytes(), threads=2)
-            if a.html:
-                pages.write_page(report, shown, table(report), a.html)
-            if a.figures:
-                plots.write_figures(report, shown, a.figures)
-        if a.json:
-            a.json.write_text(json.dumps(report, indent=2) + "\n")
-        if a.write:
-            write_claims(a.model, report)
-    except ExportError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+QUICK_OPEN = 1500  # pictures of a quick look at another attribute
 
 
-CURVE = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)
-QUICK = Plan(seeds=1, epochs=2, draws=1, mean_draws=4, limit=1500, open_limit=600, track=20, again=60)
+@errors_as_lines
+def main(arguments: list[str] | None = None) -> None:
+    """Run an audit, and print its table."""
+    a = parser().parse_args(arguments)
+    if a.quick and a.write:
+        raise ExportError("a quick look makes no claims: leave out --quick or --write")
+    if a.quick and not (a.data and a.data.is_dir() and a.networks and a.networks.is_dir()):
+        print(on_the_clip(a.model, a.alpha))
+        return
+    if not a.data or not a.networks:
+        raise ExportError("--data and --networks are needed, except for --quick")
+    options = options_of(a)
+    if a.hidden:
+        task = attributes.Task(attributes.statement(a.hidden), attributes.statement(a.kept), tuple(a.sets))
+        found = attributes.audit(options, task)
+        conclude(found, attributes.table(found), a.json)
+        return
+    report = audit(options)
+    print(tables.summary(report))
+    conclude(report, tables.table(report), a.json)
+    shown = prepare(a.model, a.model.read_bytes(), threads=2)
+    if a.html:
+        html.write_page(report, shown, a.html)
+    if a.figures:
+        plots.write_figures(report, shown, a.figures)
+    if a.write:
+        write_claims(a.model, report)
+
+
+def options_of(a: argparse.Namespace) -> Options:
+    """Return the command line as options."""
+    plan = QUICK if a.quick else Plan(seeds=a.seeds, epochs=a.epochs, brief=a.brief)
+    if a.hidden:
+        plan = replace(QUICK, open_limit=QUICK_OPEN) if a.quick else Plan(epochs=a.epochs)
+    baselines = [mechanisms.blur(4), mechanisms.pixelate(8)] if a.quick else None
+    return Options(
+        model=a.model,
+        folders=Folders(a.data, a.networks, a.work, a.cells, a.known),
+        plan=plan,
+        alpha=a.alpha,
+        float32=a.float,
+        baselines=[] if a.brief else baselines,
+        curve=CURVE if a.curve else (),
+        unet=a.rival,
+        beside=a.beside,
+        so_far=a.so_far,
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the command line's parser."""
+    p = argparse.ArgumentParser(prog="python -m export.audit", description=__doc__)
+    p.add_argument("model", type=Path, help="an edgesan .onnx file")
+    p.add_argument("--data", type=Path, help="folder of sets (.tar and .csv); --quick can do without")
+    p.add_argument("--networks", type=Path, help="folder of the providers' ONNX networks")
+    p.add_argument("--alpha", type=float, help="the dial (default: the model's)")
+
+    much = p.add_argument_group("how much is measured")
+    quick = (
+        "fewer pictures, epochs, seeds and baselines: a look, no claim; without --data, the bundled clip's two people"
+    )
+    brief = (
+        "no baselines, and no attackers who know z, average draws or frames, reconstruct the face first, or look "
+        "around the face"
+    )
+    float32 = "float32 beside int8: the folder that export.train wrote, or the model file itself, for its own weights"
+    much.add_argument("--quick", action="store_true", help=quick)
+    much.add_argument("--brief", action="store_true", help=brief)
+    much.add_argument("--seeds", type=int, default=Plan.seeds, help="of each fresh attacker (default %(default)s)")
+    much.add_argument("--epochs", type=int, default=Plan.epochs, help="of the fresh attackers (default %(default)s)")
+    much.add_argument("--curve", action="store_true", help=f"also at alpha {', '.join(f'{c:g}' for c in CURVE)}")
+
+    beside = p.add_argument_group("more rows")
+    beside.add_argument("--float", type=Path, metavar="RUN", help=float32)
+    beside.add_argument("--rival", type=Path, metavar="RUN", help="a training of export/recipes/unet.toml")
+    beside.add_argument("--beside", type=Path, nargs="+", default=[], metavar="MODEL", help="other model files")
+
+    other = p.add_argument_group("another attribute than gender")
+    other.add_argument("--hidden", metavar="STATEMENT", help="what should be hidden: age>=45, hair=dark")
+    other.add_argument(
+        "--kept", metavar="STATEMENT", default="gender=M", help="what stays useful (default %(default)s)"
+    )
+    other.add_argument("--sets", nargs="+", default=["aaf", "utk"], help="sets that know both (default: aaf utk)")
+
+    cells = p.add_argument_group("figures that are measured already")
+    work = "pictures, embeddings and weights; an audit that was stopped continues from them. Never publish this folder"
+    cells.add_argument("--work", type=Path, default=Path("runs/audit"), help=f"{work} (default %(default)s)")
+    cells.add_argument("--cells", type=Path, metavar="FOLDER", help="figures of this run, old and new (default: WORK)")
+    cells.add_argument(
+        "--known", type=Path, metavar="FILE", help="more figures: docs/audit/cells.jsonl is the project's"
+    )
+    cells.add_argument("--so-far", action="store_true", help="measure nothing: report what is there already")
+
+    out = p.add_argument_group("what is written")
+    out.add_argument("--json", type=Path, metavar="FILE", help="the report")
+    out.add_argument("--html", type=Path, metavar="FILE", help="the report with its pictures, as one page")
+    out.add_argument("--figures", type=Path, metavar="FOLDER", help="each figure")
+    out.add_argument("--write", action="store_true", help="the claims, into the model's metadata")
+    return p
+
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,9 @@
-"""The people of the audit: the closed set, whose people the attackers know, and the open set, whom nobody has seen."""
+"""Whom the audit is about: the closed set, whose people the attackers know, and the open set, whom nobody has seen.
+
+* Closed set: the pictures of lfw, glint and pins that have a `closed_set_split`. Attackers train on other pictures
+  of the same people.
+* Open set: people of `identity_split = test`. Neither the sanitizer nor an attacker has seen them.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,38 +17,68 @@ CLOSED_SETS = ("lfw", "glint", "pins")
 OPEN_SETS = (*CLOSED_SETS, "celeba", "aaf")
 SHARES = {"train": 0.67, "val": 0.13, "test": 0.2}  # of a limited closed set
 
+Mask = NDArray[np.bool_]
+
 
 @dataclass(frozen=True)
 class ClosedSet:
-    """The closed set's chips and labels; `train`, `val`, `test` are masks [N]."""
+    """N chips with their people, numbered from 0, and their truth (a man?); `train`, `val` and `test` are masks [N]."""
 
     faces: data.Faces
     person: NDArray[np.int64]
-    truth: NDArray[np.bool_]
-    train: NDArray[np.bool_]
-    val: NDArray[np.bool_]
-    test: NDArray[np.bool_]
+    truth: Mask
+    train: Mask
+    val: Mask
+    test: Mask
 
     @property
     def people(self) -> int:
+        """How many people it has."""
         return int(self.person.max()) + 1
 
-    def fewer(self, n: int) -> NDArray[np.bool_]:
-        """A mask [N] that leaves n pictures to learn on, and all others."""
+    def fewer(self, n: int) -> Mask:
+        """Return a mask [N] of n pictures to learn on, and of all others."""
         order = np.random.default_rng(0).permutation(np.flatnonzero(self.train))
         mask = ~self.train
         mask[order[:n]] = True
         return mask
 
+    def where(self, mask: Mask) -> "ClosedSet":
+        """Return the part for which `mask` [N] holds; people keep their numbers."""
+        masks = (part[mask] for part in (self.truth, self.train, self.val, self.test))
+        return ClosedSet(self.faces.where(mask), self.person[mask], *masks)
+
+
+@dataclass(frozen=True)
+class OpenSet:
+    """N chips of strangers, with their people and their truth; a picture of unknown identity is a person of its own."""
+
+    faces: data.Faces
+    person: NDArray[np.int64]
+    truth: Mask
+
+
+def closed_set_rows(faces: data.Faces) -> Mask:
+    """Return which pictures of `CLOSED_SETS` belong to the closed set."""
+    return np.asarray(faces["closed_set_split"] != "")
+
+
+def open_set_rows(faces: data.Faces, limit: int) -> Mask:
+    """Return which pictures of `OPEN_SETS` belong to the open set, at most `limit`."""
+    rows: Mask = (faces["identity_split"] == "test") & (faces["gender"] != "")
+    at = np.flatnonzero(rows)
+    rows[at[np.random.default_rng(0).permutation(len(at)) >= limit]] = False
+    return rows
+
 
 def closed_set(folder: Path, limit: int | None) -> ClosedSet:
-    """Read the closed set.
+    """Read the closed set, or a part of about `limit` pictures.
 
     Raises:
         DataError: a set is missing or broken.
     """
     everyone = data.join(data.load_set(folder, name) for name in CLOSED_SETS)
-    faces = everyone.where(everyone["closed_set_split"] != "")
+    faces = everyone.where(closed_set_rows(everyone))
     if limit is not None:
         few = np.zeros(len(faces), np.bool_)
         for name, share in SHARES.items():
@@ -55,13 +90,15 @@ def closed_set(folder: Path, limit: int | None) -> ClosedSet:
     return ClosedSet(faces, person, faces["gender"] == "M", *masks)
 
 
-def open_set(folder: Path, limit: int) -> tuple[data.Faces, NDArray[np.int64], NDArray[np.bool_]]:
-    """People whom neither the sanitizer nor an attacker has seen, with their numbers (alone if unknown) and truth."""
+def open_set(folder: Path, limit: int) -> OpenSet:
+    """Read the open set, at most `limit` pictures.
+
+    Raises:
+        DataError: a set is missing or broken.
+    """
     everyone = data.join(data.load_set(folder, name) for name in OPEN_SETS)
-    faces = everyone.where((everyone["identity_split"] == "test") & (everyone["gender"] != ""))
-    if len(faces) > limit:
-        faces = faces.where(np.random.default_rng(0).permutation(len(faces)) < limit)
+    faces = everyone.where(open_set_rows(everyone, limit))
     person, _ = faces.labels("identity")
-    strangers = person < 0
-    person[strangers] = person.max() + 1 + np.arange(int(strangers.sum()))
-    return faces, person, faces["gender"] == "M"
+    unknown = person < 0
+    person[unknown] = person.max() + 1 + np.arange(int(unknown.sum()))
+    return OpenSet(faces, person, faces["gender"] == "M")

@@ -1,92 +1,133 @@
-"""The report as Markdown."""
+"""The report as Markdown tables."""
 
-from typing import Any
+from collections.abc import Iterable, Sequence
 
-from export.audit import metrics
-from export.audit.measure import FRESH, MATCHERS
+from export.audit.measure import BEST_PIXEL, MATCHERS
+from export.audit.report import Interval, Mean, OwnRow, Report, Row, Score
+
+MISSING = "–"
 
 
-def table(report: dict[str, Any]) -> str:
-    """The report in short, as Markdown: the model against raw faces, all mechanisms, and each fresh attacker."""
-    c, ours, raw = report["closed_set"], report["table"]["edgesan"], report["table"]["raw"]
+def line(cells: Iterable[object]) -> str:
+    """Return one line of a table."""
+    return f"| {' | '.join(str(cell) for cell in cells)} |"
+
+
+def head(names: Sequence[str]) -> list[str]:
+    """Return the first two lines of a table; the name of the first column may be empty."""
+    return [line(names).replace("|  |", "| |"), "|" + "---|" * len(names)]
+
+
+def percent(share: float) -> str:
+    """Return a share in per cent, with one digit."""
+    return f"{100 * share:.1f}"
+
+
+def interval(ends: Interval) -> str:
+    """Return an interval in per cent."""
+    return f"{percent(ends[0])}..{percent(ends[1])}"
+
+
+def scored(s: Score | Mean) -> str:
+    """Return one attacker's figures in a cell."""
+    return f"{percent(s.accuracy)} (balanced {percent(s.balanced)}, AUC {s.auc:.3f}, leak {s.leak_nats:.3f} nats)"
+
+
+def best(row: Row) -> str:
+    """Return the best fresh attacker of a row in a cell."""
+    name, mean = row.strongest()
+    return f"{percent(mean.accuracy)} [{interval(mean.accuracy_95)}] ({name}, leak {mean.leak_nats:.3f} nats)"
+
+
+def summary(report: Report) -> str:
+    """Return a line for each row, and one for each point of the dial's curve."""
     lines = [
-        f"{report['model']['name']} v{report['model']['version']} at alpha {report['alpha']:g}; closed set: {c['people']} people, {c['test']} test pictures, prior {c['prior']:.3f} male; fresh attackers trained for {report['plan']['epochs']} epochs",
-        "",
-        "| | raw | sanitized |",
-        "|---|---|---|",
+        f"{name}: top-5 {percent(row.utility.top5)}, best fresh attacker {best(row)}"
+        for name, row in report.table.items()
     ]
-    lines += [
-        f"| identity, {k} | {100 * raw['utility'][k]:.1f} | {100 * ours['utility'][k]:.1f} |" for k in ("top1", "top5")
-    ]
-    lines += [
-        f"| gender by {name} | {figures(raw['frozen'][name])} | {figures(ours['frozen'][name])} |"
-        for name in ours["frozen"]
-    ]
-    for name, cells in ours["fresh"].items():
-        before = figures(metrics.average(raw["fresh"][name])) if name in raw["fresh"] else "–"
-        lines.append(f"| gender by fresh {name} | {before} | {figures(metrics.average(cells))} |")
-    for name, before, after in strangers(report):
-        lines.append(f"| {name} | {before} | {after} |")
-    again = ours["found_again"]
-    lines.append(
-        f"| faces found again in the output frame | {again['found_raw']} | {again['found_again']} ({100 * again['share']:.1f} %), landmarks {again['landmark_error_px']:.2f} px off |"
-    )
-    lines.append(f"| structural similarity to the raw face | 1 | {ours['looks']['ssim']:.3f} |")
-    lines += [
-        "",
-        "| | top-1 | top-5 | best fresh attacker [95 % over people] (leak) | pooling 5 pictures | gender_faceapi | gender_dlib | gender_gear (AUC) |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for name, row in report["table"].items():
-        best, u = metrics.strongest(row), row["utility"]
-        pool, frozen = best[1]["pooled"].get("5"), row["frozen"]
-        lines.append(
-            f"| {name} | {100 * u['top1']:.1f} | {100 * u['top5']:.1f} | {describe(best)} | {'–' if pool is None else f'{100 * pool:.1f}'}"
-            f" | {100 * frozen['gender_faceapi']['accuracy']:.1f} | {100 * frozen['gender_dlib']['accuracy']:.1f} | {100 * frozen['gender_gear']['auc']:.1f} |"
-        )
-    lines += [
-        "",
-        "| fresh attacker | seeds: range | 95 % over people | pooling 1 / 3 / 5 / 10 pictures, balanced |",
-        "|---|---|---|---|",
-    ]
-    for name, cells in ours["fresh"].items():
-        a = metrics.average(cells)
-        (least, most), (low, high) = a["range"], a["accuracy_95"]
-        pools = " / ".join(f"{100 * v:.1f}" for v in a["pooled"].values())
-        lines.append(
-            f"| {name} | {a['seeds']}: {100 * least:.1f}..{100 * most:.1f} | {100 * low:.1f}..{100 * high:.1f} | {pools} |"
-        )
-    for background, s in ours.get("context", {}).items():
-        lines.append(
-            f"| {FRESH[0]}, on output frames with {background} around | 1 | {100 * s['accuracy_95'][0]:.1f}..{100 * s['accuracy_95'][1]:.1f} | accuracy {figures(s)} |"
-        )
-    name, best = metrics.strongest(ours)
-    parts = ", ".join(f"{part} {100 * v:.1f}" for part, v in best["slices"].items())
-    lines += ["", f"{name} is right, by part of the test pictures: {parts}."] if parts else []
-    if "track" in ours:
-        frames = " / ".join(f"{100 * v:.1f}" for v in ours["track"]["balanced_by_frames"].values())
-        lines += ["", f"One track, mean over 1 / 10 / 30 / 150 frames: {frames} (balanced)."]
+    lines += [f"alpha {p.alpha:g}: top-5 {percent(p.top5)}, attacker {percent(p.attacker)}" for p in report.curve]
     return "\n".join(lines)
 
 
-def figures(s: dict[str, Any]) -> str:
-    """One attacker's scores in a table."""
-    return f"{100 * s['accuracy']:.1f} (balanced {100 * s['balanced']:.1f}, AUC {s['auc']:.3f}, leak {s['leak_nats']:.3f} nats)"
+def table(report: Report) -> str:
+    """Return the report in short: the model against raw faces, all mechanisms, and each fresh attacker."""
+    c, model = report.closed_set, report.model
+    about = (
+        f"{model.name} v{model.version} at alpha {report.alpha:g}; closed set: {c.people} people, {c.test} test "
+        f"pictures, prior {c.prior:.3f} male; fresh attackers trained for {report.plan.epochs} epochs"
+    )
+    parts = [[about], raw_and_sanitized(report), mechanisms(report), fresh_attackers(report.ours)]
+    name, strongest = report.ours.strongest()
+    if strongest.slices:
+        right = ", ".join(f"{part} {percent(share)}" for part, share in strongest.slices.items())
+        parts.append([f"{name} is right, by part of the test pictures: {right}."])
+    if report.ours.track is not None:
+        frames = " / ".join(percent(share) for share in report.ours.track.balanced_by_frames.values())
+        parts.append([f"One track, mean over 1 / 10 / 30 / 150 frames: {frames} (balanced)."])
+    return "\n\n".join("\n".join(part) for part in parts)
 
 
-def strangers(report: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Rows about people whom neither the sanitizer nor the attackers have seen: what, on raw faces, on sanitized ones."""
-    tar, rows = report["table"]["edgesan"]["open"]["tar"], []
+def raw_and_sanitized(report: Report) -> list[str]:
+    """Return the first table: each figure of raw faces and of sanitized ones."""
+    raw, ours, again = report.raw, report.ours, report.ours.found_again
+    found = f"{again.found_again} ({percent(again.share)} %), landmarks {again.landmark_error_px:.2f} px off"
+    before = {name: scored(Mean.of(scores)) for name, scores in raw.fresh.items()}
+    cells = [
+        ("identity, top1", percent(raw.utility.top1), percent(ours.utility.top1)),
+        ("identity, top5", percent(raw.utility.top5), percent(ours.utility.top5)),
+        *((f"gender by {name}", scored(raw.frozen[name]), scored(s)) for name, s in ours.frozen.items()),
+        *(
+            (f"gender by fresh {name}", before.get(name, MISSING), scored(Mean.of(scores)))
+            for name, scores in ours.fresh.items()
+        ),
+        *strangers(ours),
+        ("faces found again in the output frame", again.found_raw, found),
+        ("structural similarity to the raw face", 1, f"{ours.looks.ssim:.3f}"),
+    ]
+    return [*head(("", "raw", "sanitized")), *(line(row) for row in cells)]
+
+
+def strangers(ours: OwnRow) -> list[tuple[str, str, str]]:
+    """Return rows about people whom neither the sanitizer nor the attackers have seen."""
+    tar, rows = ours.open.tar, []
     for matcher in MATCHERS:
-        raw, first, second = (tar[f"{matcher}, {kind}"] for kind in ("raw", "against raw", "against sanitized"))
-        for rate in raw:
-            rows.append((f"strangers verified by {matcher}, TAR at FAR {rate}, raw gallery", f"{100 * raw[rate]:.1f}", f"{100 * first[rate]:.1f}"))  # fmt: skip
-            rows.append((f"strangers verified by {matcher}, TAR at FAR {rate}, sanitized gallery", f"{100 * raw[rate]:.1f}", f"{100 * second[rate]:.1f}"))  # fmt: skip
-    for name, s in report["table"]["edgesan"]["open"]["attackers"].items():
-        rows.append((f"strangers' gender by fresh {name}", "–", figures(s)))
-    return rows
+        for rate, raw in tar[f"{matcher}, raw"].items():
+            what = f"strangers verified by {matcher}, TAR at FAR {rate}"
+            for gallery in ("raw", "sanitized"):
+                share = tar[f"{matcher}, against {gallery}"][rate]
+                rows.append((f"{what}, {gallery} gallery", percent(raw), percent(share)))
+    return [*rows, *((f"strangers' gender by fresh {n}", MISSING, scored(s)) for n, s in ours.open.attackers.items())]
 
 
-def describe(best: tuple[str, dict[str, Any]]) -> str:
-    low, high = best[1]["accuracy_95"]
-    return f"{100 * best[1]['accuracy']:.1f} [{100 * low:.1f}..{100 * high:.1f}] ({best[0]}, leak {best[1]['leak_nats']:.3f} nats)"
+def mechanisms(report: Report) -> list[str]:
+    """Return the second table: a line for each mechanism."""
+    columns = ("", "top-1", "top-5", "best fresh attacker [95 % over people] (leak)", "pooling 5 pictures")
+    lines = head((*columns, "gender_faceapi", "gender_dlib", "gender_gear (AUC)"))
+    for name, row in report.table.items():
+        pooled, frozen = row.strongest()[1].pooled, row.frozen
+        cells = (
+            name,
+            percent(row.utility.top1),
+            percent(row.utility.top5),
+            best(row),
+            percent(pooled["5"]) if "5" in pooled else MISSING,
+            percent(frozen["gender_faceapi"].accuracy),
+            percent(frozen["gender_dlib"].accuracy),
+            percent(frozen["gender_gear"].auc),
+        )
+        lines.append(line(cells))
+    return lines
+
+
+def fresh_attackers(ours: OwnRow) -> list[str]:
+    """Return the third table: each fresh attacker of the model, by seeds, people and pooled pictures."""
+    pooling = "pooling 1 / 3 / 5 / 10 pictures, balanced"
+    lines = head(("fresh attacker", "seeds: range", "95 % over people", pooling))
+    for name, scores in ours.fresh.items():
+        mean = Mean.of(scores)
+        seeds, pools = f"{mean.seeds}: {interval(mean.range)}", " / ".join(map(percent, mean.pooled.values()))
+        lines.append(line((name, seeds, interval(mean.accuracy_95), pools)))
+    for canvas, s in (ours.context or {}).items():
+        what = f"{BEST_PIXEL}, on output frames with {canvas} around"
+        lines.append(line((what, 1, interval(s.accuracy_95), f"accuracy {scored(s)}")))
+    return lines
