@@ -68,7 +68,7 @@ def measured(
 
     Args:
         on: the measurements.
-        models: of each column, the model file that stands for it at each alpha.
+        models: for each column, the model file at each alpha.
         unet: the folder of a training of recipes/unet.toml.
         brief: leave out the probe on all columns but the device's.
     """

@@ -9,7 +9,7 @@ JPEG, beside what others do to faces. Two protocols:
 
 Every figure (one mechanism, one attacker, one seed) is a cell: a small file. An audit that was stopped continues
 from its cells, and the same command started several times shares them out among its processes. The project keeps the
-cells of its own model in one file: `--known docs/audit/cells.jsonl`. A changed model measures anew only what changed.
+cells of its own model in one file: `--known docs/audit/cells.jsonl`. What has not changed is not measured again.
 `docs/audit.md` says more.
 """
 
