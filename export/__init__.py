@@ -1,3 +1,3 @@
-"""Train a sanitizer, compile it to a quantized ONNX file, and audit what it still leaks. Not installed on the device."""
+"""Train a sanitizer, compile it to a quantized ONNX file, and audit what it leaks. Not installed on the device."""
 
-import edgesan as edgesan  # it turns onnxruntime's telemetry off, before anything here imports onnxruntime
+import edgesan as edgesan  # it turns onnxruntime's telemetry off, before onnxruntime is imported

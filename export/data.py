@@ -2,10 +2,11 @@
 
 Two layouts are read:
 
-* a *set*: `<name>.tar` of aligned chips and `<name>.csv` beside it, with the columns `file, identity, gender, age,
-  identity_split, closed_set_split` (an empty cell means unknown);
-* a *folder* in the manner of LFW: one sub-folder of pictures per person, and a CSV whose first column is the person
-  and whose other columns are attributes. Faces are found and aligned here, with OpenCV's own YuNet runner.
+* *sets*: a folder with `<name>.tar` of aligned chips and `<name>.csv` beside it for each set, with the columns
+  `file, identity, gender, age, identity_split, closed_set_split` (an empty cell means unknown);
+* *a folder of people*, in the manner of LFW: one sub-folder of pictures per person, and one CSV file whose first
+  column is the person (the sub-folder's name) and whose other columns are attributes. Faces are found and aligned as
+  the camera does it.
 """
 
 import csv
@@ -21,14 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from edgesan.faces import CHIP, Detector, alignment, cut
 from export.errors import DataError
 
-CHIP = 112
-# ArcFace's five landmarks on a 112x112 chip, left to right in the picture: eyes, nose, corners of the mouth
-# (Deng et al., "ArcFace", 2019; insightface's reference code).
-TEMPLATE = np.array(
-    [(38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)]
-)
+SEARCHED = 640  # pixels: the longest side of the copy in which a folder's faces are searched
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 COLUMNS = ("file", "identity", "gender", "age", "identity_split", "closed_set_split")
 
 
@@ -48,13 +46,15 @@ class Faces:
         return self.columns[column]
 
     def where(self, mask: NDArray[np.bool_]) -> "Faces":
-        """The faces for which `mask` [N] holds."""
+        """Return the faces for which `mask` [N] holds."""
         return replace(self, chips=self.chips[mask], columns={k: v[mask] for k, v in self.columns.items()})
 
     def labels(self, column: str, bins: Sequence[float] = ()) -> tuple[NDArray[np.int64], list[str]]:
-        """Class numbers [N] of a column (-1 where unknown) and the class names, sorted.
+        """Return the class numbers [N] of a column (-1 where unknown) and the class names, sorted.
 
-        A column of numbers becomes groups by `bins`, their ascending edges: [30, 45] makes "<30", "30 to <45" and ">=45".
+        Args:
+            column: a CSV column.
+            bins: ascending edges that group a column of numbers: [30, 45] makes "<30", "30 to <45" and ">=45".
 
         Raises:
             DataError: no such column, or a value that is no number where there are bins.
@@ -76,21 +76,36 @@ class Faces:
         return np.array([number[v] for v in values.tolist()], np.int64), names
 
     def digest(self) -> str:
-        """SHA-256 over pixels and labels: what a model's provenance names."""
-        sha = hashlib.sha256(np.ascontiguousarray(self.chips))
+        """Return the SHA-256 of pixels and labels, which a model's provenance names."""
+        sha = hashlib.sha256(np.ascontiguousarray(self.chips).data)
         for name in sorted(self.columns):
             sha.update(("\0".join([name, *self.columns[name].tolist()])).encode())
         return sha.hexdigest()
 
 
 def join(parts: Iterable[Faces]) -> Faces:
-    """Several sets as one; a column that one of them lacks is unknown there."""
+    """Join several sets to one; a column that a set lacks is unknown there."""
     sets = list(parts)
     names = sorted({name for part in sets for name in part.columns})
     return Faces(
         np.concatenate([part.chips for part in sets]),
         {n: np.concatenate([p.columns.get(n, np.full(len(p), "")) for p in sets]) for n in names},
     )
+
+
+def load(root: Path, sets: Sequence[str]) -> Faces:
+    """Read the faces that a training may look at: these sets of a folder, or a folder of people.
+
+    Args:
+        root: a folder with a .tar file of each set, or, where it holds no .tar file, a folder of people.
+        sets: names of sets; a folder of people has none.
+
+    Raises:
+        DataError: as `load_set` and `load_folder`.
+    """
+    if any(root.glob("*.tar")) or not any(path.is_dir() for path in root.glob("*")):
+        return join(load_set(root, name) for name in sets)
+    return load_folder(root)
 
 
 def load_set(root: Path, name: str) -> Faces:
@@ -126,41 +141,39 @@ def load_set(root: Path, name: str) -> Faces:
     return Faces(chips, columns)
 
 
-def load_folder(root: Path, table: Path, detector: Path, held_out: float = 0.2) -> Faces:
-    """Read `<root>/<person>/*.jpg` (LFW's layout) with the attributes of `table`; align each picture's largest face.
+def load_folder(root: Path, held_out: float = 0.2) -> Faces:
+    """Read `<root>/<person>/*.jpg` (LFW's layout) and the one CSV file in `root`; align each picture's largest face.
 
-    People, not pictures, are split: a share `held_out` of them, chosen by a digest of their names, is "test", half
-    as many "val", the rest "train". Pictures without a face are left out (and counted on the progress bar).
+    Pictures without a face are left out.
+
+    Args:
+        root: the folder of people.
+        held_out: the share of people, chosen by a digest of their names, who are "test"; half as many are "val", and
+            the rest "train". So no person is in two splits.
 
     Raises:
-        DataError: no pictures, no such CSV, or a person whom the CSV does not know.
+        DataError: no pictures, not one CSV, or a person who is not in the CSV.
     """
-    if not root.is_dir() or not table.is_file():
-        raise DataError(f"expected a folder of people at {root} and a CSV of their attributes at {table}")
-    with table.open(newline="") as handle:
-        reader = csv.DictReader(handle)
-        key, *attributes = reader.fieldnames or [""]
-        people = {row[key]: row for row in reader}
-    finder = cv2.FaceDetectorYN.create(str(detector), "", (CHIP, CHIP), 0.6)
+    attributes, people = _read_people(root)
+    detector = Detector(SEARCHED)
     chips: list[NDArray[np.uint8]] = []
     rows: list[dict[str, str]] = []
-    paths = sorted(p for p in root.glob("*/*") if p.suffix.lower() in {".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+    paths = sorted(path for path in root.glob("*/*") if path.suffix.lower() in PICTURES)
     for path in tqdm(paths, desc="aligning", leave=False):
         person = path.parent.name
         if person not in people:
-            raise DataError(f"{table} has no row for {person!r}, whose pictures are in {path.parent}")
+            raise DataError(f"the CSV of {root} has no row for {person!r}, whose pictures are in {path.parent}")
         picture = cv2.imread(str(path))
         if picture is None:
             raise DataError(f"{path} cannot be read as a picture")
-        finder.setInputSize((picture.shape[1], picture.shape[0]))
-        _, found = finder.detect(picture)
-        if found is None:
+        found = detector(np.asarray(picture, np.uint8))
+        if not found:
             continue
-        largest = found[np.argmax(found[:, 2] * found[:, 3])]
-        chips.append(align(picture[..., ::-1], largest[4:14].reshape(5, 2)))
+        largest = max(found, key=lambda face: float(face.box[2] * face.box[3]))
+        chips.append(cut(np.asarray(picture, np.uint8), alignment(largest.landmarks)))
         share = int(hashlib.sha256(person.encode()).hexdigest()[:8], 16) / 2**32
         split = "test" if share < held_out else "val" if share < 1.5 * held_out else "train"
-        row = {a: people[person][a] for a in attributes}
+        row = {a: people[person][a] or "" for a in attributes}
         rows.append(row | {"file": str(path.relative_to(root)), "identity": person, "identity_split": split})
     if not chips:
         raise DataError(f"no face in any of the {len(paths)} pictures of {root}")
@@ -168,22 +181,27 @@ def load_folder(root: Path, table: Path, detector: Path, held_out: float = 0.2) 
     return Faces(np.stack(chips), {n: np.array([row.get(n, "") for row in rows]) for n in sorted(names)})
 
 
-def align(picture: NDArray[np.uint8], landmarks: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Cut a chip: the least-squares similarity that takes five landmarks [5, 2] to the template (Umeyama 1991)."""
-    source = landmarks[:, 0] + 1j * landmarks[:, 1]  # a similarity of the plane is z -> a z + b
-    target = TEMPLATE[:, 0] + 1j * TEMPLATE[:, 1]
-    centred = source - source.mean()
-    a = np.vdot(centred, target - target.mean()) / np.vdot(centred, centred)
-    b = target.mean() - a * source.mean()
-    matrix = np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
-    return cv2.warpAffine(
-        np.ascontiguousarray(picture), matrix, (CHIP, CHIP), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
-    ).astype(np.uint8)
+def _read_people(root: Path) -> tuple[list[str], dict[str, dict[str, str]]]:
+    """Return the attributes that a folder's CSV has, and its rows by person."""
+    tables = sorted(root.glob("*.csv"))
+    if len(tables) != 1:
+        found = ", ".join(table.name for table in tables) or "none"
+        raise DataError(
+            f"expected one CSV of people's attributes beside their sub-folders in {root}; found {found} "
+            "(a folder of sets has a .tar beside each .csv)"
+        )
+    with tables[0].open(newline="") as handle:
+        reader = csv.DictReader(handle)
+        person, *attributes = reader.fieldnames or [""]
+        return attributes, {row[person]: row for row in reader}
 
 
 def view(chip: NDArray[np.uint8], row: int, number: int) -> NDArray[np.uint8]:
-    """A view of a chip [112, 112, 3]: 0 as it is, 1 mirrored, and from 2 on jittered: turned, shifted, scaled by a few
-    per cent, in other light, and perhaps mirrored or through JPEG. The same for the same row and number."""
+    """Return a view of a chip [112, 112, 3]: 0 as it is, 1 mirrored, from 2 on jittered.
+
+    A jittered view is turned, shifted and scaled by a few per cent, in other light, and perhaps mirrored or through
+    JPEG. It is the same for the same row and number.
+    """
     if number == 0:
         return chip
     if number == 1:
@@ -204,10 +222,14 @@ def view(chip: NDArray[np.uint8], row: int, number: int) -> NDArray[np.uint8]:
 
 
 def training_rows(faces: Faces) -> NDArray[np.bool_]:
-    """Rows a sanitizer may see: people of `identity_split = train`, without the closed set's val and test pictures."""
-    return (faces["identity_split"] == "train") & np.isin(faces["closed_set_split"], ["", "train"])
+    """Return the rows to train on: people of `identity_split = train`, without closed-set val and test pictures."""
+    rows: NDArray[np.bool_] = (faces["identity_split"] == "train") & np.isin(faces["closed_set_split"], ["", "train"])
+    return rows
 
 
 def validation_rows(faces: Faces) -> NDArray[np.bool_]:
-    """Rows for choosing and calibrating: people of `identity_split = val`, again without closed-set test pictures."""
-    return (faces["identity_split"] == "val") & np.isin(faces["closed_set_split"], ["", "train", "val"])
+    """Return the rows to validate on: people of `identity_split = val`, without closed-set test pictures."""
+    rows: NDArray[np.bool_] = (faces["identity_split"] == "val") & np.isin(
+        faces["closed_set_split"], ["", "train", "val"]
+    )
+    return rows

@@ -4,6 +4,7 @@ The table holds the operators of the networks that the project knows; a graph wi
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,22 @@ from torch import Tensor, nn
 from edgesan import ort
 from export.errors import NetworkError
 
+Attributes = dict[str, Any]  # of an ONNX node, by name
+Operator = Callable[..., Tensor]  # (attributes, *inputs) -> output; an input that is left out is None
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of an ONNX graph with one output."""
+
+    operator: str
+    inputs: list[str]
+    output: str
+    attributes: Attributes
+
 
 def read_graph(path: Path) -> onnx.GraphProto:
-    """The graph of an ONNX file.
+    """Read the graph of an ONNX file.
 
     Raises:
         NetworkError: it cannot be read.
@@ -32,14 +46,19 @@ def read_graph(path: Path) -> onnx.GraphProto:
 
 
 class FrozenOnnx(nn.Module):
-    """An ONNX graph as a differentiable torch module whose weights never change.
-
-    Raises:
-        NetworkError: the file cannot be read, or holds an operator that is not in the table below.
-    """
+    """An ONNX graph as a differentiable torch module whose weights never change."""
 
     def __init__(self, path: Path, outputs: Sequence[str], logits: bool = False) -> None:
-        """`logits`: an output that is a softmax is taken before it."""
+        """Read a graph.
+
+        Args:
+            path: the ONNX file.
+            outputs: what to compute, by name.
+            logits: take an output that is a softmax before it.
+
+        Raises:
+            NetworkError: the file cannot be read, lacks an output, or holds an operator that OPERATORS lacks.
+        """
         super().__init__()
         graph, self.path = read_graph(path), path
         self.weights: dict[str, str] = {}
@@ -51,30 +70,23 @@ class FrozenOnnx(nn.Module):
                 self.register_buffer(f"w{i}", value)
             else:
                 self.constants[tensor.name] = value
-        producers = {name: node for node in graph.node for name in node.output}
-        self.outputs: list[str] = []
-        for name in outputs:
-            if name not in producers:
-                raise NetworkError(f"{path} has no output {name!r}; it has {', '.join(o.name for o in graph.output)}")
-            source = name
-            while producers[source].op_type == "Identity" or (logits and producers[source].op_type == "Softmax"):
-                source = producers[source].input[0]
-            self.outputs.append(source)
+        self.outputs = [_source(path, graph, name, logits) for name in outputs]
         unknown = sorted({node.op_type for node in graph.node} - OPERATORS.keys())
         if unknown:
             raise NetworkError(
                 f"{path} uses {', '.join(unknown)}; differentiable here are {', '.join(sorted(OPERATORS))}"
             )
-        needed, self.nodes = set(self.outputs), []
+        needed = set(self.outputs)
+        self.nodes: list[Node] = []
         for node in reversed(graph.node):
             if needed & set(node.output):
                 needed |= set(node.input)
                 attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
-                self.nodes.insert(0, (node.op_type, list(node.input), node.output[0], attributes))
+                self.nodes.insert(0, Node(node.op_type, list(node.input), node.output[0], attributes))
         self.input = next(i.name for i in graph.input if i.name not in self.weights | self.constants)
 
     def session(self) -> Callable[[Tensor], list[Tensor]]:
-        """The same function by onnxruntime: without gradients, and on a CPU in half the time."""
+        """Return the same function by onnxruntime: without gradients, and on a CPU in half the time."""
         model = onnx.load(self.path)
         del model.graph.output[:]
         model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in self.outputs)
@@ -82,23 +94,33 @@ class FrozenOnnx(nn.Module):
         return lambda x: [torch.from_numpy(y) for y in session.run(self.outputs, {self.input: x.contiguous().numpy()})]
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """The chosen outputs, in their order."""
+        """Return the chosen outputs, in their order."""
         values: dict[str, Tensor | None] = {**self.constants, self.input: x, "": None}
-        for op, inputs, output, attributes in self.nodes:
-            arguments = [values[i] if i in values else getattr(self, self.weights[i]) for i in inputs]
-            values[output] = OPERATORS[op](attributes, *arguments)
+        for node in self.nodes:
+            arguments = [values[i] if i in values else getattr(self, self.weights[i]) for i in node.inputs]
+            values[node.output] = OPERATORS[node.operator](node.attributes, *arguments)
         return [value for value in (values[name] for name in self.outputs) if value is not None]
 
 
-def _pads(x: Tensor, attributes: dict[str, Any], value: float = 0.0) -> tuple[Tensor, tuple[int, int]]:
-    """ONNX pads (top, left, bottom, right) as torch's symmetric padding; an uneven one is applied at once."""
+def _source(path: Path, graph: onnx.GraphProto, name: str, logits: bool) -> str:
+    """Return the tensor that an output is a copy of; with `logits`, the input of its softmax."""
+    producers = {name: node for node in graph.node for name in node.output}
+    if name not in producers:
+        raise NetworkError(f"{path} has no output {name!r}; it has {', '.join(o.name for o in graph.output)}")
+    while producers[name].op_type == "Identity" or (logits and producers[name].op_type == "Softmax"):
+        name = producers[name].input[0]
+    return name
+
+
+def _pads(x: Tensor, attributes: Attributes, value: float = 0.0) -> tuple[Tensor, tuple[int, int]]:
+    """Return ONNX pads (top, left, bottom, right) as torch's symmetric padding; an uneven one is applied at once."""
     top, left, bottom, right = attributes.get("pads", [0, 0, 0, 0])
     if top == bottom and left == right:
         return x, (top, left)
     return F.pad(x, (left, right, top, bottom), value=value), (0, 0)
 
 
-def _conv(a: dict[str, Any], x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+def _conv(a: Attributes, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     x, padding = _pads(x, a)
     strides, groups = tuple(a.get("strides", (1, 1))), a.get("group", 1)
     dilations = tuple(a.get("dilations", (1, 1)))
@@ -108,12 +130,12 @@ def _conv(a: dict[str, Any], x: Tensor, w: Tensor, b: Tensor | None = None) -> T
     return F.conv2d(x, w, b, strides, padding, dilations, groups)
 
 
-def _max_pool(a: dict[str, Any], x: Tensor) -> Tensor:
+def _max_pool(a: Attributes, x: Tensor) -> Tensor:
     x, padding = _pads(x, a, float("-inf"))
     return F.max_pool2d(x, tuple(a["kernel_shape"]), tuple(a.get("strides", (1, 1))), padding)
 
 
-def _average_pool(a: dict[str, Any], x: Tensor) -> Tensor:
+def _average_pool(a: Attributes, x: Tensor) -> Tensor:
     counted = bool(a.get("count_include_pad", 0))
     return F.avg_pool2d(
         x,
@@ -124,36 +146,36 @@ def _average_pool(a: dict[str, Any], x: Tensor) -> Tensor:
     )
 
 
-def _gemm(a: dict[str, Any], x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+def _gemm(a: Attributes, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     y = x @ (w.T if a.get("transB", 0) else w)
     return y if b is None else y + b
 
 
-def _pad(a: dict[str, Any], x: Tensor, pads: Tensor, value: Tensor | None = None) -> Tensor:
+def _pad(a: Attributes, x: Tensor, pads: Tensor, value: Tensor | None = None) -> Tensor:
     p = pads.tolist()
     n = len(p) // 2
     flat = [int(q) for d in reversed(range(n)) for q in (p[d], p[d + n])]
     return F.pad(x, flat, value=0.0 if value is None else float(value))
 
 
-def _prelu(a: dict[str, Any], x: Tensor, slope: Tensor) -> Tensor:
-    """As a sum: torch's own also computes the slope's gradient, which nobody asks for, and takes twice as long."""
+def _prelu(a: Attributes, x: Tensor, slope: Tensor) -> Tensor:
+    """Compute it as a sum: torch's own also computes the gradient of the slope, and takes twice as long."""
     slope = slope.to(x.dtype)
     return slope * x + (1 - slope) * F.relu(x)
 
 
-def _resize(a: dict[str, Any], x: Tensor, roi: Tensor | None, scales: Tensor) -> Tensor:
+def _resize(a: Attributes, x: Tensor, roi: Tensor | None, scales: Tensor) -> Tensor:
     if a.get("mode") != b"nearest":
         raise NetworkError(f"Resize is differentiable here in mode nearest only, not {a.get('mode')}")
     return F.interpolate(x, scale_factor=scales.tolist()[2:], mode="nearest")
 
 
-def _clip(a: dict[str, Any], x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
+def _clip(a: Attributes, x: Tensor, low: Tensor | None = None, high: Tensor | None = None) -> Tensor:
     bounds = (a.get("min") if low is None else float(low), a.get("max") if high is None else float(high))
     return x.clamp(*bounds)
 
 
-OPERATORS: dict[str, Any] = {
+OPERATORS: dict[str, Operator] = {
     "Add": lambda a, x, y: x + y,
     "AveragePool": _average_pool,
     "Clip": _clip,

@@ -1,8 +1,8 @@
-"""Take a part of the data along, to a machine that has little room: `python -m export.pack training OUT --data DIR`.
+"""Take a part of the data to a machine that has little room: `python -m export.pack training OUT --data DIR`.
 
-`training` keeps the rows that a sanitizer may see, and 512 of those that a training is validated on; `audit` keeps the
-closed set and the part of the open set that the audit looks at, picture for picture as they are, so that its cells are
-valid where all of the data lies. OUT is a folder of sets like the one it was made from.
+`training` keeps the rows that a sanitizer may see, and 512 of those that a training is validated on. `audit` keeps the
+closed set and the part of the open set that the audit looks at, picture for picture as they are, so that its cells stay
+valid where all of the data is. OUT is a folder of sets like the one it was made from.
 """
 
 import argparse
@@ -27,7 +27,7 @@ VALIDATION = 512
 
 
 def labels(root: Path, names: tuple[str, ...]) -> data.Faces:
-    """The tables of these sets, without their pictures."""
+    """Read the tables of these sets, without their pictures."""
     parts = []
     for name in names:
         with (root / f"{name}.csv").open(newline="") as handle:
@@ -38,7 +38,7 @@ def labels(root: Path, names: tuple[str, ...]) -> data.Faces:
 
 
 def chosen(purpose: str, root: Path) -> set[tuple[str, str]]:
-    """(set, file) of the pictures that are needed there."""
+    """Return (set, file) of the pictures that are needed for a purpose."""
     if purpose == "training":
         faces = labels(root, Recipe.sets)
         rows = data.training_rows(faces)
@@ -53,13 +53,18 @@ def chosen(purpose: str, root: Path) -> set[tuple[str, str]]:
 
 
 def pairs(faces: data.Faces, rows: NDArray[np.bool_]) -> set[tuple[str, str]]:
+    """Return (set, file) of these rows."""
     return set(zip(faces["set"][rows].tolist(), faces["file"][rows].tolist(), strict=True))
 
 
 def pack(purpose: str, root: Path, out: Path, quality: int | None) -> int:
-    """Write the part; the bytes that it takes.
+    """Write the part; return the bytes that it takes.
 
-    `quality`: of WebP, to encode the pictures anew; None leaves them as they are.
+    Args:
+        purpose: "training" or "audit".
+        root: a folder of sets.
+        out: the folder to write.
+        quality: of WebP, to encode the pictures anew; None leaves them as they are.
 
     Raises:
         DataError: a set is missing.
@@ -83,15 +88,21 @@ def pack(purpose: str, root: Path, out: Path, quality: int | None) -> int:
                     continue
                 packet = handle_.read()
                 if quality is not None:
-                    chip = cv2.imdecode(np.frombuffer(packet, np.uint8), cv2.IMREAD_COLOR)
-                    packet = cv2.imencode(".webp", chip, [cv2.IMWRITE_WEBP_QUALITY, quality])[1].tobytes()
+                    packet = _as_webp(packet, quality)
                 slim = tarfile.TarInfo(member.name)
                 slim.size = len(packet)
                 part.addfile(slim, io.BytesIO(packet))
     return sum(path.stat().st_size for path in out.iterdir())
 
 
+def _as_webp(packet: bytes, quality: int) -> bytes:
+    """Encode a picture anew."""
+    chip = cv2.imdecode(np.frombuffer(packet, np.uint8), cv2.IMREAD_COLOR)
+    return cv2.imencode(".webp", np.asarray(chip), [cv2.IMWRITE_WEBP_QUALITY, quality])[1].tobytes()
+
+
 def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return its exit status."""
     parser = argparse.ArgumentParser(prog="python -m export.pack", description=__doc__)
     parser.add_argument("purpose", choices=["training", "audit"])
     parser.add_argument("out", type=Path, help="the folder to write")

@@ -8,6 +8,7 @@ import copy
 import hashlib
 import tomllib
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,23 +24,42 @@ from export.errors import NetworkError
 from export.onnx_torch import FrozenOnnx, read_graph
 
 PROVIDERS = Path(__file__).with_name("providers.toml")
-DIRECTIONS = 5
+PROBES = 5  # places at which a gradient is checked
 STEP = 1e-7  # of the finite difference, in units of the network's input
-DEFAULTS: dict[str, Any] = {"box": [0, 0, 112, 112], "order": "RGB", "mean": 127.5, "scale": 127.5, "classes": []}
-CONTRACT = ("file", "output", "classes", "box", "size", "order", "mean", "scale")
+
+Contract = dict[str, Any]  # an input contract as TOML has it: some of KEYS
+KEYS = ("file", "output", "classes", "box", "size", "order", "mean", "scale")
+DEFAULTS: Contract = {"box": [0, 0, 112, 112], "order": "RGB", "mean": 127.5, "scale": 127.5, "classes": []}
 
 
-def contract(name: str, folder: Path, said: dict[str, Any] | None = None) -> tuple[Path, dict[str, Any]]:
-    """A provider's file and input contract, by its name in a `providers.toml`, or by the path of its .onnx file.
+@dataclass(frozen=True)
+class InputContract:
+    """What a provider's network takes: cut `box` out of the chip, resize to `size`, reorder, (x - mean) / scale."""
 
-    Each key is looked for in `said`, in the `providers.toml` beside the file, and in DEFAULTS; size and output, where
-    nobody says them, are the graph's own.
+    file: Path
+    box: tuple[int, int, int, int]  # x0, y0, x1, y1
+    order: str  # "RGB" or "BGR"
+    mean: list[float]  # of levels 0..255, one per channel
+    scale: list[float]
+    classes: list[str]  # a classifier's outputs in their order; none for an embedder
+    size: int | None  # None: the graph's own
+    output: str | None  # None: the graph's only one
+    text: str  # all keys and values, for a digest
+
+
+def read_contract(name: str, folder: Path, given: Contract | None = None) -> InputContract:
+    """Read a provider's input contract, by its name in a `providers.toml`, or by the path of its .onnx file.
+
+    Args:
+        name: of the provider, or the path of its file.
+        folder: where the networks of known names are.
+        given: keys that come before those of the `providers.toml` beside the file, and before DEFAULTS.
 
     Raises:
-        NetworkError: nobody of that name, no such file, no TOML, an unknown key or a value of another kind.
+        NetworkError: no provider of that name, no TOML, an unknown key, or a value of another kind.
     """
     path = Path(name) if name.endswith(".onnx") else None
-    tables: dict[str, dict[str, Any]] = tomllib.loads(PROVIDERS.read_text())
+    tables: dict[str, Contract] = tomllib.loads(PROVIDERS.read_text())
     own = (path.parent if path else folder) / PROVIDERS.name  # bring your own: contracts beside the networks
     if own.exists():
         try:
@@ -48,26 +68,33 @@ def contract(name: str, folder: Path, said: dict[str, Any] | None = None) -> tup
             raise NetworkError(f"{own} is no TOML: {error}") from error
     if path is None and name not in tables:
         raise NetworkError(f"no provider {name!r} in {PROVIDERS.name}; it has {', '.join(tables)}")
-    c = DEFAULTS | tables.get(path.stem if path else name, {}) | (said or {})
-    file = path or folder / str(c.get("file", f"{name}.onnx"))
-    unknown = sorted(c.keys() - set(CONTRACT))
+    table = DEFAULTS | tables.get(path.stem if path else name, {}) | (given or {})
+    _check_contract(name, table)
+    file = path or folder / str(table.get("file", f"{name}.onnx"))
+    box, order, mean, scale, classes = (table[key] for key in ("box", "order", "mean", "scale", "classes"))
+    text = repr(sorted(table.items()))
+    return InputContract(
+        file, tuple(box), order, mean, scale, list(classes), table.get("size"), table.get("output"), text
+    )
+
+
+def _check_contract(name: str, table: Contract) -> None:
+    """Refuse values of a wrong kind; one number for mean or scale becomes three."""
+    where = f"the input contract of {name}"
+    unknown = sorted(table.keys() - set(KEYS))
     if unknown:
-        raise NetworkError(
-            f"the input contract of {name} has the unknown key {unknown[0]}; known are {', '.join(CONTRACT)}"
-        )
-    numbers = {"mean": 3, "scale": 3, "box": 4}
-    for key, count in numbers.items():
-        values = c[key] if isinstance(c[key], list) else [c[key]] * 3
+        raise NetworkError(f"{where} has the unknown key {unknown[0]}; known are {', '.join(KEYS)}")
+    for key, count in {"mean": 3, "scale": 3, "box": 4}.items():
+        values = table[key] if isinstance(table[key], list) else [table[key]] * 3
         if len(values) != count or not all(isinstance(v, int | float) for v in values):
-            raise NetworkError(f"the input contract of {name}: {key} must be {count} numbers, not {c[key]!r}")
-        c[key] = values
-    if 0 in c["scale"]:
-        raise NetworkError(f"the input contract of {name}: scale divides the picture, and must not be 0")
-    if c["order"] not in ("RGB", "BGR"):
-        raise NetworkError(f'the input contract of {name}: order must be "RGB" or "BGR", not {c["order"]!r}')
-    if not isinstance(c["classes"], list) or not all(isinstance(v, str) for v in c["classes"]):
-        raise NetworkError(f"the input contract of {name}: classes must be a list of names, not {c['classes']!r}")
-    return file, c
+            raise NetworkError(f"{where}: {key} must be {count} numbers, not {table[key]!r}")
+        table[key] = values
+    if 0 in table["scale"]:
+        raise NetworkError(f"{where}: scale divides the picture, and must not be 0")
+    if table["order"] not in ("RGB", "BGR"):
+        raise NetworkError(f'{where}: order must be "RGB" or "BGR", not {table["order"]!r}')
+    if not isinstance(table["classes"], list) or not all(isinstance(v, str) for v in table["classes"]):
+        raise NetworkError(f"{where}: classes must be a list of names, not {table['classes']!r}")
 
 
 class Provider(nn.Module):
@@ -76,21 +103,27 @@ class Provider(nn.Module):
     For a classifier the output is the log-odds, the input of its last Softmax: the softmax itself saturates.
     """
 
-    def __init__(self, name: str, folder: Path, said: dict[str, Any] | None = None) -> None:
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, name: str, folder: Path, given: Contract | None = None) -> None:
+        """Read a network and its contract; the arguments are those of `read_contract`.
+
+        Raises:
+            NetworkError: one of them cannot be used.
+        """
         super().__init__()
-        self.name = name
-        self.path, c = contract(name, folder, said)
-        size, output = shapes(self.path, c.get("size"), c.get("output"))
-        self.box: tuple[int, int, int, int] = tuple(c["box"])
-        self.size, self.bgr, self.classes = size, c["order"] == "BGR", list(c["classes"])
-        self.net = FrozenOnnx(self.path, [output], logits=bool(self.classes))
-        self.output = output
-        self.digest = hashlib.sha256(self.path.read_bytes() + repr(sorted(c.items())).encode()).hexdigest()
-        self.register_buffer("mean", torch.tensor(c["mean"], dtype=torch.float32).view(1, 3, 1, 1))
-        self.register_buffer("scale", torch.tensor(c["scale"], dtype=torch.float32).view(1, 3, 1, 1))
+        c = read_contract(name, folder, given)
+        self.name, self.path, self.box, self.classes = name, c.file, c.box, c.classes
+        self.size, self.output = graph_shapes(c.file, c.size, c.output)
+        self.bgr = c.order == "BGR"
+        self.net = FrozenOnnx(c.file, [self.output], logits=bool(c.classes))
+        self.digest = hashlib.sha256(c.file.read_bytes() + c.text.encode()).hexdigest()
+        self.register_buffer("mean", torch.tensor(c.mean, dtype=torch.float32).view(1, 3, 1, 1))
+        self.register_buffer("scale", torch.tensor(c.scale, dtype=torch.float32).view(1, 3, 1, 1))
 
     def prepared(self, face: Tensor) -> Tensor:
-        """Chips [N, 3, 112, 112] in 0..1 as the network takes them [N, 3, size, size]."""
+        """Return chips [N, 3, 112, 112] in 0..1 as the network takes them [N, 3, size, size]."""
         x0, y0, x1, y1 = self.box
         x = F.pad(face, (0, 0, 0, max(0, y1 - face.shape[2])), mode="replicate") * 255
         x = x[:, :, y0:y1, x0:x1]
@@ -101,8 +134,10 @@ class Provider(nn.Module):
         return ((x - self.mean) / self.scale).contiguous(memory_format=torch.channels_last)
 
     def forward(self, face: Tensor) -> Tensor:
+        """Return logits [N, classes], or embeddings [N, D] of unit length, of chips [N, 3, 112, 112] in 0..1."""
         (out,) = self.net(self.prepared(face))
-        return out.flatten(1) if self.classes else F.normalize(out.flatten(1).float())
+        out = out.flatten(1)
+        return out if self.classes else F.normalize(out.float())
 
 
 class Finder(nn.Module):
@@ -114,6 +149,8 @@ class Finder(nn.Module):
 
     STRIDES: ClassVar = (8, 16, 32)
     MARGIN: ClassVar = 24
+    stride: Tensor
+    anchor: Tensor
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -127,7 +164,7 @@ class Finder(nn.Module):
         self.register_buffer("anchor", torch.cat(grids).float())  # [anchors, 2]: x, y
 
     def forward(self, face: Tensor) -> tuple[Tensor, Tensor]:
-        """face [N, 3, 112, 112] in 0..1 -> log score [N, anchors], landmarks [N, anchors, 10] in pixels from the anchor."""
+        """Search faces [N, 3, 112, 112] in 0..1: log scores [N, anchors], landmarks [N, anchors, 10] from anchors."""
         x = F.pad(face, (self.MARGIN,) * 4, mode="replicate").flip(1) * 255
         parts = [part.float().reshape(len(face), -1, part.shape[-1]) for part in self.net(x)]
         cls, obj, kps = (torch.cat(parts[i : i + 3], 1) for i in (0, 3, 6))
@@ -135,15 +172,29 @@ class Finder(nn.Module):
         return log_score, kps * self.stride[:, None]
 
     def best(self, face: Tensor) -> tuple[Tensor, Tensor]:
-        """The likeliest face of each chip: its score [N], and its landmarks [N, 10] in pixels of the chip."""
+        """Return the likeliest face of each chip: its score [N], and its landmarks [N, 10] in pixels of the chip."""
         log_score, marks = self(face)
         score, at = log_score.max(1)
         anchor = self.anchor[at].repeat(1, 5) - self.MARGIN
         return score.exp(), marks[torch.arange(len(face), device=face.device), at] + anchor
 
 
-def shapes(path: Path, size: int | None, output: str | None) -> tuple[int, str]:
-    """The side of the picture that a provider's graph takes, and its output: its own where the contract is silent.
+@dataclass(frozen=True)
+class Providers:
+    """The frozen networks of a training."""
+
+    utility: Provider  # embeds faces
+    frozen: list[Provider]  # classifiers of the private attribute (plug-and-play)
+    finder: Finder
+
+
+def graph_shapes(path: Path, size: int | None, output: str | None) -> tuple[int, str]:
+    """Return the side of the picture that a graph takes, and its output.
+
+    Args:
+        path: the network.
+        size: what its contract says; None: the graph's own.
+        output: the same.
 
     Raises:
         NetworkError: it is no function of one float32 picture [N, 3, size, size] with a free N, or the contract names
@@ -157,19 +208,16 @@ def shapes(path: Path, size: int | None, output: str | None) -> tuple[int, str]:
         raise NetworkError(f"{path} must take one input, a picture; it takes {names}")
     kind = inputs[0].type.tensor_type
     dims = [d.dim_value or d.dim_param or "?" for d in kind.shape.dim]
-    told = f"{path}: input {inputs[0].name} is {onnx.TensorProto.DataType.Name(kind.elem_type).lower()} {dims}"
-    if (
-        kind.elem_type != onnx.TensorProto.FLOAT
-        or len(dims) != 4
-        or (dims[1] not in (3, "?") and isinstance(dims[1], int))
-    ):
-        raise NetworkError(f"{told}; expected is float [N, 3, size, size]")
+    found = f"{path}: input {inputs[0].name} is {onnx.TensorProto.DataType.Name(kind.elem_type).lower()} {dims}"
+    free_or_3 = len(dims) == 4 and (dims[1] == 3 or isinstance(dims[1], str))
+    if kind.elem_type != onnx.TensorProto.FLOAT or not free_or_3:
+        raise NetworkError(f"{found}; expected is float [N, 3, size, size]")
     if isinstance(dims[0], int):
-        raise NetworkError(f"{told}: N is fixed; export the network with a free first dimension")
+        raise NetworkError(f"{found}: N is fixed; export the network with a free first dimension")
     own = {d for d in dims[2:] if isinstance(d, int)}
     if len(own) > 1 or (size is not None and own and own != {size}):
         raise NetworkError(
-            f"{told}; expected is a square of size {size or 'x size'}: say its size in the input contract"
+            f"{found}; expected is a square of size {size or 'x size'}: say its size in the input contract"
         )
     outputs = [value.name for value in graph.output]
     if output is None and len(outputs) != 1:
@@ -180,52 +228,61 @@ def shapes(path: Path, size: int | None, output: str | None) -> tuple[int, str]:
 
 
 def validate(provider: Provider, chips: NDArray[np.uint8], classes: Sequence[str] | None = None) -> None:
-    """Try a provider's network on a few real chips [n > 1, 112, 112, 3].
+    """Try a provider's network on a few real chips.
 
     Args:
         provider: an embedder, or a classifier whose contract names its classes.
-        chips: uint8, RGB; different ones.
-        classes: of the private attribute, which a classifier must tell; None for an embedder.
+        chips: uint8 [n > 1, 112, 112, 3], RGB; different ones.
+        classes: of the private attribute, which a classifier must know; None for an embedder.
 
     Raises:
         NetworkError: it cannot be used in a training; the message says why, and what to do.
     """
-    where = str(provider.path)
     if classes is None and provider.classes:
         raise NetworkError(
-            f"{where} is a classifier of {', '.join(provider.classes)}; the utility network must embed faces"
+            f"{provider.path} is a classifier of {', '.join(provider.classes)}; the utility network must embed faces"
         )
-    if classes is not None and not provider.classes:
+    if classes is not None:
+        _check_classes(provider, classes)
+    x = provider.prepared(torch.from_numpy(chips.transpose(0, 3, 1, 2).copy()).float() / 255).contiguous()
+    _check_output(provider, x)
+    _check_values(provider, x)
+    _check_gradient(provider, x)
+
+
+def _check_classes(provider: Provider, classes: Sequence[str]) -> None:
+    """Its classes are those of the private attribute."""
+    if not provider.classes:
         raise NetworkError(
-            f"{where}: classes is missing from its input contract: which output means what, such as "
+            f"{provider.path}: classes is missing from its input contract: which output means what, such as "
             f"classes = {list(classes)}; say it in a providers.toml beside the file, under [{provider.path.stem}], "
             "or behind the file on the command line"
         )
-    if classes is not None and sorted(classes) != sorted(provider.classes):
+    if sorted(classes) != sorted(provider.classes):
         raise NetworkError(
-            f"{where} tells {', '.join(provider.classes)}; the private attribute is {', '.join(classes)}"
+            f"{provider.path} classifies {', '.join(provider.classes)}; the private attribute is {', '.join(classes)}"
         )
-    x = provider.prepared(torch.from_numpy(chips.transpose(0, 3, 1, 2).copy()).float() / 255).contiguous()
+
+
+def _check_output(provider: Provider, x: Tensor) -> None:
+    """It runs, and its output has a shape that can be used, is finite, and differs between faces."""
+    where = f"{provider.path}: output {provider.output}"
     try:
         (out,) = provider.net(x)
     except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
-        raise NetworkError(f"{where} does not run on pictures of {list(x.shape)}: {error}") from error
+        raise NetworkError(f"{provider.path} does not run on pictures of {list(x.shape)}: {error}") from error
     width = f"{len(provider.classes)} classes" if provider.classes else "D > 1"
     fits = out.ndim >= 2 and out.shape[0] == len(x) and out[0].numel() > 1
     if not fits or (provider.classes and out[0].numel() != len(provider.classes)):
-        raise NetworkError(
-            f"{where}: output {provider.output} is {list(out.shape)} for {len(x)} pictures; expected [N, {width}]"
-        )
+        raise NetworkError(f"{where} is {list(out.shape)} for {len(x)} pictures; expected [N, {width}]")
     if not out.isfinite().all():
-        raise NetworkError(f"{where}: output {provider.output} is not finite on real faces: check mean and scale")
+        raise NetworkError(f"{where} is not finite on real faces: check mean and scale")
     if (out - out[:1]).abs().max() <= 1e-6 * out.abs().max():
-        raise NetworkError(f"{where}: output {provider.output} is the same for all faces: check mean, scale and output")
-    compare(provider, x)
-    differentiate(provider, x)
+        raise NetworkError(f"{where} is the same for all faces: check mean, scale and output")
 
 
-def compare(provider: Provider, x: Tensor) -> None:
-    """As onnxruntime has it: the table of operators reads the file as everybody does."""
+def _check_values(provider: Provider, x: Tensor) -> None:
+    """It computes what onnxruntime computes: the table of operators reads the file right."""
     try:
         session = ort.session(provider.path.read_bytes())
         (expected,) = session.run([provider.output], {provider.net.input: x.numpy()})
@@ -240,11 +297,11 @@ def compare(provider: Provider, x: Tensor) -> None:
         )
 
 
-def differentiate(provider: Provider, x: Tensor) -> None:
-    """The gradient along random directions against central differences, in float64.
+def _check_gradient(provider: Provider, x: Tensor) -> None:
+    """Its gradient along random directions agrees with central differences, in float64.
 
-    A network of ReLUs has kinks, and a difference across one is no slope: at DIRECTIONS places around the faces, the
-    median of the errors counts. A wrong gradient is wrong at all of them.
+    A network of ReLUs has kinks, and a difference across one is no slope. So it is tried at PROBES places around the
+    faces, and the median of the errors counts; a wrong gradient is wrong at all of them.
     """
     net = copy.deepcopy(provider.net).double()
     generator = torch.Generator().manual_seed(0)
@@ -257,7 +314,7 @@ def differentiate(provider: Provider, x: Tensor) -> None:
 
     step = STEP * max(1.0, float(x.abs().max()))
     found: list[tuple[float, float, float]] = []  # error, slope, difference
-    for _ in range(DIRECTIONS):
+    for _ in range(PROBES):
         aside, direction = (torch.randn(x[:1].shape, generator=generator, dtype=torch.double) for _ in range(2))
         at = (x[:1].double() + 1e-3 * aside).requires_grad_()
         value = score(at)
@@ -273,8 +330,9 @@ def differentiate(provider: Provider, x: Tensor) -> None:
         with torch.no_grad():
             difference = float(score(at + step * direction) - score(at - step * direction)) / (2 * step)
         found.append((abs(slope - difference) / (max(abs(slope), abs(difference)) + 1e-6), slope, difference))
-    error, slope, difference = sorted(found)[DIRECTIONS // 2]
+    error, slope, difference = sorted(found)[PROBES // 2]
     if error > 1e-2:
         raise NetworkError(
-            f"{provider.path}: its gradient is {slope:.6g} along a direction where a finite difference has {difference:.6g}"
+            f"{provider.path}: its gradient is {slope:.6g} along a direction where a finite difference has "
+            f"{difference:.6g}"
         )

@@ -2,17 +2,38 @@
 
 import hashlib
 import tomllib
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 from export.errors import RecipeError
 
-STAGES = ("read", "hide", "paint", "play")
+STAGES = ("distill", "privatize", "decode", "unet")
+# The keys of earlier versions: a recipe or a checkpoint that holds one is refused, and the error names the new key.
+OLD_KEYS = {
+    **{
+        f"{old}_{what}": f"{new}_{what}"
+        for old, new in zip(("read", "hide", "paint", "play"), STAGES, strict=True)
+        for what in ("steps", "batch", "lr")
+    },
+    "unseen": "distill_augmented",
+    "privacy": "privacy_weight",
+    "alike": "identity_cosine_weight",
+    "keep": "utility_floor",
+    "look": "appearance_weight",
+    "power": "code_power",
+    "match": "recognition_weight",
+    "detect": "detection_weight",
+    "reconstruct": "reconstruction_weight",
+    "smooth": "smoothness_weight",
+    "face_steps": "warmup_steps",
+}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """The keys of a recipe file; `docs` of each key are the comments here."""
+    """The keys of a recipe file, with their defaults; the comment at each key is its documentation."""
 
     name: str
     version: int = 1  # of the model file: only goes up
@@ -25,90 +46,129 @@ class Recipe:
     utility: str = "id_mobilefacenet_paddle"
     frozen: tuple[str, ...] = ()  # frozen classifiers of the private attribute (plug-and-play)
     # the sanitizer
-    code: int = 64  # numbers between the reader and the painter
+    code: int = 64  # numbers between the privatizer and the decoder
     noise: float = 1.0  # standard deviation of what is added to each of them, at alpha = 1
     stochastic: bool = True  # false: a deterministic sanitizer, without noise
     # the dial
-    alpha_default: float = 0.8
+    alpha_default: float = (
+        0.8  # where `alpha_focus` trains; the model file's default, unless export.compile gets another
+    )
     alpha_focus: float = 0.5  # share of pictures trained at alpha_default; the rest is uniform in 0..1
     # the utility variable: who it is, or a CSV column
-    utility_column: str = ""  # as `private`: this column is kept, as far as the provider's embedding tells it
+    utility_column: str = ""  # as `private`: this column is kept, where the provider's embedding shows it
     utility_bins: tuple[float, ...] = ()
     people_min: int = 4  # a person with this many pictures is one of its classes
     cosine_scale: float = 16.0  # utility logits = scale * cosine to each person's mean raw embedding
-    # reading
+    # the encoder: knowledge distillation
     views: int = 5  # of each picture: as it is, mirrored, and jittered ones
-    read_steps: int = 8000
-    read_batch: int = 64
-    read_lr: float = 2e-3
-    unseen: int = (
-        0  # pictures beside each batch that are moved, lit and mixed anew, and the provider's network is asked
+    distill_steps: int = 8000
+    distill_batch: int = 64
+    distill_lr: float = 2e-3
+    distill_augmented: int = (
+        0  # new pictures beside each batch (moved, lit, mixed), described by the provider's network
     )
-    # hiding
+    # the privatizer: the game against the attackers
     attackers: tuple[int, ...] = (256, 384, 128)  # one per entry, of so many hidden units; none = plug-and-play
-    attacker_steps: int = 2  # updates of the attackers for each of the hider
+    attacker_steps: int = 2  # updates of the attackers for each of the privatizer
     attacker_lr: float = 1e-3
-    privacy: float = 5.0  # weight of the attackers' verdict in Loss_S
-    alike: float = 2.0  # weight of the cosine to the raw embedding: 0 where a column is kept, and nobody's identity
-    keep: float = 0.15  # weight of the utility that stays at alpha = 1: a face of nobody serves nobody
-    look: float = 0.5  # weight of landmarks and light: where a face looks, and how it is lit
-    power: float = 2.0  # mean square of the code that costs nothing: nobody may shout the noise down
-    hide_steps: int = 3500
-    hide_batch: int = 256
-    hide_lr: float = 1.5e-3
-    # painting
-    match: float = 1.75  # weight of what the provider's network should recognise
-    detect: float = 0.5  # weight of what a face detector loses: score and landmarks
-    reconstruct: float = 8.0  # weight of the L1 distance to the raw face: the output stays a face
-    smooth: float = 1.5  # weight of the total variation
-    face_steps: int = 500  # steps before the provider's network comes in
-    paint_steps: int = 4500
-    paint_batch: int = 24
-    paint_lr: float = 1e-3
-    # the baseline: the authors' network shape, trained in one stage on pictures; none of the three above
+    privacy_weight: float = 5.0  # of the attackers' loss in Loss_S
+    identity_cosine_weight: float = 2.0  # of the cosine to the raw embedding; 0 where a column is kept, and no identity
+    utility_floor: float = 0.15  # weight of the utility that stays at alpha = 1: the face stays somebody's
+    appearance_weight: float = 0.5  # of landmarks and lighting
+    code_power: float = 2.0  # mean square of the code that costs nothing: beyond it, the code would outgrow the noise
+    privatize_steps: int = 3500
+    privatize_batch: int = 256
+    privatize_lr: float = 1.5e-3
+    # the decoder
+    recognition_weight: float = 1.75  # of what the provider's network should recognise
+    detection_weight: float = 0.5  # of what a face detector loses: score and landmarks
+    reconstruction_weight: float = 8.0  # of the L1 distance to the raw face: the output stays a face
+    smoothness_weight: float = 1.5  # of the total variation
+    warmup_steps: int = 500  # steps before the provider's network comes in
+    decode_steps: int = 4500
+    decode_batch: int = 24
+    decode_lr: float = 1e-3
+    # the baseline: the authors' U-Net, trained in one stage on pictures instead of the three above
     unet: bool = False
-    play_steps: int = 1500
-    play_batch: int = 16
-    play_lr: float = 1e-3
+    unet_steps: int = 1500
+    unet_batch: int = 16
+    unet_lr: float = 1e-3
     # the loop
     weight_decay: float = 1e-3
     evaluate_every: int = 250
     digest: str = field(default="", compare=False)  # SHA-256 of the file, set by `read`
 
 
+KEYS = {f.name: f for f in fields(Recipe) if f.name != "digest"}
+
+
 def read(path: Path) -> Recipe:
     """Read a recipe.
 
     Raises:
-        RecipeError: the file is missing or no TOML, a key is unknown, or a value is of another type or out of range.
+        RecipeError: the file is missing or no TOML, a key is unknown or of an earlier version, or a value is of another
+            type or out of range.
     """
     if not path.is_file():
         raise RecipeError(f"no recipe at {path}; the project's own are in export/recipes")
+    content = path.read_bytes()
     try:
-        table = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as error:
+        table = tomllib.loads(content.decode())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not TOML: {error}") from error
-    known = {f.name: f for f in fields(Recipe) if f.name != "digest"}
-    unknown = sorted(table.keys() - known.keys())
+    check_keys(path, table)
+    values: dict[str, Any] = {key: _typed(path, key, value) for key, value in table.items()}
+    recipe = Recipe(**{"name": path.stem} | values, digest=hashlib.sha256(content).hexdigest())
+    _check_ranges(path, recipe)
+    return recipe
+
+
+def check_keys(source: Path | str, keys: Iterable[str]) -> None:
+    """Refuse a key that no recipe has.
+
+    Raises:
+        RecipeError: a key is of an earlier version (the error names the new one), or unknown.
+    """
+    old = [f"`{key}` is now `{OLD_KEYS[key]}`" for key in keys if key in OLD_KEYS]
+    if old:
+        raise RecipeError(f"{source} has keys of an earlier version: {', '.join(old)}")
+    unknown = sorted(set(keys) - KEYS.keys())
     if unknown:
-        raise RecipeError(f"{path} has the unknown key {', '.join(unknown)}; known are {', '.join(known)}")
-    values = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items()}
-    for key, value in values.items():
-        default = known[key].default
-        if isinstance(default, float) and isinstance(value, int):
-            values[key] = float(value)
-        elif key != "name" and (
-            not isinstance(value, type(default)) or isinstance(value, bool) != isinstance(default, bool)
-        ):
-            raise RecipeError(f"{path}: {key} must be a {type(default).__name__}, not {value!r}")
-    recipe = Recipe(**{"name": path.stem} | values, digest=hashlib.sha256(path.read_bytes()).hexdigest())
+        raise RecipeError(f"{source} has the unknown key {', '.join(unknown)}; known are {', '.join(KEYS)}")
+
+
+def from_saved(source: Path, table: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that a checkpoint was saved with, as `dataclasses.asdict` wrote it.
+
+    Raises:
+        RecipeError: an earlier version saved it, with other keys.
+    """
+    check_keys(source, [key for key in table if key != "digest"])
+    values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in table.items()}
+    return Recipe(**values)
+
+
+def _typed(path: Path, key: str, value: object) -> object:
+    """Return a value of a TOML file as its key's type."""
+    default = KEYS[key].default
+    if isinstance(value, list):
+        value = tuple(value)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    kind = str if key == "name" else type(default)
+    if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+        raise RecipeError(f"{path}: {key} must be a {kind.__name__}, not {value!r}")
+    return value
+
+
+def _check_ranges(path: Path, recipe: Recipe) -> None:
     for key in ("alpha_default", "alpha_focus"):
         if not 0 <= getattr(recipe, key) <= 1:
             raise RecipeError(f"{path}: {key} must lie within 0..1, not {getattr(recipe, key)}")
-    for key in ("code", "views", "evaluate_every", *(f"{s}_batch" for s in STAGES)):
+    for key in ("code", "views", "evaluate_every", *(f"{stage}_batch" for stage in STAGES)):
         if getattr(recipe, key) < 1:
             raise RecipeError(f"{path}: {key} must be positive, not {getattr(recipe, key)}")
-    for key in (f"{s}_steps" for s in STAGES):
+    for key in (f"{stage}_steps" for stage in STAGES):
         if getattr(recipe, key) < 0:
             raise RecipeError(f"{path}: {key} must be positive, or 0 for a stage that --from takes over")
     for key in ("private_bins", "utility_bins"):
@@ -116,5 +176,4 @@ def read(path: Path) -> Recipe:
         if not all(isinstance(edge, int | float) for edge in edges) or list(edges) != sorted(set(edges)):
             raise RecipeError(f"{path}: {key} must be numbers that ascend, not {list(edges)}")
     if recipe.private == recipe.utility_column:
-        raise RecipeError(f"{path}: {recipe.private} cannot be hidden and kept at once")
-    return recipe
+        raise RecipeError(f"{path}: {recipe.private} is both `private` and `utility_column`: hide one, keep another")

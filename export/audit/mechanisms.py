@@ -19,7 +19,7 @@ from tqdm import tqdm
 from edgesan import noise, ort
 from edgesan.model.load import Model
 from export.audit.attackers import DEVICE, Chips, pictures
-from export.compile import restore, unpack
+from export.checkpoint import load_checkpoint, unpack
 from export.errors import ExportError
 from export.networks import half
 from export.providers import Provider
@@ -66,7 +66,7 @@ def trained(source: Path, alpha: float, name: str = "edgesan, float32") -> Mecha
 
     A model file's weights were rounded to int8: only that is then left of int8.
     """
-    net = unpack(source) if source.is_file() else restore(source)[0]
+    net = unpack(source) if source.is_file() else load_checkpoint(source).sanitizer
     weights = hashlib.sha256(b"".join(t.numpy().tobytes() for t in net.state_dict().values())).hexdigest()
     net.to(DEVICE)
 
@@ -81,11 +81,6 @@ def trained(source: Path, alpha: float, name: str = "edgesan, float32") -> Mecha
         return np.ascontiguousarray(np.concatenate(parts))
 
     return Mechanism(name, f"{weights}@{alpha:g}", apply, net.noise_dim > 0)
-
-
-def steps_of(run: Path) -> int:
-    """Return how many steps the training in a folder took."""
-    return int(restore(run)[2]["step"])
 
 
 def raw() -> Mechanism:

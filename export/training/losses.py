@@ -14,24 +14,26 @@ from torch import Tensor
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """KL(p || q) [N] of log-probabilities [N, K] (or [K] for p)."""
+    """Return KL(p || q) [N] of log-probabilities [N, K] (or [K] for p)."""
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 def utility_loss(raw_logits: Tensor, sanitized_logits: Tensor) -> Tensor:
-    """KL(P(u|x) || P(u|S(x))) [N] from utility logits [N, people]."""
+    """Return KL(P(u|x) || P(u|S(x))) [N] from utility logits [N, people]."""
     return kl(F.log_softmax(raw_logits, -1), F.log_softmax(sanitized_logits, -1))
 
 
 def privacy_loss(prior: Tensor, sanitized_logits: Tensor) -> Tensor:
-    """KL(P(p) || P(p|S(x))) [N] from the prior [K] and a privacy network's logits [N, K]."""
+    """Return KL(P(p) || P(p|S(x))) [N] from the prior [K] and a privacy network's logits [N, K]."""
     return kl(prior.log(), F.log_softmax(sanitized_logits, -1))
 
 
-def finding_loss(raw: tuple[Tensor, Tensor], sanitized: tuple[Tensor, Tensor]) -> Tensor:
-    """How much worse a detector finds the sanitized face [N]: its score in nats, and its landmarks in tenths of a pixel.
+def detection_loss(raw: tuple[Tensor, Tensor], sanitized: tuple[Tensor, Tensor]) -> Tensor:
+    """Return how much worse a detector finds the sanitized face [N]: score in nats, landmarks in tenths of a pixel.
 
-    Both arguments are log scores [N, anchors] and landmarks [N, anchors, 10]; the anchors that saw the raw face count.
+    Args:
+        raw: log scores [N, anchors] and landmarks [N, anchors, 10] on the raw face; only anchors that saw it count.
+        sanitized: the same on the sanitized face.
     """
     (raw_score, raw_marks), (score, marks) = raw, sanitized
     seen = (raw_score > math.log(0.5)).float()
@@ -40,16 +42,21 @@ def finding_loss(raw: tuple[Tensor, Tensor], sanitized: tuple[Tensor, Tensor]) -
 
 
 def sanitizer_loss(utility: Tensor, privacy: Tensor, alpha: Tensor) -> Tensor:
-    """Loss_S [N]: the mix that the dial alpha [N, 1] chooses of the two losses [N] above."""
+    """Return Loss_S [N]: the two losses [N] above, mixed by the dial alpha [N, 1]."""
     a = alpha[:, 0]
     return (1 - a) * utility + a * privacy
 
 
 def attacker_loss(sanitized_logits: Tensor, raw_logits: Tensor, truth: Tensor, raw_truth: Tensor) -> Tensor:
-    """Loss_P (a scalar): the privacy network must be right on sanitized pictures, and stay right on raw ones.
+    """Return Loss_P (a scalar): the privacy network is right on sanitized pictures, and stays right on raw ones.
 
     Pictures whose truth is unknown (-1) do not count.
     """
-    return F.cross_entropy(sanitized_logits, truth, ignore_index=-1) + F.cross_entropy(
-        raw_logits, raw_truth, ignore_index=-1
-    )
+    sanitized = F.cross_entropy(sanitized_logits, truth, ignore_index=-1)
+    return sanitized + F.cross_entropy(raw_logits, raw_truth, ignore_index=-1)
+
+
+def total_variation(picture: Tensor) -> Tensor:
+    """Return the mean difference of neighbouring pixels [N] of pictures [N, 3, H, W]."""
+    down = (picture[:, :, 1:] - picture[:, :, :-1]).abs().mean((1, 2, 3))
+    return down + (picture[..., 1:] - picture[..., :-1]).abs().mean((1, 2, 3))

@@ -1,0 +1,168 @@
+"""Trained weights on the disk: what a training writes, and how a sanitizer is read from there or from a model file."""
+
+import io
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from torch import nn
+
+from edgesan import disk
+from export import recipe as recipes
+from export.errors import ExportError
+from export.networks import LANDMARKS, LIGHTING, Sanitizer, Unet
+from export.recipe import Recipe
+
+FILE = "sanitizer.pt"
+OLD_WEIGHTS = {"reader": "encoder", "hider": "privatizer", "painter": "decoder"}  # of earlier versions
+SCALINGS = ("QuantizeLinear", "DequantizeLinear")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A finished training."""
+
+    sanitizer: Sanitizer | Unet
+    recipe: Recipe
+    classes: list[str]  # of the private attribute
+    prior: list[float]  # P(p), in the order of the classes
+    features: int  # dimensions of the provider's embedding
+    data_digest: str  # SHA-256 of the faces it learned from
+    step: int  # steps of all stages
+    started_from: str = ""  # SHA-256 of the model or training that it began from
+
+
+def save(path: Path, content: object) -> None:
+    """Write what `torch.save` makes of it, whole or not at all."""
+    packed = io.BytesIO()
+    torch.save(content, packed)
+    disk.write_whole(path, packed.getvalue())
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write a finished training to the file `sanitizer.pt` of its folder."""
+    facts = vars(checkpoint) | {"recipe": asdict(checkpoint.recipe)}
+    del facts["sanitizer"]
+    save(folder / FILE, facts | {"weights": checkpoint.sanitizer.state_dict()})
+
+
+def load_checkpoint(folder: Path) -> Checkpoint:
+    """Read what `export.train` left in a folder.
+
+    Raises:
+        ExportError: there is none, or an earlier version wrote it.
+    """
+    path = folder / FILE
+    if not path.exists():
+        raise ExportError(f"no {FILE} in {folder}: train one with python -m export.train")
+    saved = load(path)
+    recipe = recipes.from_saved(path, saved.pop("recipe"))
+    weights = saved.pop("weights")
+    check_weights(path, weights)
+    net = (
+        Unet(recipe.stochastic)
+        if recipe.unet
+        else Sanitizer(saved["features"], recipe.code, recipe.noise, recipe.stochastic)
+    )
+    net.load_state_dict(weights)
+    return Checkpoint(net.eval(), recipe, **saved)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Read tensors, numbers and text (never code) from a file that `save` wrote."""
+    saved: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+    return saved
+
+
+def check_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Refuse weights that an earlier version named.
+
+    Raises:
+        ExportError: it names the new parts, and what to do.
+    """
+    for old, new in OLD_WEIGHTS.items():
+        if any(key.startswith(f"{old}.") for key in weights):
+            raise ExportError(
+                f"{path} is of an earlier version: its part `{old}` is now `{new}`; train it anew, "
+                "or begin from its model file with --from"
+            )
+
+
+def unpack(path: Path) -> Sanitizer:
+    """Return the float sanitizer of an int8 model file: its dequantized weights, the normalisation folded into them.
+
+    What was rounded in the file stays rounded: the two agree within the file's parity.
+
+    Raises:
+        ExportError: there is no such file, or it holds another network than `Sanitizer`.
+    """
+    try:
+        graph = onnx.load(str(path)).graph
+    except (OSError, DecodeError) as error:
+        raise ExportError(f"{path} is no model file to begin from: {error}") from error
+    constants = _Constants(path, graph)
+    layers = [[constants[i] for i in node.input[1:]] for node in graph.node if node.op_type == "Conv"]
+    shapes = [layer[0].shape for layer in layers]
+    try:
+        features, code = shapes[9][0] - LANDMARKS - LIGHTING, shapes[10][0]
+        sanitizer = Sanitizer(features, code, 1.0, "noise" in {value.name for value in graph.input}).eval()
+        convolutions = [m for m in sanitizer.modules() if isinstance(m, nn.Conv2d)]
+        expected = [tuple(m.weight.shape) for m in convolutions]
+    except (IndexError, RuntimeError) as error:
+        raise ExportError(f"{path} holds another network than this trainer's: its layers are {shapes}") from error
+    if shapes != expected:
+        raise ExportError(f"{path} holds another network than this trainer's: layers {shapes}, expected {expected}")
+    norms = iter(m for m in sanitizer.modules() if isinstance(m, nn.BatchNorm2d))
+    with torch.no_grad():
+        for convolution, (weight, *bias) in zip(convolutions, layers, strict=True):
+            convolution.weight.copy_(torch.from_numpy(weight))
+            if convolution.bias is not None:
+                convolution.bias.copy_(torch.from_numpy(bias[0]))
+            elif bias:  # a folded normalisation: as it is, but for its shift
+                norm = next(norms)
+                assert norm.running_var is not None
+                norm.running_var.fill_(1 - norm.eps)
+                norm.bias.copy_(torch.from_numpy(bias[0]))
+    if sanitizer.noise_dim:
+        sanitizer.noise = _noise_scale(graph, constants)
+    return sanitizer
+
+
+class _Constants:
+    """The constants of a quantized graph by their names, dequantized."""
+
+    def __init__(self, path: Path, graph: onnx.GraphProto) -> None:
+        self.path = path
+        self.stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+        self.producers = {node.output[0]: node for node in graph.node}
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        if name in self.stored:
+            return np.asarray(self.stored[name], np.float32)
+        node = self.producers.get(name)
+        if node is not None and node.op_type == "Constant":
+            return np.asarray(numpy_helper.to_array(node.attribute[0].t), np.float32)
+        if node is not None and node.op_type in SCALINGS and node.input[0] not in self.stored:
+            return self[node.input[0]]  # some versions of the quantizer leave a number to run time
+        if node is None or node.op_type != "DequantizeLinear":
+            raise ExportError(f"{self.path} holds another network than this trainer's: {name} is no weight")
+        whole, scale, zero = (self.stored[i] for i in node.input)
+        shape = (-1,) + (1,) * (whole.ndim - 1) if scale.ndim else ()
+        return np.asarray((whole.astype(np.float32) - zero.reshape(shape)) * scale.reshape(shape), np.float32)
+
+
+def _noise_scale(graph: onnx.GraphProto, constants: _Constants) -> float:
+    """Return the constant by which the dial is multiplied before it scales the noise."""
+    dial = {"alpha"}
+    for node in graph.node:
+        if node.op_type in SCALINGS and node.input[0] in dial:
+            dial.add(node.output[0])
+        if node.op_type == "Mul" and dial & set(node.input):
+            return float(constants[next(i for i in node.input if i not in dial)])
+    return 1.0  # an optimizer took the multiplication by one out

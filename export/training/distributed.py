@@ -1,0 +1,52 @@
+"""One training on several devices: `torchrun` starts N processes, and each takes its share of every batch."""
+
+import os
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+
+def join() -> tuple[int, int]:
+    """Join the processes that torchrun has started; return this one's number, and how many there are (else 0, 1)."""
+    if "RANK" not in os.environ:
+        return 0, 1
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    if not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    return dist.get_rank(), dist.get_world_size()
+
+
+def share(batch: int) -> int:
+    """Return this process's part of a number of pictures."""
+    return batch // join()[1]
+
+
+def average_gradients(net: nn.Module) -> None:
+    """Replace each gradient by its mean over all processes: one batch, spread over them."""
+    for p in net.parameters():
+        if dist.is_initialized() and p.grad is not None:
+            dist.all_reduce(p.grad)
+            p.grad /= dist.get_world_size()
+
+
+def first_says(value: bool, device: torch.device) -> bool:
+    """Return what the first process says, in all of them."""
+    if join()[1] == 1:
+        return value
+    said = torch.tensor(float(value), device=device)
+    dist.broadcast(said, 0)
+    return bool(said)
+
+
+def wait() -> None:
+    """Wait until all processes are here."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def leave() -> None:
+    """Close the connections to the other processes, if there are any."""
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,64 @@
+"""Recipes: their types, ranges and keys; keys of earlier versions are refused by their new names."""
+
+import tomllib
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from export import recipe
+from export.errors import RecipeError
+from export.training.sweep import points
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("stepz = 3", "unknown key stepz"),
+        ('code = "3"', "code must be a int"),
+        ("name = 3", "name must be a str"),
+        ("stochastic = 1", "stochastic must be a bool"),
+        ("noise = true", "noise must be a float"),
+        ("alpha_default = 2.0", "within 0..1"),
+        ("distill_steps = -1", "distill_steps must be positive, or 0 for a stage that --from takes over"),
+        ("code = 0", "code must be positive"),
+        ("private_bins = [45, 30]", "numbers that ascend"),
+        ('utility_column = "gender"', "gender is both `private` and `utility_column`"),
+        ("= 1", "is not TOML"),
+    ],
+)
+def test_a_wrong_recipe_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    (tmp_path / "r.toml").write_text(text)
+    with pytest.raises(RecipeError, match=words):
+        recipe.read(tmp_path / "r.toml")
+    with pytest.raises(RecipeError, match="no recipe at"):
+        recipe.read(tmp_path / "missing.toml")
+
+
+@pytest.mark.parametrize(("old", "new"), recipe.OLD_KEYS.items())
+def test_a_key_of_an_earlier_version_is_refused_by_its_new_name(tmp_path: Path, old: str, new: str) -> None:
+    (tmp_path / "r.toml").write_text(f"{old} = 1")
+    with pytest.raises(RecipeError, match=f"r.toml has keys of an earlier version: `{old}` is now `{new}`"):
+        recipe.read(tmp_path / "r.toml")
+    with pytest.raises(RecipeError, match=f"`{old}` is now `{new}`"):
+        recipe.from_saved(tmp_path / "sanitizer.pt", {"name": "old", "digest": "", old: 1})
+    assert new in recipe.KEYS
+    assert old not in recipe.KEYS
+
+
+def test_a_recipe_that_was_saved_is_the_one_that_is_read_back(tmp_path: Path) -> None:
+    (tmp_path / "r.toml").write_text("private_bins = [30, 45]\nattackers = [8]\ncosine_scale = 3\n")
+    read = recipe.read(tmp_path / "r.toml")
+    saved = {key: list(v) if isinstance(v, tuple) else v for key, v in asdict(read).items()}
+    assert recipe.from_saved(tmp_path, saved) == read
+
+
+def test_every_sweep_of_the_project_varies_keys_of_a_recipe() -> None:
+    for path in Path(recipe.__file__).parent.glob("recipes/sweeps/*.toml"):
+        table = tomllib.loads(path.read_text())
+        assert points(table, recipe.read(path.parent / table["recipe"]))
+
+
+def test_every_recipe_of_the_project_can_be_read() -> None:
+    recipes = sorted(Path(recipe.__file__).parent.glob("recipes/*.toml"))
+    assert [recipe.read(path).name for path in recipes] == [path.stem for path in recipes]

@@ -1,0 +1,103 @@
+"""The stages: what each of them learns, and what it leaves alone."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from edgesan import faces as runtime_faces
+from export import checkpoint, data
+from export import compile as compiler
+from export.audit import mechanisms
+from export.errors import ExportError
+from export.networks import Sanitizer
+from export.providers import Contract, Finder, Provider, Providers
+from export.training import batches, loop
+from export.training.stages import Decode, Privatize
+from tests.export.support import small_recipe, small_training
+
+
+def test_distillation_learns_from_new_pictures_beside_the_known_ones(
+    people: data.Faces, tiny_networks: Path, targets: Path, tmp_path: Path
+) -> None:
+    learned = []
+    for new in (6, 0):
+        r = small_recipe(tmp_path, more=f"distill_augmented = {new}")
+        small_training(r, people, tiny_networks, tmp_path / f"{new}", targets)
+        learned.append(checkpoint.load(tmp_path / f"{new}" / "distill.pt")["sanitizer"])
+    assert any(not torch.equal(learned[0][key], learned[1][key]) for key in learned[0])
+    assert (tmp_path / "6" / "sanitizer.pt").exists()
+
+
+@pytest.mark.parametrize("frozen", [[], ["classifier"]])
+def test_a_frozen_classifier_teaches_the_privatizer_and_an_attacker_does_not_touch_the_picture(
+    people: data.Faces, tiny_networks: Path, targets: Path, tmp_path: Path, frozen: list[str]
+) -> None:
+    """Plug-and-play: the privatizer goes on learning beside the decoder. Adversarial: it is done by then."""
+    r = small_recipe(tmp_path, decode_steps=3, more=f"frozen = {frozen}")
+    small_training(r, people, tiny_networks, tmp_path / "run", targets)
+    before, after = (checkpoint.load(tmp_path / "run" / f"{s}.pt")["sanitizer"] for s in ("privatize", "decode"))
+
+    def moved(part: str) -> bool:
+        return any(not torch.equal(before[key], after[key]) for key in before if key.startswith(part))
+
+    assert moved("privatizer") == bool(frozen)
+    assert moved("decoder")
+    assert not moved("encoder")
+
+
+def test_a_providers_weights_never_change_in_a_deterministic_plug_and_play_training(
+    people: data.Faces, tiny_networks: Path, targets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[Provider] = []
+
+    def provider(name: str, networks: Path, contract: Contract | None) -> Provider:
+        used.append(Provider(name, networks, contract))
+        return used[-1]
+
+    monkeypatch.setattr(loop, "Provider", provider)
+    r = small_recipe(tmp_path, attackers=[], more='frozen = ["classifier"]\nstochastic = false')
+    small_training(r, people, tiny_networks, tmp_path / "run", targets)
+    assert [net.name for net in used] == ["embedder", "classifier"]
+    for net in used:  # those that the training held, against the files
+        assert not list(net.parameters())
+        before = Provider(net.name, tiny_networks).state_dict()
+        assert all(torch.equal(before[key], after) for key, after in net.state_dict().items())
+
+
+def test_plug_and_play_keeps_to_the_raw_face_and_not_to_what_its_readout_made_of_it(
+    people: data.Faces, tiny_networks: Path, targets: Path, tmp_path: Path
+) -> None:
+    """A privatizer that still learns, judged by a readout of its own numbers, may leave nothing of a face."""
+    r = small_recipe(tmp_path, more='frozen = ["classifier"]')
+    utility, frozen = (Provider(name, tiny_networks).eval() for name in ("embedder", "classifier"))
+    finder = Finder(runtime_faces.DETECTOR).eval()
+    m = batches.gather(people, r, Providers(utility, [frozen], finder), targets, torch.device("cpu"))
+    s = Sanitizer(m.features, r.code, r.noise, r.stochastic)
+    privatize = Privatize(r, m, s)
+    for p in privatize.readout.parameters():
+        torch.nn.init.constant_(p, float("nan"))  # whatever asks it is lost
+
+    def judged(nets: list[Provider]) -> dict[str, Tensor]:
+        return Decode(r, m, s, privatize, Providers(utility, nets, finder)).step(5)
+
+    assert all(value.isfinite().all() for value in judged([frozen]).values())
+    assert judged([])["cosine"].isnan().all(), "where the privatizer is done, its readout is the goal"
+
+
+def test_the_baseline_of_the_authors_shape_is_trained_by_the_same_loop(
+    people: data.Faces, tiny_networks: Path, targets: Path, tmp_path: Path
+) -> None:
+    r = small_recipe(tmp_path, more="unet = true\nunet_steps = 2\nunet_batch = 2")
+    small_training(r, people.where(np.arange(len(people)) < 16), tiny_networks, tmp_path / "run", targets)
+    m = mechanisms.trained(tmp_path / "run", 0.5, "U-Net")
+    chips = people.chips[:2]
+    first, second = (m.apply(chips, np.ones(2, bool), seed) for seed in (0, 1))
+    assert m.stochastic
+    assert first.shape == chips.shape
+    assert not np.array_equal(first, second)
+    np.testing.assert_array_equal(first[..., 0], first[..., 1])  # gray
+    with pytest.raises(ExportError, match="is the baseline, which has no int8 file"):
+        compiler.compile_model(tmp_path / "run", people, tmp_path / "x.onnx", [])
