@@ -82,7 +82,8 @@ def options_of(a: argparse.Namespace) -> Options:
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    p = argparse.ArgumentParser(prog="python -m export.audit", description=__doc__)
+    layout = argparse.RawDescriptionHelpFormatter
+    p = argparse.ArgumentParser(prog="python -m export.audit", description=__doc__, formatter_class=layout)
     p.add_argument("model", type=Path, help="an edgesan .onnx file")
     p.add_argument("--data", type=Path, help="folder of sets (.tar and .csv); --quick can do without")
     p.add_argument("--networks", type=Path, help="folder of the providers' ONNX networks")
