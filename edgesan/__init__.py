@@ -4,9 +4,9 @@
     frame = sanitizer.picture(cv2.imread("group.jpg"))
     cv2.imwrite("sanitized.png", frame.pixels)
 
-Importing this package turns the telemetry of ONNX Runtime off, and limits the size of pictures that OpenCV decodes. Each
-library reads its setting once, when it is loaded, so a program that imports onnxruntime or cv2 itself should import edgesan
-first. The public names are loaded at their first use.
+Importing this package turns the telemetry of ONNX Runtime off, and limits the size of pictures that OpenCV decodes.
+Each library reads its setting once, when it is loaded, so a program that imports onnxruntime or cv2 itself should
+import edgesan first. The public names are loaded at their first use.
 """
 
 import importlib

@@ -376,9 +376,10 @@ def pipeline(model: Model, config: Config, refresh_ns: int | None = None) -> Cal
             faces as a frame may.
     """
     wait_ns = round(config.refresh * 1e9) if refresh_ns is None else refresh_ns
-    settings = sanitize.Settings(config.zones, config.detect_every, wait_ns)
-    detector, hold_ns = faces.Detector(config.detect_size), round(config.hold * 1e9)
-    sanitizer = sanitize.FrameSanitizer(model.encoder, detector, settings, 0.5, hold_ns)
+    hold_ns = round(config.hold * 1e9)
+    settings = sanitize.Settings(config.zones, config.detect_every, wait_ns, hold_ns=hold_ns)
+    detector = faces.Detector(config.detect_size)
+    sanitizer = sanitize.FrameSanitizer(model.encoder, detector, settings)
     renderer = render.Renderer(model.decoder, config.zones)
     times = itertools.count(time.monotonic_ns(), FRAME_NS)
 

@@ -7,58 +7,64 @@ import logging
 import os
 import shlex
 import sys
+import typing
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from edgesan import __version__
 from edgesan.config import Config, board_token, load
 from edgesan.errors import ConfigError, EdgesanError
 
-# Options that mean something when a file is sanitized; all of them mean something to `run`.
-FILE_OPTIONS = ("model", "alpha", "background", "zone", "rotate", "detect_size", "detect_every", "hold", "refresh", "threads",
-                "trusted_keys", "allow_unsigned", "state_dir", "allow_rollback", "require_isolation")  # fmt: skip
+FILE_OPTIONS = (
+    *("model", "alpha", "background", "zone", "rotate", "detect_size", "detect_every", "hold", "refresh", "threads"),
+    *("trusted_keys", "allow_unsigned", "state_dir", "allow_rollback", "require_isolation"),
+)
+"""The options of a run that also apply to a file."""
 
 EPILOG = """\
 examples:
-  edgesan run --camera demo                      the bundled clip, at http://127.0.0.1:8080/
-  edgesan run --model san.onnx --camera 0        the first camera, with your own sanitizer
-  edgesan run --camera 0 --out walk.mkv          to a file instead
-  edgesan sanitize holiday.mp4 shared.mp4        a clip or a picture
-  edgesan doctor                                 what could be wrong on this machine, and the cure
-  edgesan run --role sanitize --camera 0         camera without network; beside it: edgesan run --role transmit
-  edgesan bench                                  how fast this machine is
-  edgesan keys new mine                          a key to sign your own models with: edgesan sign san.onnx --key mine
+  edgesan run --camera demo                      show the bundled clip, sanitized, at http://127.0.0.1:8080/
+  edgesan run --model san.onnx --camera 0        show the first camera, with your own model
+  edgesan run --camera 0 --out walk.mkv          write a file instead
+  edgesan sanitize holiday.mp4 shared.mp4        sanitize a clip or a picture
+  edgesan doctor                                 check this machine, and show how to fix what is wrong
+  edgesan run --role sanitize --camera 0         the camera alone, without network; also: edgesan run --role transmit
+  edgesan bench                                  measure how fast this machine is
+  edgesan keys new mine                          make a key to sign your own models: edgesan sign san.onnx --key mine
 
-exit codes: 0 clean end · 1 unexpected error · 2 option or configuration · 3 camera or input · 4 model · 5 port, file or disk · 6 isolation
+exit codes:
+  0 clean end                  2 option or configuration    4 model                      6 isolation
+  1 unexpected error           3 camera or input            5 port, file or disk
 """
 
 BENCH_EPILOG = """\
 examples:
   edgesan bench                                  tables of stages, wire and idle
-  edgesan bench --part stages --model san.onnx   each stage, with your own sanitizer
-  edgesan bench --part long --minutes 30         does this board throttle?
-  edgesan bench --json > machine.json            to compare machines with: python -m benchmarks.compare
+  edgesan bench --part stages --model san.onnx   each stage, with your own model
+  edgesan bench --part long --minutes 30         find out whether this board throttles
+  edgesan bench --json > machine.json            figures to compare with: python -m benchmarks.compare
 """
 
 KEYS_EPILOG = """\
 examples:
-  edgesan keys                                   which keys are trusted, with their fingerprints
-  edgesan keys new mine                          make mine (secret) and mine.pub, and print the line for the configuration
-  edgesan sign san.onnx --key mine               then: edgesan run --model san.onnx --config edgesan.toml
+  edgesan keys                                   list the trusted keys with their fingerprints
+  edgesan keys new mine                          make mine (secret) and mine.pub, print the line for the configuration
+  edgesan sign san.onnx --key mine               sign a model; then: edgesan run --model san.onnx --config edgesan.toml
 """
-
 
 FLASH_EPILOG = """\
 examples:
-  edgesan flash                                          which cards are here
-  edgesan flash board.img /dev/sdX --dry-run             what would be written
+  edgesan flash                                          list the cards of this machine
+  edgesan flash board.img /dev/sdX --dry-run             show what would be written
   sudo edgesan flash board.img.xz /dev/sdX --settings porch.toml
 """
 
+Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
 
 def parser() -> argparse.ArgumentParser:
-    """The whole command line. Options of `run` are made from `Config`: the TOML file has the same names."""
+    """Build the whole command line. The options of `run` are those of `Config`: the TOML file has the same names."""
     main_parser = argparse.ArgumentParser(
         prog="edgesan",
         description="A camera that sanitizes every face before anything leaves it.",
@@ -67,18 +73,39 @@ def parser() -> argparse.ArgumentParser:
     )
     main_parser.add_argument("--version", action="version", version=f"edgesan {__version__}")
     verbs = main_parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    _add_run(verbs)
+    _add_sanitize(verbs)
+    _add_devices(verbs)
+    _add_inspect(verbs)
+    _add_doctor(verbs)
+    _add_bench(verbs)
+    _add_keys(verbs)
+    _add_sign(verbs)
+    _add_install(verbs)
+    _add_flash(verbs)
+    return main_parser
 
+
+def _add_run(verbs: Verbs) -> None:
     run = verbs.add_parser(
         "run",
         help="capture, sanitize, transmit",
-        description="Capture, sanitize, transmit, in three processes: only numbers cross from the camera's to the network's.",
+        description=(
+            "Capture from a camera, sanitize, and transmit. The camera and the network are in two processes, and only"
+            " numbers cross from one to the other."
+        ),
     )
     add_options(run, [f.name for f in dataclasses.fields(Config)])
 
+
+def _add_sanitize(verbs: Verbs) -> None:
     sanitize = verbs.add_parser(
         "sanitize",
         help="sanitize a picture or a clip",
-        description="Sanitize a picture or a clip, by the same pipeline: faces painted from codes, on a flat colour.",
+        description=(
+            "Sanitize a picture or a clip as a camera's stream is sanitized: faces are painted from their codes on a"
+            " flat colour."
+        ),
     )
     sanitize.add_argument("input", type=Path, metavar="IN", help="a picture or a clip")
     sanitize.add_argument(
@@ -86,35 +113,45 @@ def parser() -> argparse.ArgumentParser:
     )
     sanitize.add_argument("--force", action="store_true", help="overwrite OUT")
     sanitize.add_argument(
-        "--stats", action="store_true", help="count the faces found at full resolution, and how many came out"
+        "--stats",
+        action="store_true",
+        help="also count the faces found at full resolution, and how many of them came out sanitized",
     )
-    sanitize.add_argument("--json", action="store_true", help="print what was done as JSON")
+    sanitize.add_argument("--json", action="store_true", help="print the report as JSON")
     add_options(sanitize, FILE_OPTIONS)
 
-    devices = verbs.add_parser("devices", help="list the cameras", description="List the cameras of this machine.")
-    devices.add_argument("--json", action="store_true", help="as JSON")
 
+def _add_devices(verbs: Verbs) -> None:
+    devices = verbs.add_parser("devices", help="list the cameras", description="List the cameras of this machine.")
+    devices.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_inspect(verbs: Verbs) -> None:
     inspect = verbs.add_parser(
-        "inspect", help="show what a model file is", description="Verify a model file and show it."
+        "inspect", help="verify and describe a model file", description="Verify a model file and describe it."
     )
     inspect.add_argument(
         "model", type=Path, nargs="?", metavar="MODEL", help="an edgesan .onnx file (default: the configuration's)"
     )
-    inspect.add_argument("--json", action="store_true", help="as JSON")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
     add_options(inspect, ("trusted_keys", "allow_unsigned"))
 
+
+def _add_doctor(verbs: Verbs) -> None:
     doctor = verbs.add_parser(
         "doctor",
-        help="examine this machine",
-        description="Each thing that could be wrong on this machine, with its cure.",
+        help="check this machine",
+        description="Check everything that could be wrong on this machine, and show how to fix it.",
     )
-    doctor.add_argument("--json", action="store_true", help="as JSON")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
     add_options(doctor, [f.name for f in dataclasses.fields(Config)])
 
+
+def _add_bench(verbs: Verbs) -> None:
     bench = verbs.add_parser(
         "bench",
-        help="time this machine",
-        description="Time each stage, and glass to wire on this machine (about 5 minutes).",
+        help="measure the speed of this machine",
+        description="Measure each stage, and glass to wire on this machine (about 5 minutes).",
         epilog=BENCH_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -122,68 +159,84 @@ def parser() -> argparse.ArgumentParser:
         "--part",
         action="append",
         choices=("stages", "wire", "idle", "long"),
-        help="only this (default: all but long)",
+        help="measure only this part; repeatable (default: all but long)",
     )
-    bench.add_argument("--seconds", type=float, default=8, metavar="S", help="of each run (default: 8)")
-    bench.add_argument("--minutes", type=float, default=10, metavar="M", help="of --part long (default: 10)")
-    bench.add_argument("--json", action="store_true", help="as JSON")
+    bench.add_argument("--seconds", type=float, default=8, metavar="S", help="length of each run (default: 8)")
+    bench.add_argument("--minutes", type=float, default=10, metavar="M", help="length of --part long (default: 10)")
+    bench.add_argument("--json", action="store_true", help="print JSON")
     add_options(bench, ("model", "threads", "detect_every", "trusted_keys", "allow_unsigned"))
 
+
+def _add_keys(verbs: Verbs) -> None:
     keys = verbs.add_parser(
         "keys",
-        help="list the keys whose models may run, or make one",
-        description="The public keys whose models may run here: the bundled one, and trusted_keys of the configuration.",
+        help="list the trusted keys, or make a key",
+        description=(
+            "List the public keys whose models may run here: the bundled key, and trusted_keys of the configuration."
+        ),
         epilog=KEYS_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    keys.add_argument("--json", action="store_true", help="as JSON")
+    keys.add_argument("--json", action="store_true", help="print JSON")
     add_options(keys, ("trusted_keys",))
     new = keys.add_subparsers(dest="keys_verb", metavar="[new]").add_parser(
         "new",
         help="make a key pair",
-        description="Make a key pair: NAME, which signs and must stay secret, and NAME.pub, which everybody may have.",
+        description="Make a key pair: NAME, which signs and must stay secret, and NAME.pub, which may be public.",
     )
-    new.add_argument("name", type=Path, metavar="NAME", help="the private key's file; none is overwritten")
-    new.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="as JSON")
+    new.add_argument("name", type=Path, metavar="NAME", help="file of the private key; no file is overwritten")
+    new.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
 
+
+def _add_sign(verbs: Verbs) -> None:
     sign = verbs.add_parser(
         "sign",
         help="sign a model file",
-        description="Sign a model: MODEL.sig, over its exact bytes. Only what may run is signed; sign again after each change.",
+        description=(
+            "Sign a model: write MODEL.sig over its exact bytes. Only a valid model is signed. Sign again after each"
+            " change."
+        ),
     )
     sign.add_argument("model", type=Path, metavar="MODEL", help="an edgesan .onnx file")
     sign.add_argument(
         "--key", type=Path, required=True, metavar="FILE", help="the private key, as `edgesan keys new` makes it"
     )
-    sign.add_argument("--json", action="store_true", help="as JSON")
+    sign.add_argument("--json", action="store_true", help="print JSON")
 
+
+def _add_install(verbs: Verbs) -> None:
     install = verbs.add_parser(
         "install",
-        help="put another model onto a board that runs",
-        description="Verify a model, switch to it, watch it, and go back by itself if the frames stop.",
+        help="replace the model of a running board",
+        description="Verify a model, switch the board to it, watch its frames, and switch back if they stop.",
     )
     install.add_argument(
-        "model", type=Path, metavar="MODEL", nargs="?", help="an edgesan .onnx file, its signature beside it"
+        "model", type=Path, metavar="MODEL", nargs="?", help="an edgesan .onnx file, with its signature beside it"
     )
     install.add_argument(
-        "--settle", action="store_true",
-        help="at boot, instead of MODEL: take back a model whose watch a power cut has ended",
-    )  # fmt: skip
-    install.add_argument(
-        "--config", type=Path, metavar="FILE", help="of the board (default: /etc/edgesan/edgesan.toml)"
+        "--settle",
+        action="store_true",
+        help="instead of MODEL, at boot: switch back from a model whose watch was ended by a power cut",
     )
     install.add_argument(
-        "--models", type=Path, metavar="FOLDER", help="where `current` is (default: /var/lib/edgesan/models)"
+        "--config", type=Path, metavar="FILE", help="the board's configuration (default: /etc/edgesan/edgesan.toml)"
+    )
+    install.add_argument(
+        "--models", type=Path, metavar="FOLDER", help="folder that holds `current` (default: /var/lib/edgesan/models)"
     )
     install.add_argument(
         "--watch", type=float, default=60, metavar="SECONDS", help="how long frames must come (default: 60)"
     )
-    install.add_argument("--restart", metavar="COMMAND", help="restarts the sanitize unit (default: by systemctl)")
+    install.add_argument(
+        "--restart", metavar="COMMAND", help="command that restarts the sanitize unit (default: by systemctl)"
+    )
 
+
+def _add_flash(verbs: Verbs) -> None:
     flash = verbs.add_parser(
         "flash",
         help="write an image onto a card",
-        description="Write an image onto a card, read it back, and tell it what board it will be. Alone, list the cards.",
+        description="Write an image and the settings of a board onto a card, and read it back. Alone, list the cards.",
         epilog=FLASH_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -192,25 +245,22 @@ def parser() -> argparse.ArgumentParser:
         type=Path,
         nargs="?",
         metavar="IMAGE",
-        help=".img, .img.xz, .img.zst; the .bmap beside it is used; a partition table must be in it",
+        help="an .img, .img.xz or .img.zst with a partition table; the .bmap beside it is used",
     )
     flash.add_argument("device", type=Path, nargs="?", metavar="DEVICE", help="a card; system disks are refused")
     flash.add_argument(
-        "--settings", type=Path, metavar="FILE", help="host name, Wi-Fi, keys, options: firmware_config/README.md"
+        "--settings", type=Path, metavar="FILE", help="host name, Wi-Fi, keys, options: see firmware_config/README.md"
     )
-    flash.add_argument("--dry-run", action="store_true", help="say what would be written, and write nothing")
+    flash.add_argument("--dry-run", action="store_true", help="show what would be written, and write nothing")
     flash.add_argument("--yes", action="store_true", help="do not ask")
     flash.add_argument(
         "--to-file", action="store_true", help="DEVICE is an ordinary file, to be made, or overwritten after a yes"
     )
-    return main_parser
 
 
 def add_options(verb: argparse.ArgumentParser, names: list[str] | tuple[str, ...]) -> None:
-    """`--name` for the fields of Config; None means "not given", so that the TOML file's value stands."""
-    verb.add_argument("--config", type=Path, metavar="FILE", help="a TOML file with the same names")
-    kinds: dict[str, Any] = {"model": Path, "tls_cert": Path, "tls_key": Path, "state_dir": Path, "socket": Path, "alpha": float, "fps": float, "duration": float,
-                             "hold": float, "refresh": float, "frames": int, "rotate": int, "detect_size": int, "detect_every": int, "threads": int}  # fmt: skip
+    """Add `--name` for fields of Config. None means "not given", so that the value of the TOML file holds."""
+    verb.add_argument("--config", type=Path, metavar="FILE", help="a TOML file of the same options")
     for f in dataclasses.fields(Config):
         if f.name not in names:
             continue
@@ -227,11 +277,17 @@ def add_options(verb: argparse.ArgumentParser, names: list[str] | tuple[str, ...
         verb.add_argument(
             f"--{f.name.replace('_', '-')}",
             dest=f.name,
-            type=kinds.get(f.name, str),
+            type=_kind(f),
             action="append" if many else "store",
             metavar=f.metadata["metavar"],
             help=f.metadata["help"].replace("%", "%%") + shown,
         )
+
+
+def _kind(field: dataclasses.Field[Any]) -> type:
+    """Return the type of one value of an option: Path for `Path | None`, str for `tuple[str, ...]`."""
+    hint = typing.get_type_hints(Config)[field.name]
+    return next((kind for kind in (Path, float, int) if kind in (hint, *typing.get_args(hint))), str)
 
 
 def _text(value: Any) -> str:
@@ -239,31 +295,43 @@ def _text(value: Any) -> str:
 
 
 def configuration(arguments: argparse.Namespace) -> Config:
-    """The Config that the arguments and their `--config` file make."""
+    """Return the configuration of the arguments and their `--config` file."""
     known = {f.name for f in dataclasses.fields(Config)}
     given = {k: v for k, v in vars(arguments).items() if k in known and v is not None}
     return load(arguments.config, {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
 
 
-def with_its_token(arguments: argparse.Namespace) -> Config:
-    """The same on a board, where the token stands beside the file, for root alone: who only looks need not know it."""
+def board_configuration(arguments: argparse.Namespace) -> Config:
+    """Return the configuration; on a board, with the token from the file beside it, so that root need not type it."""
     if arguments.config and not getattr(arguments, "token", None) and "EDGESAN_TOKEN" not in os.environ:
         arguments.token = board_token(arguments.config) or None
     return configuration(arguments)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; the exit code is that of the error tree in `edgesan.errors`."""
+    """Run the command line, and return the exit code: see `edgesan.errors`."""
     logging.basicConfig(level=logging.WARNING, format="edgesan: %(message)s")
     arguments = parser().parse_args(argv)
-    # Each verb imports what it needs: a quick answer must not wait for onnxruntime.
-    verbs = {"run": _run, "sanitize": _sanitize, "devices": _devices, "inspect": _inspect, "doctor": _doctor,
-             "bench": _bench, "keys": _keys, "sign": _sign, "install": _install, "flash": _flash}  # fmt: skip
+    verbs = {
+        "run": _run,
+        "sanitize": _sanitize,
+        "devices": _devices,
+        "inspect": _inspect,
+        "doctor": _doctor,
+        "bench": _bench,
+        "keys": _keys,
+        "sign": _sign,
+        "install": _install,
+        "flash": _flash,
+    }
     try:
         return verbs[arguments.verb](arguments)
     except EdgesanError as error:
         print(f"edgesan: {error}", file=sys.stderr)
         return error.exit_code
+
+
+# Each verb imports what it needs, so that a quick answer does not wait for onnxruntime.
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -274,7 +342,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if config.background == "keep":
         raise ConfigError(
             'background is "keep": a camera never sends raw surroundings; write "plain"'
-            " (`edgesan sanitize --background keep IN OUT` is for a file of your own)"
+            " (for a file of your own there is `edgesan sanitize --background keep IN OUT`)"
         )
     with closing(Watchdog(os.environ)) as watchdog:
         return Supervisor(config, watchdog).run()
@@ -314,7 +382,7 @@ def _devices(arguments: argparse.Namespace) -> int:
 def _inspect(arguments: argparse.Namespace) -> int:
     from edgesan.model import inspect
 
-    config = with_its_token(arguments)
+    config = board_configuration(arguments)
     print(inspect.as_json(config) if arguments.json else inspect.text(config))
     return 0
 
@@ -322,7 +390,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 def _doctor(arguments: argparse.Namespace) -> int:
     from edgesan.board import doctor
 
-    findings = doctor.examine(with_its_token(arguments))
+    findings = doctor.examine(board_configuration(arguments))
     print(doctor.to_json(findings) if arguments.json else doctor.render(findings))
     return 1 if any(finding.level == "fail" for finding in findings) else 0
 
@@ -343,14 +411,13 @@ def _keys(arguments: argparse.Namespace) -> int:
         key = signing.new_key(arguments.name)
         public = signing.public_path(arguments.name)
         facts = {"private": str(arguments.name), "public": str(public), "fingerprint": key.fingerprint, "key": key.line}
-        print(
-            json.dumps(facts, indent=2)
-            if arguments.json
-            else f"{arguments.name}: the private key. Keep it secret; it signs: edgesan sign MODEL --key {arguments.name}\n"
+        text = (
+            f"{arguments.name}: the private key. Keep it secret. To sign: edgesan sign MODEL --key {arguments.name}\n"
             f"{public}: the public key, {key.fingerprint}\n"
             "Devices run what it signs once this line is in their configuration (--config FILE):\n\n"
             f"trusted_keys = [{json.dumps(key.line)}]"
         )
+        print(json.dumps(facts, indent=2) if arguments.json else text)
         return 0
     trusted = [("bundled", key) for key in signing.bundled()]
     trusted += [("trusted_keys", key) for key in signing.configured(configuration(arguments).trusted_keys)]
@@ -386,12 +453,12 @@ def _install(arguments: argparse.Namespace) -> int:
     config = load(path, {"token": token} if token else {})
     models = arguments.models or settings.MODELS
     if arguments.settle == (arguments.model is not None):
-        raise ConfigError("say which model to install: edgesan install MODEL (or --settle alone, at boot)")
+        raise ConfigError("name the model to install: edgesan install MODEL (or give --settle alone, at boot)")
     if arguments.settle:
         print(update.settle(config, models))
         return 0
     command = shlex.split(arguments.restart or update.RESTART)
-    print(update.install(arguments.model, config, models, command, arguments.watch))
+    print(update.install(arguments.model, config, models, command, update.Watch(arguments.watch)))
     return 0
 
 
@@ -400,11 +467,13 @@ def _flash(arguments: argparse.Namespace) -> int:
 
     if arguments.image is None or arguments.device is None:
         if arguments.image is not None:
-            raise ConfigError(f"name the card, too: edgesan flash {arguments.image} DEVICE; edgesan flash lists them")
+            raise ConfigError(
+                f"name the card, too: edgesan flash {arguments.image} DEVICE; `edgesan flash` lists the cards"
+            )
         print(flash.table(flash.list_devices()))
         return 0
-    options = {"dry_run": arguments.dry_run, "to_file": arguments.to_file, "yes": arguments.yes}
-    print(flash.flash(arguments.image, arguments.device, arguments.settings, **options))
+    options = flash.Options(dry_run=arguments.dry_run, to_file=arguments.to_file, yes=arguments.yes)
+    print(flash.flash(arguments.image, arguments.device, arguments.settings, options))
     return 0
 
 

@@ -1,6 +1,6 @@
-"""Every option of a run: one frozen dataclass, from which the command line and the TOML file are both made.
+"""Every option of a run: one frozen dataclass that defines both the command line and the TOML file.
 
-The TOML file has the same names; an unknown key is an error. What is written on the command line wins.
+The TOML file has the same names; an unknown key is an error. The command line overrides the file.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ FILE_SUFFIXES = (".mkv", ".mp4")
 SERVERS = ("http://", "https://")
 TURNS = (0, 90, 180, 270)
 ROLES = ("both", "sanitize", "transmit")
-LEAST_TOKEN = 16  # characters, beyond loopback
+LEAST_TOKEN = 16  # characters, if other machines can connect
 
 
 class Zone(NamedTuple):
@@ -37,76 +37,87 @@ class Zone(NamedTuple):
 
 
 def option(default: Any, help: str, metavar: str | None = None) -> Any:  # noqa: A002 - argparse's own word
-    """A dataclass field that is also a command-line option."""
+    """Define a dataclass field that is also a command-line option."""
     return dataclasses.field(default=default, metadata={"help": help, "metavar": metavar})
 
 
 @dataclass(frozen=True)
 class Config:
-    """The options of `edgesan run` and `edgesan sanitize`; units are in the help texts."""
+    """The options of `edgesan run` and `edgesan sanitize`. The help texts name the units."""
 
-    model: Path = option(DEMO_MODEL, "sanitizer to run: an edgesan .onnx file (default: the bundled one)", "FILE")
+    model: Path = option(DEMO_MODEL, "model to run: an edgesan .onnx file (default: the bundled one)", "FILE")
     camera: str = option(
-        "0", "index (0), device (/dev/video0), picamera or picamera:1, a file, a URL (rtsp, http), or demo", "SOURCE"
+        "0",
+        "the camera: a number (0), a device (/dev/video0), picamera or picamera:1, a file, a URL (rtsp, http), or demo",
+        "SOURCE",
     )
     out: tuple[str, ...] = option(
-        ("http://127.0.0.1:8080",), "where to send: http[s]://HOST:PORT or a file (.mkv, .mp4); repeatable", "SINK"
+        ("http://127.0.0.1:8080",),
+        "where to send the stream: http[s]://HOST:PORT or a file (.mkv, .mp4); repeatable",
+        "SINK",
     )
     role: str = option(
         "both",
-        "both; or one of them, as a unit of its own: sanitize (camera, no network) or transmit (the reverse)",
+        "both processes, or one of them as a unit of its own: sanitize (no network) or transmit (no camera)",
         "ROLE",
     )
     socket: Path = option(
-        Path("/run/edgesan/frames.sock"), "where the two units meet; who may open its folder may see the stream", "FILE"
+        Path("/run/edgesan/frames.sock"),
+        "where the two units meet; users who may open its folder may see the stream",
+        "FILE",
     )
-    alpha: float | None = option(None, "the dial, 0 = useful .. 1 = private (default: the model's own)", "A")
+    alpha: float | None = option(None, "privacy dial from 0 (useful) to 1 (private) (default: the model's own)", "A")
     background: str = option(
         "plain",
-        "what becomes of all that is not a sanitized face: plain (a flat colour), or keep (RAW; for `edgesan sanitize` only)",
+        "what surrounds the sanitized faces: plain (a flat colour), or keep (the RAW picture; only for"
+        " `edgesan sanitize`)",
         "HOW",
     )
     zone: tuple[str, ...] = option(
         (), "a rectangle that is always black: x,y,width,height as fractions of the frame; repeatable", "X,Y,W,H"
     )
     size: str | None = option(
-        None, "picture size to ask of the camera, such as 640x480, after `rotate` (default: the camera's)", "WxH"
+        None, "picture size to ask the camera for, such as 640x480, after `rotate` (default: the camera's)", "WxH"
     )
     rotate: int = option(
         0,
-        "degrees clockwise that the picture is turned by (0, 90, 180, 270), for a camera that hangs otherwise; the detector"
+        "turn the picture clockwise by 0, 90, 180 or 270 degrees, for a camera that is mounted sideways; the detector"
         " misses most faces that are turned by 45 degrees or more",
         "DEGREES",
     )
-    fps: float | None = option(None, "frames per second, at most (default: the camera's)", "N")
+    fps: float | None = option(None, "most frames per second (default: the camera's)", "N")
     frames: int | None = option(None, "end after so many frames", "N")
     duration: float | None = option(None, "end after so many seconds", "SECONDS")
-    detect_size: int = option(320, "longest side in pixels of the copy that faces are found on", "PIXELS")
-    detect_every: int = option(1, "find faces on every Nth frame; tracks hold them in between", "N")
-    hold: float = option(0.7, "seconds that a track holds a face that is not found any more", "SECONDS")
+    detect_size: int = option(320, "longest side in pixels of the copy in which faces are searched", "PIXELS")
+    detect_every: int = option(1, "search for faces in every Nth frame; tracks keep them in between", "N")
+    hold: float = option(0.7, "seconds for which a track keeps a face that is not found any more", "SECONDS")
     refresh: float = option(
-        0.2, "seconds from one code of a face to its next, while its pose stays the same", "SECONDS"
+        0.2, "seconds from one code of a face to the next, while its pose stays the same", "SECONDS"
     )
-    threads: int = option(1, "threads of the sanitizer network", "N")
+    threads: int = option(1, "threads of the model's network", "N")
     trusted_keys: tuple[str, ...] = option(
-        (), "public key whose models may run, besides the bundled one: a line ssh-ed25519 AAAA...; repeatable", "KEY"
+        (), "public key whose models may run, beside the bundled key: a line ssh-ed25519 AAAA...; repeatable", "KEY"
     )
     allow_unsigned: bool = option(
-        False, "run a model that nobody signed, or a stranger; a signature that is wrong is still refused"
+        False, "also run a model that has no signature or an untrusted one; a wrong signature is still refused"
     )
     state_dir: Path | None = option(
         None,
-        "where the highest version that ran is remembered (default: $STATE_DIRECTORY, $XDG_STATE_HOME/edgesan"
+        "folder of the record of model versions that have run (default: $STATE_DIRECTORY, $XDG_STATE_HOME/edgesan"
         " or ~/.local/state/edgesan)",
         "FOLDER",
     )
-    require_isolation: bool = option(False, "refuse to run where a process cannot give up what it should")
-    allow_rollback: bool = option(False, "run a model though a later version ran before, and remember nothing")
+    require_isolation: bool = option(False, "refuse to run if the kernel does not enforce every restriction")
+    allow_rollback: bool = option(False, "run a model even if a later version ran before, and record nothing")
     token: str = option(
-        "", "secret that viewers must present (better in EDGESAN_TOKEN); needed beyond loopback", "SECRET"
+        "",
+        "secret that viewers must present, needed if other machines can connect (EDGESAN_TOKEN hides it better)",
+        "SECRET",
     )
     tls_cert: Path | None = option(None, "certificate for https://, with its chain (PEM)", "FILE")
-    tls_key: Path | None = option(None, "its key (PEM; default: it lies in the certificate's file)", "FILE")
+    tls_key: Path | None = option(
+        None, "key of the certificate (PEM; default: it is in the certificate's file)", "FILE"
+    )
 
     def __post_init__(self) -> None:
         check(self)
@@ -118,7 +129,7 @@ class Config:
 
     @property
     def camera_name(self) -> str:
-        """`camera` for people: of a URL, only its protocol and its host, as the rest may hold a password."""
+        """`camera` for people; of a URL only protocol and host, because the rest may hold a password."""
         if not self.camera_is_url:
             return self.camera
         parts = urlsplit(self.camera)
@@ -126,19 +137,19 @@ class Config:
 
     @property
     def camera_files(self) -> list[Path]:
-        """The file that `camera` is, if it is one."""
+        """The file that `camera` names, if it is one."""
         path = Path(self.camera)
         return [path.resolve()] if not self.camera_is_url and path.is_file() else []
 
     @property
     def camera_nodes(self) -> list[Path]:
-        """The device that `camera` is, if it is one."""
+        """The device that `camera` names, if it is one."""
         path = Path(f"/dev/video{int(self.camera)}" if self.camera.isdecimal() else self.camera)
         return [path.resolve()] if not self.camera_is_url and path.is_char_device() else []
 
     @property
     def model_folders(self) -> list[Path]:
-        """The folder of the model file. If it is a link that can be turned to another folder: also the one around it."""
+        """The folder of the model file; if it is a link, which may be changed, also the folder around it."""
         folder = self.model.absolute().parent
         return [folder.resolve(), folder.parent] if folder.is_symlink() else [folder.resolve()]
 
@@ -166,79 +177,78 @@ class Config:
         return tuple(_zone(text) for text in self.zone)
 
 
+RANGES = {
+    "fps": (0.1, 1000),
+    "frames": (1, 2**53),
+    "duration": (0.1, 1e9),
+    "detect_every": (1, 1_000_000),
+    "hold": (0, 1_000_000),
+    "refresh": (0, 1_000_000),
+    "threads": (1, 64),
+}
+
+
 def check(c: Config) -> None:
     """Refuse values out of range.
 
     Raises:
-        ConfigError: says which option, what it was, and what it may be.
+        ConfigError: says which option is wrong, what its value was, and what it may be.
     """
     if c.alpha is not None and not 0 <= c.alpha <= 1:
         raise ConfigError(f"alpha is {c.alpha:g}: it must lie between 0 (useful) and 1 (private)")
-    if c.background in GONE_BACKGROUNDS:
-        raise ConfigError(
-            f"background is {c.background!r}: it is gone, as its colours came from the live picture and told who was there;"
-            ' write "plain"'
-        )
-    if c.background not in BACKGROUNDS:
-        raise ConfigError(f"background is {c.background!r}: choose one of {', '.join(BACKGROUNDS)}")
-    if c.size is not None:
-        width, cross, height = c.size.partition("x")
-        if not (
-            cross
-            and len(c.size) <= 9
-            and width.isdecimal()
-            and height.isdecimal()
-            and 16 <= int(width) <= 7680
-            and 16 <= int(height) <= 7680
-        ):
-            raise ConfigError(f"size is {c.size!r}: write it as WIDTHxHEIGHT, such as 640x480, each within 16..7680")
-    if c.rotate not in TURNS:
-        raise ConfigError(f"rotate is {c.rotate}: choose one of {', '.join(map(str, TURNS))}, degrees clockwise")
-    for name, least, most in (
-        ("fps", 0.1, 1000),
-        ("frames", 1, 2**53),
-        ("duration", 0.1, 1e9),
-        ("detect_every", 1, 1_000_000),
-        ("hold", 0, 1_000_000),
-        ("refresh", 0, 1_000_000),
-        ("threads", 1, 64),
-    ):
+    for name, (least, most) in RANGES.items():
         value = getattr(c, name)
         if value is not None and not least <= value <= most:
             raise ConfigError(f"{name} is {value}: it must be at least {least}, and at most {most:,}")
     if not 64 <= c.detect_size <= 4096:
         raise ConfigError(f"detect_size is {c.detect_size}: it must lie within 64..4096 pixels")
+    if c.rotate not in TURNS:
+        raise ConfigError(f"rotate is {c.rotate}: choose one of {', '.join(map(str, TURNS))}, degrees clockwise")
+    if c.size is not None and not _is_size(c.size):
+        raise ConfigError(f"size is {c.size!r}: write it as WIDTHxHEIGHT, such as 640x480, each within 16..7680")
+    check_safety(c)
+    for text in c.zone:
+        _zone(text)
+    if c.role != "sanitize":  # which sends nothing to a network, and needs no secret
+        check_sinks(c)
+
+
+def check_safety(c: Config) -> None:
+    """Refuse a background or a role that does not exist, and a camera that isolation would not allow.
+
+    Raises:
+        ConfigError: says which option is wrong.
+    """
+    if c.background in GONE_BACKGROUNDS:
+        raise ConfigError(
+            f"background is {c.background!r}: it is gone, because its colours came from the live picture and showed who"
+            ' was there; write "plain"'
+        )
+    if c.background not in BACKGROUNDS:
+        raise ConfigError(f"background is {c.background!r}: choose one of {', '.join(BACKGROUNDS)}")
     if c.role not in ROLES:
         raise ConfigError(f"role is {c.role!r}: choose one of {', '.join(ROLES)}")
     if c.require_isolation and c.camera_is_url and c.role != "transmit":
         raise ConfigError(
-            "require_isolation is set, and the camera is a URL: the process that sees raw pixels would need the network;"
-            " use a camera of this machine"
+            "require_isolation is set, and the camera is a URL: the process that sees raw pixels would need the"
+            " network; use a camera of this machine"
         )
-    for text in c.zone:
-        _zone(text)
-    if c.role != "sanitize":  # which sends nothing, and needs no secret
-        check_sinks(c)
+
+
+def _is_size(text: str) -> bool:
+    width, cross, height = text.partition("x")
+    numbers = cross and len(text) <= 9 and width.isdecimal() and height.isdecimal()
+    return bool(numbers) and 16 <= int(width) <= 7680 and 16 <= int(height) <= 7680
 
 
 def check_sinks(c: Config) -> None:
-    """Refuse sinks that nothing can be sent to, or that anybody could look into. Raises ConfigError."""
+    """Refuse sinks that nothing can be sent to, and servers that strangers could watch.
+
+    Raises:
+        ConfigError: says which sink or which option of it is wrong.
+    """
     if not c.out:
         raise ConfigError("out is empty: name at least one sink, such as http://127.0.0.1:8080 or clip.mkv")
-    if not (c.token.isascii() and c.token.isprintable() and " " not in c.token):
-        raise ConfigError("token holds a space or a sign that no header can carry: use letters and digits only")
-    for sink in c.servers:
-        host, _ = http_address(sink)
-        if not c.token and not is_loopback(host):
-            raise ConfigError(
-                f"out is {sink}: beyond this machine (127.0.0.1) viewers must present a secret;"
-                " set EDGESAN_TOKEN or `token`, or use http://127.0.0.1:8080"
-            )
-        if len(c.token) < LEAST_TOKEN and not is_loopback(host):
-            raise ConfigError(
-                f"token has {len(c.token)} characters: whoever can reach {sink} may guess, so it needs at least"
-                f" {LEAST_TOKEN}; make one with: openssl rand -hex 16"
-            )
     for sink in c.out:
         if sink not in c.servers and Path(sink).suffix not in FILE_SUFFIXES:
             raise ConfigError(
@@ -247,6 +257,7 @@ def check_sinks(c: Config) -> None:
             )
     if len(c.servers) > 1:
         raise ConfigError("out names more than one http:// address: one server is enough for all viewers")
+    check_token(c)
     encrypted = any(sink.startswith("https://") for sink in c.servers)
     if encrypted and c.tls_cert is None:
         raise ConfigError(
@@ -256,11 +267,35 @@ def check_sinks(c: Config) -> None:
         raise ConfigError("tls_cert and tls_key are for https: write out as https://HOST:PORT, or leave them out")
 
 
-def http_address(sink: str) -> tuple[str, int]:
-    """Host and port of an `http://HOST:PORT` sink (or https).
+def check_token(c: Config) -> None:
+    """Refuse a token that cannot be sent, and a missing or short one if other machines can connect.
 
     Raises:
-        ConfigError: it is not of that form.
+        ConfigError: says what is wrong with it, without showing it.
+    """
+    if not (c.token.isascii() and c.token.isprintable() and " " not in c.token):
+        raise ConfigError("token holds a space or a sign that no header can carry: use letters and digits only")
+    for sink in c.servers:
+        host, _ = http_address(sink)
+        if is_loopback(host):
+            continue
+        if not c.token:
+            raise ConfigError(
+                f"out is {sink}: if other machines can connect, viewers must present a secret;"
+                " set EDGESAN_TOKEN or `token`, or use http://127.0.0.1:8080"
+            )
+        if len(c.token) < LEAST_TOKEN:
+            raise ConfigError(
+                f"token has {len(c.token)} characters: everyone who can reach {sink} can guess, so it needs at least"
+                f" {LEAST_TOKEN}; make one with: openssl rand -hex 16"
+            )
+
+
+def http_address(sink: str) -> tuple[str, int]:
+    """Return host and port of an `http://HOST:PORT` sink (or https).
+
+    Raises:
+        ConfigError: the sink has another form.
     """
     try:
         parts = urlsplit(sink)
@@ -273,7 +308,7 @@ def http_address(sink: str) -> tuple[str, int]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
+    """Return whether only this machine can reach the address."""
     if host == "localhost":
         return True
     try:
@@ -295,10 +330,10 @@ def _zone(text: str) -> Zone:
 
 
 def load(path: Path | None, overrides: dict[str, Any]) -> Config:
-    """The configuration: defaults, then the TOML file, then EDGESAN_TOKEN, then the command line's `overrides`.
+    """Load the configuration: defaults, then the TOML file, then EDGESAN_TOKEN, then `overrides` of the command line.
 
     Raises:
-        ConfigError: the file is missing or no TOML, a key is unknown, or a value is of the wrong type or range.
+        ConfigError: the file is missing or not TOML, a key is unknown, or a value has the wrong type or range.
     """
     values: dict[str, Any] = {}
     if path is not None:
@@ -306,7 +341,7 @@ def load(path: Path | None, overrides: dict[str, Any]) -> Config:
             table = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
             raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
-        except (ValueError, RecursionError) as error:  # TOMLDecodeError is one, and so is a number of 5000 digits
+        except (ValueError, RecursionError) as error:  # TOMLDecodeError, or a number of 5000 digits
             raise ConfigError(f"{path} is not TOML: {error}") from error
         values = typed(path, table)
     if "EDGESAN_TOKEN" in os.environ:
@@ -315,10 +350,10 @@ def load(path: Path | None, overrides: dict[str, Any]) -> Config:
 
 
 def board_token(config: Path) -> str:
-    """The board's token, which stands beside the configuration for root alone; empty where there is none.
+    """Return the token of a board, which is in a file beside the configuration that only root can read; empty if none.
 
     Raises:
-        ConfigError: it is there, and cannot be read.
+        ConfigError: the file cannot be read.
     """
     file = config.with_name("token.env")
     try:
@@ -332,12 +367,16 @@ def board_token(config: Path) -> str:
 
 
 def typed(path: Path, table: dict[str, Any]) -> dict[str, Any]:
-    """A TOML table's values as the options' types. Raises ConfigError: a key is unknown, or of the wrong type."""
+    """Return the values of a TOML table as the types of the options.
+
+    Raises:
+        ConfigError: a key is unknown, or a value has the wrong type.
+    """
     return {key: _typed(path, key, value) for key, value in table.items()}
 
 
 def _typed(path: Path, key: str, value: Any) -> Any:
-    """One TOML value as its option's type."""
+    """Return one TOML value as the type of its option."""
     hints = typing.get_type_hints(Config)
     if key not in hints:
         near = difflib.get_close_matches(key, hints, 1)
@@ -361,5 +400,5 @@ def _typed(path: Path, key: str, value: Any) -> Any:
 
 
 def option_help(key: str) -> str:
-    """The help text of an option."""
+    """Return the help text of an option."""
     return str(next(f for f in dataclasses.fields(Config) if f.name == key).metadata["help"])

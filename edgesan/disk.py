@@ -1,7 +1,8 @@
-"""Files that are whole or as they were, after a power cut, too; and root that follows nobody's links.
+"""Files that are whole or unchanged, also after a power cut; and no link that leads root astray.
 
-Whoever owns a folder decides where the names in it lead: root that opens, renames or chmods there goes where its owner
-likes. So root does in such a folder what it must as that owner (`as_owner`), and the kernel says no to all else.
+The owner of a folder decides where the names in it lead. If root opened, renamed or chmodded files there, the owner
+could lead it anywhere. So root works in such a folder with the owner's rights only (`as_owner`), and the kernel refuses
+the rest.
 """
 
 import errno
@@ -23,102 +24,107 @@ from edgesan import errors
 from edgesan.errors import ConfigError, EdgesanError
 
 NOBODYS_GROUP: Final = 65534
-PATIENCE_S: Final = 60.0  # an owner may stop what runs in his name
-MOST_LINKS: Final = 40  # on one way, as Linux has it
+PATIENCE_S: Final = 60.0  # an owner may stop what runs under that name
+MOST_LINKS: Final = 40  # on one path, as Linux allows
 
 
 # --- whose folder -----------------------------------------------------------------------------------------------------
 
 
 def as_owner(folder: Path, action: Callable[[], Any]) -> Any:
-    """Do something in a folder with no more rights than its owner has; what it returned, which JSON must be able to say.
+    """Do something in a folder with no more rights than its owner has.
 
-    Where root finds something of another user's on the way to the folder, a child does it that has become this user for
-    good before it touches anything. Everybody else does it himself.
+    If this is root, and another user owns something on the path to the folder, a child process does it, which becomes
+    that user for good before it touches anything. In all other cases this process does it.
+
+    Args:
+        folder: where the action works.
+        action: what to do; JSON must be able to hold what it returns.
+
+    Returns:
+        What the action returned.
 
     Raises:
-        OSError, EdgesanError: as the action does. PermissionError: root owns the folder, and others may write in it.
+        OSError, EdgesanError: as the action does.
+        PermissionError: root owns the folder, and others may write in it.
     """
     owner = _stranger(folder) if os.geteuid() == 0 else None
     if owner is None:
         return action()
     try:
         group = pwd.getpwuid(owner).pw_gid
-    except KeyError:  # not the folder's: that may be root's
+    except KeyError:  # not the group of the folder, which may be root's
         group = NOBODYS_GROUP
-    ear, mouth = os.pipe()
+    readable, writable = os.pipe()
     child = os.fork()
     if child == 0:
-        _become(owner, group, action, mouth)
-    os.close(mouth)
+        _become(owner, group, action, writable)
+    os.close(writable)
     try:
-        said = _heard(ear, folder)
+        answer = _answer(readable, folder)
     finally:
-        os.close(ear)
+        os.close(readable)
         os.kill(child, signal.SIGKILL)  # it was not waited for yet: no other process has its number
         os.waitpid(child, 0)
-    if "error" in said:
-        raise vars(errors)[said["error"]](said["text"])
-    if "errno" in said:
-        raise OSError(said["errno"], said["text"], said["file"])
-    return said["done"]
+    if "error" in answer:
+        raise vars(errors)[answer["error"]](answer["text"])
+    if "errno" in answer:
+        raise OSError(answer["errno"], answer["text"], answer["file"])
+    return answer["done"]
 
 
-def _become(owner: int, group: int, action: Callable[[], Any], mouth: int) -> None:
-    """The child's whole life. By setresuid(2) it loses root's capabilities with root's name, and has no way back."""
-    said: dict[str, Any] = {"errno": errno.EIO, "text": "what root had begun there as its owner broke off", "file": ""}
+def _become(owner: int, group: int, action: Callable[[], Any], writable: int) -> None:
+    """Live the child's whole life. By setresuid(2) it loses root's capabilities, and has no way back."""
+    answer: dict[str, Any] = {"errno": errno.EIO, "text": "root's work there as the owner broke off", "file": ""}
     try:
         os.setgroups([])
         os.setresgid(group, group, group)
         os.setresuid(owner, owner, owner)
-        said = {"done": action()}
+        answer = {"done": action()}
     except OSError as error:
-        said = {"errno": error.errno or errno.EIO, "text": error.strerror, "file": str(error.filename or "")}
+        answer = {"errno": error.errno or errno.EIO, "text": error.strerror, "file": str(error.filename or "")}
     except EdgesanError as error:
-        said = {"error": type(error).__name__, "text": str(error)}
+        answer = {"error": type(error).__name__, "text": str(error)}
     finally:
         if sys.exc_info()[0]:
             traceback.print_exc()
-        with suppress(OSError), open(mouth, "wb") as file:
-            file.write(json.dumps(said).encode())
-        os._exit(0)  # nothing of the parent's is ended here
+        with suppress(OSError), open(writable, "wb") as file:
+            file.write(json.dumps(answer).encode())
+        os._exit(0)  # run no clean-up of the parent's
 
 
-def _heard(ear: int, folder: Path) -> dict[str, Any]:
-    """What the child says until it hangs up. Raises TimeoutError: the owner of the folder has stopped it."""
+def _answer(readable: int, folder: Path) -> dict[str, Any]:
+    """Read what the child writes until it closes the pipe. Raises TimeoutError: the owner has stopped it."""
     text, until_s = b"", time.monotonic() + PATIENCE_S
-    while select.select([ear], [], [], max(0.0, until_s - time.monotonic()))[0]:
-        block = os.read(ear, 65536)
+    while select.select([readable], [], [], max(0.0, until_s - time.monotonic()))[0]:
+        block = os.read(readable, 65536)
         if not block:
-            killed = {
-                "errno": errno.EIO,
-                "text": "what root had begun there as its owner was killed",
-                "file": str(folder),
-            }
-            said: dict[str, Any] = json.loads(text) if text else killed
-            return said
+            killed = {"errno": errno.EIO, "text": "root's work there as the owner was killed", "file": str(folder)}
+            answer: dict[str, Any] = json.loads(text) if text else killed
+            return answer
         text += block
-    raise TimeoutError(errno.ETIMEDOUT, "its owner holds it up", str(folder))
+    raise TimeoutError(errno.ETIMEDOUT, "its owner blocks root's work there", str(folder))
 
 
 def own(folder: Path) -> None:
-    """Refuse a folder that another user may change, where root is about to work in it.
+    """Refuse a folder that another user may change, if this is root.
 
     Raises:
-        ConfigError: it is one. OSError: it cannot be looked at, or everybody may write in it.
+        ConfigError: another user may change it.
+        OSError: it cannot be examined, or everybody may write in it.
     """
     owner = _stranger(folder) if os.geteuid() == 0 else None
     if owner is not None:
         raise ConfigError(
-            f"{folder} can be changed by user {owner}, and root works in no such folder: name one that is root's alone,"
-            " or run it as that user"
+            f"{folder} can be changed by user {owner}, and root works in no such folder: name one that only root may"
+            " change, or run it as that user"
         )
 
 
 def _stranger(folder: Path) -> int | None:
-    """The owner of the first thing on the way to a folder that is not root's: all behind it is as he likes. None: all is.
+    """Return the owner of the first thing on the path to a folder that is not root's; None if all of it is.
 
-    What root owns in folders of root's cannot be exchanged meanwhile.
+    That owner controls everything behind it. What root owns in root's folders cannot be exchanged meanwhile.
     """
     way, here, links = list(reversed(folder.absolute().parts)), Path("/"), 0
     while way:
@@ -141,17 +147,18 @@ def _stranger(folder: Path) -> int | None:
 
 
 def _mapped(uid: int) -> bool:
-    """Whether this root has power over that user: in a user namespace, over those of its map only (user_namespaces(7))."""
+    """Return whether this root may act for that user: in a user namespace, for mapped users only."""
     rows = [[int(word) for word in row.split()] for row in Path("/proc/self/uid_map").read_text().splitlines()]
     return any(first <= uid < first + count for first, _, count in rows)
 
 
 @contextmanager
 def opened(folder: Path) -> Iterator[int]:
-    """A folder's descriptor: what is done through it is done there, wherever the folder's name leads meanwhile.
+    """Open a folder: what is done through the descriptor is done there, wherever the name leads meanwhile.
 
     Raises:
-        PermissionError: this is root, and the folder is another user's (see `as_owner`). OSError: it is no folder.
+        PermissionError: this is root, and the folder is another user's (see `as_owner`).
+        OSError: it is no folder.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     descriptor = os.open(os.path.realpath(folder), flags)
@@ -173,7 +180,9 @@ def write_whole(target: Path, content: bytes, mode: int | None = None) -> None:
     Root writes in another user's folder as that user. A link at `target` is replaced, not followed.
 
     Args:
-        mode: of the file; None: as the umask has it.
+        target: the file to replace.
+        content: its new bytes.
+        mode: its permissions; None: by the umask.
 
     Raises:
         OSError: the place cannot be written, or the disk is full; the old file is as it was.
@@ -186,7 +195,7 @@ def _write_whole(target: Path, content: bytes, mode: int | None) -> None:
     try:
         with opened(target.parent) as folder:
             with suppress(FileNotFoundError):
-                os.unlink(part, dir_fd=folder)  # of a power cut
+                os.unlink(part, dir_fd=folder)  # left by a power cut
             _put(part, content, mode, folder)
             try:
                 os.replace(part, target.name, src_dir_fd=folder, dst_dir_fd=folder)
@@ -200,10 +209,11 @@ def _write_whole(target: Path, content: bytes, mode: int | None) -> None:
 
 
 def create(folder: Path, files: dict[str, tuple[bytes, int]]) -> None:
-    """Write files that were not there, each with its mode: all of them, or none.
+    """Write new files, each with its content and mode: all of them, or none.
 
     Raises:
-        FileExistsError: one is there already. OSError: the folder cannot be written.
+        FileExistsError: one is there already.
+        OSError: the folder cannot be written.
     """
     as_owner(folder, lambda: _create(folder, files))
 
@@ -223,9 +233,9 @@ def _create(folder: Path, files: dict[str, tuple[bytes, int]]) -> None:
 
 
 def _put(name: str, content: bytes, mode: int | None, folder: int) -> None:
-    """Write a file that was not there, to the disk: O_EXCL overwrites nothing, and follows no link (open(2))."""
+    """Write a new file to the disk: O_EXCL overwrites nothing, and follows no link (open(2))."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    mask = None if mode is None else os.umask(0)  # the mode as it is asked for, from the start
+    mask = None if mode is None else os.umask(0)  # exactly this mode, from the start
     try:
         descriptor = os.open(name, flags, 0o666 if mode is None else mode, dir_fd=folder)
     finally:
@@ -237,16 +247,17 @@ def _put(name: str, content: bytes, mode: int | None, folder: int) -> None:
             file.flush()
             os.fsync(descriptor)
     except OSError:
-        with suppress(OSError):  # the first error is the one to tell
+        with suppress(OSError):  # the first error is the one to report
             os.unlink(name, dir_fd=folder)
         raise
 
 
 def new_file(path: Path) -> BinaryIO:
-    """A file that was not there, open for writing; in another user's folder it is that user's, also where root asks.
+    """Create a file and open it for writing; in another user's folder it belongs to that user, also if this is root.
 
     Raises:
-        FileExistsError: something is there. OSError: it cannot be made, or was exchanged meanwhile.
+        FileExistsError: something is there.
+        OSError: it cannot be made, or was exchanged meanwhile.
     """
     owner = as_owner(path.parent, lambda: _new_file(path))
     descriptor = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -258,7 +269,7 @@ def new_file(path: Path) -> BinaryIO:
 
 
 def _new_file(path: Path) -> int:
-    """Make it; whose it is."""
+    """Create the file, and return its owner."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
     try:
         return os.fstat(descriptor).st_uid
@@ -267,10 +278,10 @@ def _new_file(path: Path) -> int:
 
 
 def read_whole(path: Path, most_bytes: int) -> bytes:
-    """The content of an ordinary file. Who put it there leads us nowhere else, keeps nobody waiting, and fills no memory.
+    """Read an ordinary file of at most so many bytes, which may be hostile: no link, no pipe that never answers.
 
     Raises:
-        OSError: it cannot be read, is a link or a special file, or is longer than that.
+        OSError: it cannot be read, is a link or a special file, or is longer.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -292,10 +303,11 @@ def read_whole(path: Path, most_bytes: int) -> bytes:
 
 
 def remove_socket(path: Path) -> None:
-    """Remove the socket that an earlier run has left, if one has. Nothing else is ever removed.
+    """Remove the socket that an earlier run has left, if there is one, and nothing else.
 
     Raises:
-        ConfigError: something else is there. OSError: it cannot be looked at, or not removed.
+        ConfigError: something else is there.
+        OSError: it cannot be examined or removed.
     """
     as_owner(path.parent, lambda: _remove_socket(path))
 

@@ -36,23 +36,14 @@ class Stop:
         self.asked = True
 
 
-def run(
-    config: Config,
-    pipes: Pipes,
-    control: ControlChannel,
-    claims: list[IsolationClaim],
-    *,
-    frames: int | None,
-    losses: int,
-) -> None:
+def run(config: Config, pipes: Pipes, control: ControlChannel, claims: list[IsolationClaim], losses: int) -> None:
     """Run until the frames or the file end, or a signal comes.
 
     Args:
-        config: the options of the run.
+        config: the options of the run; `frames` is what is left of them.
         pipes: the pipes to the transmit process.
         control: the channel to the parent.
         claims: the restrictions of this process; see `isolation.sanitize`.
-        frames: end after so many; None: go on.
         losses: how often the camera was lost before.
 
     Raises:
@@ -68,7 +59,7 @@ def run(
         stack.callback(source.close)
         isolation.limit_memory()
         width, height = source.size
-        status.announce(config, encoder, source.name, source.size, sanitizer.alpha, claims)
+        status.announce(config, encoder, f"{source.name} {width}x{height}", sanitizer.alpha, claims)
         control.wait_for(
             START
         )  # until a transmit process takes the frames; if the parent is gone, a signal ends this one
@@ -78,7 +69,7 @@ def run(
         started_ns = time.monotonic_ns()
         status_due_ns, faces_now = started_ns, 0
         control.send(READY)
-        while not stop.asked and frames != metrics.totals["sanitized"]:
+        while not stop.asked and config.frames != metrics.totals["sanitized"]:
             for asked in sender.requested_alphas():
                 low, high = encoder.metadata.alpha_range
                 sanitizer.alpha = min(max(asked, low), high)
@@ -122,10 +113,15 @@ def build(config: Config, encoder: Encoder, most_encoded: int = sanitize.MOST_EN
     alpha = encoder.metadata.alpha_default if config.alpha is None else config.alpha
     if not low <= alpha <= high:
         raise ConfigError(f"alpha is {alpha:g}: the model {encoder.metadata.name} takes {low:g}..{high:g}")
-    settings = sanitize.Settings(config.zones, config.detect_every, round(config.refresh * 1e9), most_encoded)
-    return sanitize.FrameSanitizer(
-        encoder, faces.Detector(config.detect_size), settings, alpha, round(config.hold * 1e9)
+    settings = sanitize.Settings(
+        zones=config.zones,
+        detect_every=config.detect_every,
+        refresh_ns=round(config.refresh * 1e9),
+        most_encoded=most_encoded,
+        hold_ns=round(config.hold * 1e9),
+        alpha=alpha,
     )
+    return sanitize.FrameSanitizer(encoder, faces.Detector(config.detect_size), settings)
 
 
 def hold_version(config: Config, model: Verified, control: ControlChannel | None) -> None:

@@ -33,6 +33,8 @@ class Settings:
     detect_every: int = 1  # frames from one detection to the next
     refresh_ns: int = 200_000_000  # from one code of a track to its next
     most_encoded: int = MOST_ENCODED  # faces encoded in one frame
+    hold_ns: int = 700_000_000  # for which a track keeps a face that is not found
+    alpha: float = 0.5  # at the start; `FrameSanitizer.alpha` changes it
 
 
 class FrameSanitizer:
@@ -43,15 +45,13 @@ class FrameSanitizer:
         encoder: Encoder,
         detector: faces.Detector,
         settings: Settings,
-        alpha: float,
-        hold_ns: int,
         entropy: noise.EntropySource = os.urandom,
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.encoder, self.settings = encoder, settings
-        self._alpha = message.grid_alpha(alpha)
+        self._alpha = message.grid_alpha(settings.alpha)
         self._detector, self._clock = detector, clock
-        self.tracker = faces.Tracker(hold_ns, lambda: noise.draw(encoder.noise_dimensions, entropy))
+        self.tracker = faces.Tracker(settings.hold_ns, lambda: noise.draw(encoder.noise_dimensions, entropy))
         self._frames = 0
         self.encoded = 0  # faces of the newest frame that were encoded
         self._late: list[faces.Track] = []  # to be encoded by `catch_up`

@@ -1,39 +1,42 @@
 """The status of a run in words and numbers: for the page, the metrics and the lines that are printed at the start."""
 
 import sys
-import time
+from dataclasses import dataclass
 from typing import Any
 
 from edgesan import __version__, isolation
 from edgesan.config import Config
 from edgesan.isolation import IsolationClaim
 from edgesan.message import COUNTERS, MOST_BYTES, SPANS, Status
-from edgesan.metrics import Metrics
 from edgesan.model.load import Verified
 
 
-def report(
-    config: Config,
-    model: Verified,
-    status: Status | None,
-    claims: list[IsolationClaim],
-    metrics: Metrics,
-    wall: dict[str, Any],
-    *,
-    fresh: bool,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Transmission:
+    """The share of the transmit process in the status."""
+
+    claims: list[IsolationClaim]  # its restrictions
+    metrics: dict[str, Any]  # `Metrics.summary`
+    wall: dict[str, float]  # bytes and messages from the sanitize process
+    fresh: bool  # whether the newest frame is a live one
+
+
+def report(config: Config, model: Verified, status: Status | None, transmission: Transmission) -> dict[str, Any]:
     """Return all of `/api/status` except the server's own part, ready for JSON.
 
     Args:
         config: the options of the run.
         model: the model whose decoder the transmit process runs.
         status: the newest status of the sanitize process; None while there is none.
-        claims: the restrictions of the transmit process.
-        metrics: the counters of the transmit process.
-        wall: bytes and messages that came from the sanitize process.
-        fresh: whether the newest frame is a live one.
+        transmission: the share of the transmit process.
     """
-    said = {"version": __version__, "background": config.background, "wall": wall, "warnings": warnings(config, model)}
+    claims, own = transmission.claims, transmission.metrics
+    said = {
+        "version": __version__,
+        "background": config.background,
+        "wall": transmission.wall,
+        "warnings": warnings(config, model),
+    }
     if status is None:
         return said | {"camera_up": False, "isolation": isolation.report(claims), "totals": {}, "ms": {}}
     both = [*isolation.unpack(status.results), *claims]
@@ -43,7 +46,6 @@ def report(
         name: dict(zip(("p50", "p95", "p99"), (round(ms, 2) for ms in percentiles), strict=True))
         for name, percentiles in zip(SPANS, status.spans_ms, strict=True)
     }
-    own = metrics.summary(time.monotonic_ns())
     facts = model.metadata
     described = {
         "name": facts.name,
@@ -58,7 +60,7 @@ def report(
     return said | {
         "camera": config.camera_name,
         "size": [status.width, status.height],
-        "camera_up": fresh,
+        "camera_up": transmission.fresh,
         **({"model": described} if status.model == model.id else {}),
         "alpha": round(status.alpha, 4),
         "faces": faces_now,
@@ -84,15 +86,13 @@ def warnings(config: Config, model: Verified) -> list[str]:
     return texts
 
 
-def announce(
-    config: Config, model: Verified, camera: str, size: tuple[int, int], alpha: float, claims: list[IsolationClaim]
-) -> None:
-    """Print the start lines of the sanitize process."""
+def announce(config: Config, model: Verified, camera: str, alpha: float, claims: list[IsolationClaim]) -> None:
+    """Print the start lines of the sanitize process; `camera` is its name and the size of its pictures."""
     facts = model.metadata
     out = f"transmit units at {config.socket}" if config.role == "sanitize" else ", ".join(config.out)
     most = MOST_BYTES * (config.fps or 30) / 1000
     print(
-        f"edgesan {__version__}: {camera} {size[0]}x{size[1]} -> {out}\n"
+        f"edgesan {__version__}: {camera} -> {out}\n"
         f"  model {facts.name} v{facts.version} ({model.sha256[:8]}): private {facts.private}, useful {facts.utility};"
         f" alpha {alpha:g}, background {config.background}\n"
         f"  measured: {facts.strongest_attack}\n"

@@ -23,7 +23,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -262,8 +262,8 @@ class Supervisor:
             isolation.require(claims)
         from edgesan import pipeline
 
-        left = None if c.frames is None else max(0, c.frames - self._frames)
-        pipeline.run(c, pipes, control, claims, frames=left, losses=self._losses)
+        left = c if c.frames is None else replace(c, frames=c.frames - self._frames)
+        pipeline.run(left, pipes, control, claims, self._losses)
         return 0
 
     def _run_transmit(self, files: list[OutputFile], channel: socket.socket, control: ControlChannel) -> int:

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from edgesan import faces as runtime_faces
 from edgesan import render, sanitize
 from edgesan.config import DEMO_MODEL
+from edgesan.faces import CHIP
 from edgesan.frames import Pixels
 from edgesan.model.load import Model, load_model
 from export import data
@@ -82,7 +83,7 @@ def walk(plan: Plan) -> Walk:
     room = np.clip(soft + generator.normal(0, 6, soft.shape), 0, 255).astype(np.uint8)
     seconds = np.arange(plan.frames)[:, None] / FPS
     swing = (1 + np.sin(2 * np.pi * seconds * (0.23, 0.171) + (0.3, 1.0))) / 2
-    return Walk(room, np.round(swing * (width - runtime_faces.CHIP, height - runtime_faces.CHIP)).astype(np.int64))
+    return Walk(room, np.round(swing * (width - CHIP, height - CHIP)).astype(np.int64))
 
 
 def clip(way: Walk, chip: Chips) -> Iterator[Pixels]:
@@ -90,7 +91,7 @@ def clip(way: Walk, chip: Chips) -> Iterator[Pixels]:
     turned = np.rot90(chip)[..., ::-1]
     for x, y in way.corners:
         frame = way.room.copy()
-        frame[y : y + runtime_faces.CHIP, x : x + runtime_faces.CHIP] = turned
+        frame[y : y + CHIP, x : x + CHIP] = turned
         yield frame
 
 
@@ -119,7 +120,9 @@ def plain(model: Model) -> Canvas:
     def canvas(frames: Iterator[Pixels]) -> Iterator[Pixels]:
         detector, entropy = runtime_faces.Detector(DETECT_SIZE), np.random.default_rng(0).bytes
         alpha = model.metadata.alpha_default
-        sanitizer = sanitize.FrameSanitizer(model.encoder, detector, sanitize.Settings(), alpha, 10**9, entropy)
+        sanitizer = sanitize.FrameSanitizer(
+            model.encoder, detector, sanitize.Settings(alpha=alpha, hold_ns=10**9), entropy
+        )
         renderer = render.Renderer(model.decoder)
         for number, pixels in enumerate(frames):
             yield device.leave(sanitizer, renderer, pixels, number, number * 10**9 // FPS)
@@ -141,9 +144,9 @@ def equations(way: Walk) -> tuple[Places, Vectors]:
     side = block_side(way.room.shape)
     places, weights = [], []
     for number, (x, y) in enumerate(way.corners):
-        for row in range(y // side, (y + runtime_faces.CHIP - 1) // side + 1):
-            for column in range(x // side, (x + runtime_faces.CHIP - 1) // side + 1):
-                turned = np.zeros((runtime_faces.CHIP, runtime_faces.CHIP), np.float32)
+        for row in range(y // side, (y + CHIP - 1) // side + 1):
+            for column in range(x // side, (x + CHIP - 1) // side + 1):
+                turned = np.zeros((CHIP, CHIP), np.float32)
                 top, left = row * side - y, column * side - x
                 turned[max(0, top) : top + side, max(0, left) : left + side] = 1 / side**2
                 weights.append(np.rot90(turned, -1).ravel())
@@ -190,7 +193,7 @@ class Eigenfaces:
     def chips(self, z: Vectors) -> Chips:
         """Return the chips of standardised coefficients [N, K]."""
         x = self.mean + (z * self.deviation) @ self.direction.T
-        return np.clip(x, 0, 255).round().astype(np.uint8).reshape(-1, runtime_faces.CHIP, runtime_faces.CHIP, 3)
+        return np.clip(x, 0, 255).round().astype(np.uint8).reshape(-1, CHIP, CHIP, 3)
 
 
 class Inverse:
@@ -198,10 +201,10 @@ class Inverse:
 
     def __init__(self, way: Walk, prior: Eigenfaces) -> None:
         self.places, weights = equations(way)
-        by_colour = prior.direction.reshape(runtime_faces.CHIP**2, 3, -1) * prior.deviation
+        by_colour = prior.direction.reshape(CHIP**2, 3, -1) * prior.deviation
         # [3 * measurements, K]: what one deviation of each eigenface changes
         effect = np.concatenate([weights @ np.ascontiguousarray(by_colour[:, c]) for c in range(3)])
-        mean = prior.mean.reshape(runtime_faces.CHIP**2, 3)
+        mean = prior.mean.reshape(CHIP**2, 3)
         # what a viewer would get of the mean face: the room beside it, which is known, and the face
         hidden = np.stack([self._room(way, n, x, y) for n, x, y in zip(*vars(self.places).values(), strict=True)])
         self.expected = np.concatenate([hidden[:, c] + weights @ mean[:, c] for c in range(3)])
@@ -215,7 +218,7 @@ class Inverse:
         x, y = way.corners[number]
         part = way.room[row * side : (row + 1) * side, column * side : (column + 1) * side].astype(np.float32)
         top, left = y - row * side, x - column * side
-        part[max(0, top) : max(0, top + runtime_faces.CHIP), max(0, left) : max(0, left + runtime_faces.CHIP)] = 0
+        part[max(0, top) : max(0, top + CHIP), max(0, left) : max(0, left + CHIP)] = 0
         return np.asarray(part.mean((0, 1))[::-1])
 
     def __call__(self, colours: Vectors) -> Vectors:

@@ -129,7 +129,7 @@ def test_a_camera_that_is_lost_shows_a_slate_and_comes_back() -> None:
     [
         (("run", "--camera", "63"), 3, "there is no /dev/video63"),
         (("run", "--camera", "demo", "--model", "pyproject.toml"), 4, "is not signed"),
-        (("run", "--camera", "demo", "--allow-unsigned", "--model", "pyproject.toml"), 4, "no ONNX file"),
+        (("run", "--camera", "demo", "--allow-unsigned", "--model", "pyproject.toml"), 4, "not an ONNX file"),
         (("run", "--camera", "demo", "--allow-unsigned", "--model", "edgesan/models/yunet.onnx"), 4, "not a sanitizer"),
         (("run", "--camera", "demo", "--alpha", "1.5"), 2, "alpha is 1.5"),
         (("run", "--camera", "demo", "--alpha", "nan"), 2, "alpha is nan"),
@@ -144,7 +144,7 @@ def test_a_camera_that_is_lost_shows_a_slate_and_comes_back() -> None:
         (("sanitize", "pyproject.toml", "pyproject.toml"), 2, "is the input itself"),
         (("sanitize", "edgesan/capture/demo.mp4", "README.md"), 2, "exists: name another output"),
         (("inspect", "pyproject.toml"), 4, "is not signed"),
-        (("inspect", "pyproject.toml", "--allow-unsigned"), 4, "no ONNX file"),
+        (("inspect", "pyproject.toml", "--allow-unsigned"), 4, "not an ONNX file"),
     ],
 )
 def test_bad_input_is_a_clear_error_with_its_exit_code(

@@ -1,4 +1,4 @@
-"""Whole files, and root in folders that it does not own: an attacker and a victim, two real users, and the kernel between them."""
+"""Whole files, and root in folders that it does not own: an attacker and root are two real users of the kernel."""
 
 import errno
 import fcntl
@@ -24,7 +24,7 @@ from edgesan.board import update
 from edgesan.config import Config
 from edgesan.errors import ConfigError, EdgesanError, RollbackError, SinkError
 from edgesan.model import rollback, signing
-from tests.support import ROOT, Maker, report
+from tests.support import COMMAND, ROOT, Maker, report
 
 ATTACKER = 65533
 # Python 3.12 and later warn of a fork beside threads of numpy's, which do not matter here: the child calls none of it.
@@ -47,7 +47,7 @@ def test_a_file_is_replaced_whole_and_a_link_is_replaced_not_followed(tmp_path: 
         target.unlink()
 
 
-def test_a_folder_may_be_reached_by_a_link_of_ones_own(tmp_path: Path) -> None:
+def test_a_folder_may_be_reached_by_the_users_own_link(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     disk.write_whole(tmp_path / "link" / "file", b"here")
@@ -109,7 +109,7 @@ def test_only_a_socket_is_removed(tmp_path: Path) -> None:
     report("--socket names a file, a folder, a link", "exit code 2, nothing is removed", 0)
 
 
-def test_who_is_not_root_writes_as_himself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_who_is_not_root_writes_without_a_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(os, "fork", lambda: pytest.fail("a child for nothing"))
     disk.write_whole(tmp_path / "file", b"1")
@@ -141,13 +141,12 @@ def seen(tree: Path) -> dict[str, Any]:
     for path in [tree, *sorted(tree.rglob("*"))]:
         facts = path.lstat()
         content = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else b""
-        found[str(path)] = (
-            facts.st_mode, facts.st_uid, facts.st_gid, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns, facts.st_nlink, content,
-        )  # fmt: skip
+        owner, times = (facts.st_mode, facts.st_uid, facts.st_gid), (facts.st_mtime_ns, facts.st_ctime_ns)
+        found[str(path)] = (owner, times, facts.st_size, facts.st_nlink, content)
     return found
 
 
-class Ground:
+class Attack:
     """`state` is the attacker's, `victim` is root's; what lies between them is root's and open to nobody else."""
 
     def __init__(self, folder: Path) -> None:
@@ -165,51 +164,51 @@ class Ground:
 
 
 @pytest.fixture
-def ground() -> Iterator[Ground]:
+def attack() -> Iterator[Attack]:
     with tempfile.TemporaryDirectory() as name:
         Path(name).chmod(0o755)
-        yield Ground(Path(name))
+        yield Attack(Path(name))
 
 
-def record(ground: Ground, text: str = '{"default": 7, "other": 2}') -> None:
-    (ground.state / "versions.json").write_text(text)
+def record(attack: Attack, text: str = '{"default": 7, "other": 2}') -> None:
+    (attack.state / "versions.json").write_text(text)
 
 
-def part_link(ground: Ground, to: str) -> None:
-    record(ground)
-    (ground.state / ".versions.json.part").symlink_to(ground.victim / to)
+def part_link(attack: Attack, to: str) -> None:
+    record(attack)
+    (attack.state / ".versions.json.part").symlink_to(attack.victim / to)
 
 
-def record_link(ground: Ground, to: str) -> None:
-    (ground.state / "versions.json").symlink_to(ground.victim / to)
+def record_link(attack: Attack, to: str) -> None:
+    (attack.state / "versions.json").symlink_to(attack.victim / to)
 
 
-def special(ground: Ground, name: str) -> None:
-    record(ground) if name != "versions.json" else None
-    os.mkfifo(ground.state / name)
+def special(attack: Attack, name: str) -> None:
+    record(attack) if name != "versions.json" else None
+    os.mkfifo(attack.state / name)
 
 
-def sparse(ground: Ground) -> None:
-    with (ground.state / "versions.json").open("wb") as file:
+def sparse(attack: Attack) -> None:
+    with (attack.state / "versions.json").open("wb") as file:
         file.truncate(2**40)
 
 
-def hard_link(ground: Ground) -> None:
+def hard_link(attack: Attack) -> None:
     """Where the kernel lets him: fs.protected_hardlinks."""
-    record(ground)
+    record(attack)
     try:
-        os.link(ground.victim / "profile.d/login.sh", ground.state / ".versions.json.part")
+        os.link(attack.victim / "profile.d/login.sh", attack.state / ".versions.json.part")
     except PermissionError:
-        (ground.state / ".versions.json.part").write_text("his own, then")
+        (attack.state / ".versions.json.part").write_text("his own, then")
 
 
-def folder_as_part(ground: Ground) -> None:
-    record(ground)
-    (ground.state / ".versions.json.part").mkdir()
+def folder_as_part(attack: Attack) -> None:
+    record(attack)
+    (attack.state / ".versions.json.part").mkdir()
 
 
 # What he plants, and whether the record can still be taken back in spite of it.
-PLANTED: dict[str, tuple[Callable[[Ground], Any], bool]] = {
+PLANTED: dict[str, tuple[Callable[[Attack], Any], bool]] = {
     "nothing": (record, True),
     "the part file a link to a new file in a root-owned folder": (lambda g: part_link(g, "profile.d/new.sh"), True),
     "the part file a link to a root-owned file": (lambda g: part_link(g, "profile.d/login.sh"), True),
@@ -227,85 +226,88 @@ PLANTED: dict[str, tuple[Callable[[Ground], Any], bool]] = {
 @as_root
 @pytest.mark.parametrize("planted", PLANTED)
 def test_root_that_takes_a_version_back_changes_nothing_outside_the_attackers_folder(
-    ground: Ground, planted: str
+    attack: Attack, planted: str
 ) -> None:
     plant, works = PLANTED[planted]
-    ground.as_attacker(lambda: plant(ground))
-    before, began_s = seen(ground.victim), time.monotonic()
+    attack.as_attacker(lambda: plant(attack))
+    before, began_s = seen(attack.victim), time.monotonic()
     came = "taken back"
     try:
-        rollback.forget(ground.state, "default", 3)
+        rollback.forget(attack.state, "default", 3)
     except RollbackError as error:
         came = str(error)
-    assert seen(ground.victim) == before
+    assert seen(attack.victim) == before
     assert time.monotonic() - began_s < 10, "root was made to wait"
     if works:
         assert came == "taken back"
         if "new file" not in planted or "part" in planted:
-            facts = (ground.state / "versions.json").lstat()
+            facts = (attack.state / "versions.json").lstat()
             assert (stat.S_ISREG(facts.st_mode), facts.st_uid, facts.st_gid) == (True, ATTACKER, 65534)
-            assert rollback.remembered(ground.state, "default") == 3
+            assert rollback.remembered(attack.state, "default") == 3
     else:
         assert "versions.json" in came
-    assert [path for path in ground.state.iterdir() if path.lstat().st_uid != ATTACKER] == [], (
+    assert [path for path in attack.state.iterdir() if path.lstat().st_uid != ATTACKER] == [], (
         "root left something there"
     )
-    report(f"`edgesan install` as root, the sanitize unit plants {planted}", came.partition(":")[0].replace(str(ground.state), "FOLDER"), 0)  # fmt: skip
+    outcome = came.partition(":")[0].replace(str(attack.state), "FOLDER")
+    report(f"`edgesan install` as root, the sanitize unit plants {planted}", outcome, 0)
 
 
 @as_root
-def test_root_that_remembers_a_version_writes_as_the_folders_owner(ground: Ground) -> None:
-    ground.as_attacker(lambda: (ground.state / ".versions.json.part").symlink_to(ground.victim / "profile.d/new.sh"))
-    before = seen(ground.victim)
-    rollback.remember(ground.state, "default", 4)
-    assert (ground.state / "versions.json").stat().st_uid == ATTACKER
-    assert seen(ground.victim) == before
-    rollback.remember(ground.state / "deeper" / "still", "default", 4)
-    assert (ground.state / "deeper" / "still").stat().st_uid == ATTACKER
+def test_root_that_remembers_a_version_writes_as_the_folders_owner(attack: Attack) -> None:
+    attack.as_attacker(lambda: (attack.state / ".versions.json.part").symlink_to(attack.victim / "profile.d/new.sh"))
+    before = seen(attack.victim)
+    rollback.remember(attack.state, "default", 4)
+    assert (attack.state / "versions.json").stat().st_uid == ATTACKER
+    assert seen(attack.victim) == before
+    rollback.remember(attack.state / "deeper" / "still", "default", 4)
+    assert (attack.state / "deeper" / "still").stat().st_uid == ATTACKER
 
 
 @as_root
 @pytest.mark.parametrize("deep", [False, True])
-def test_a_state_folder_that_is_a_link_leads_root_nowhere(ground: Ground, deep: bool) -> None:
-    """The folder itself, or one on the way to it, leads to root's: the owner of the link decides, and may do nothing there."""
-    home = ground.state / "home"
+def test_a_state_folder_that_is_a_link_leads_root_nowhere(attack: Attack, deep: bool) -> None:
+    """The folder, or one on the path to it, is a link to root's: the link's owner has no rights there."""
+    home = attack.state / "home"
     chosen = home / "victim" if deep else home
 
     def plant() -> None:
-        home.symlink_to(ground.victim.parent if deep else ground.victim)
+        home.symlink_to(attack.victim.parent if deep else attack.victim)
 
-    ground.as_attacker(plant)
-    before = seen(ground.victim)
+    attack.as_attacker(plant)
+    before = seen(attack.victim)
     with pytest.raises(RollbackError, match="Permission denied"):
         rollback.forget(chosen, "default", None)
     with pytest.raises(RollbackError):
         rollback.remember(chosen, "default", 9)
-    assert seen(ground.victim) == before
-    report(f"as root, {'the way to the state folder' if deep else 'the state folder'} is a link to root's", "Permission denied", 0)  # fmt: skip
+    assert seen(attack.victim) == before
+    what = "the path to the state folder" if deep else "the state folder"
+    report(f"as root, {what} is a link to root's", "Permission denied", 0)
 
 
 @as_root
-def test_a_folder_that_is_exchanged_again_and_again_leads_root_nowhere(ground: Ground) -> None:
-    """The race: his folder, a link to root's, his folder, ... while root writes."""
-    home, mine = ground.state / "home", ground.state / "mine"
-    attack = f"""
+@pytest.mark.parametrize("rounds", [30, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_folder_that_is_exchanged_again_and_again_leads_root_nowhere(attack: Attack, rounds: int) -> None:
+    """The race: the attacker's folder, a link to root's, the attacker's folder, ... while root writes."""
+    home, mine = attack.state / "home", attack.state / "mine"
+    script = f"""
 import os
 os.setgroups([]); os.setresgid({ATTACKER}, {ATTACKER}, {ATTACKER}); os.setresuid({ATTACKER}, {ATTACKER}, {ATTACKER})
 os.mkdir({str(mine)!r}); open({str(mine / "versions.json")!r}, "w").write('{{"default": 7}}')
-os.symlink({str(ground.victim)!r}, {str(ground.state / "link")!r})
+os.symlink({str(attack.victim)!r}, {str(attack.state / "link")!r})
 os.symlink({str(mine)!r}, {str(home)!r})
 print("ready", flush=True)
 while True:
-    for to in ({str(ground.victim)!r}, {str(mine)!r}):
+    for to in ({str(attack.victim)!r}, {str(mine)!r}):
         os.symlink(to, {str(home)!r} + "2"); os.rename({str(home)!r} + "2", {str(home)!r})
 """
-    before = seen(ground.victim)
-    attacker = subprocess.Popen([sys.executable, "-c", attack], stdout=subprocess.PIPE)
+    before = seen(attack.victim)
+    attacker = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     assert attacker.stdout is not None
     attacker.stdout.readline()
     done = refused = 0
     try:
-        for _ in range(200):
+        for _ in range(rounds):
             try:
                 rollback.forget(home, "default", 3)
                 done += 1
@@ -315,17 +317,18 @@ while True:
         attacker.kill()
         attacker.wait()
         attacker.stdout.close()
-    assert seen(ground.victim) == before
-    assert done, "it never was his folder: no race was tried"
-    report("as root, the state folder is exchanged for a link 200 times over", f"{done} taken back, {refused} refused", 0)  # fmt: skip
+    assert seen(attack.victim) == before
+    assert done, "it never was the attacker's folder: no race was tried"
+    came = f"{done} taken back, {refused} refused"
+    report(f"as root, the state folder is exchanged for a link {rounds} times over", came, 0)
 
 
 @as_root
-def test_the_child_is_the_owner_for_good_and_cannot_be_looked_into(ground: Ground) -> None:
+def test_the_child_is_the_owner_for_good_and_cannot_be_looked_into(attack: Attack) -> None:
     def facts() -> dict[str, Any]:
         status = Path("/proc/self/status").read_text()
         tried = []
-        for attempt in (lambda: os.setuid(0), lambda: os.setgroups([0]), lambda: os.chown(ground.state, 0, 0)):
+        for attempt in (lambda: os.setuid(0), lambda: os.setgroups([0]), lambda: os.chown(attack.state, 0, 0)):
             try:
                 attempt()
             except OSError as error:
@@ -333,57 +336,55 @@ def test_the_child_is_the_owner_for_good_and_cannot_be_looked_into(ground: Groun
         found = {key: value.split() for key, value in re.findall(r"^(Uid|Gid|Groups|Cap\w+):(.*)$", status, re.M)}
         return found | {"tried": tried, "looked": Path("/proc/self/mem").stat().st_uid}
 
-    told = disk.as_owner(ground.state, facts)
-    assert told["Uid"] == [str(ATTACKER)] * 4
-    assert told["Gid"] == ["65534"] * 4
-    assert told["Groups"] == []
-    assert {key: value for key, value in told.items() if key in ("CapPrm", "CapEff", "CapAmb")} == {
-        "CapPrm": ["0" * 16], "CapEff": ["0" * 16], "CapAmb": ["0" * 16],
-    }  # fmt: skip
-    assert told["tried"] == [errno.EPERM] * 3
-    assert told["looked"] == 0, "its memory is root's to look at: ptrace(2), PR_SET_DUMPABLE"
+    child = disk.as_owner(attack.state, facts)
+    assert child["Uid"] == [str(ATTACKER)] * 4
+    assert child["Gid"] == ["65534"] * 4
+    assert child["Groups"] == []
+    assert child["CapPrm"] == child["CapEff"] == child["CapAmb"] == ["0" * 16]
+    assert child["tried"] == [errno.EPERM] * 3
+    assert child["looked"] == 0, "its memory is root's to look at: ptrace(2), PR_SET_DUMPABLE"
 
 
 @as_root
-def test_errors_come_out_of_the_child_as_they_are(ground: Ground) -> None:
+def test_errors_come_out_of_the_child_as_they_are(attack: Attack) -> None:
     def refuse() -> None:
         raise SinkError("said there")
 
     def fail() -> None:
-        (ground.victim / "secret").read_bytes()
+        (attack.victim / "secret").read_bytes()
 
     def die() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     with pytest.raises(SinkError, match="said there"):
-        disk.as_owner(ground.state, refuse)
+        disk.as_owner(attack.state, refuse)
     with pytest.raises(PermissionError) as caught:
-        disk.as_owner(ground.state, fail)
-    assert caught.value.filename == str(ground.victim / "secret")
-    with pytest.raises(OSError, match="was killed"):
-        disk.as_owner(ground.state, die)
+        disk.as_owner(attack.state, fail)
+    assert caught.value.filename == str(attack.victim / "secret")
+    with pytest.raises(OSError, match="as the owner was killed"):
+        disk.as_owner(attack.state, die)
 
 
 @as_root
 def test_an_owner_that_stops_the_child_holds_root_up_for_a_while_only(
-    ground: Ground, monkeypatch: pytest.MonkeyPatch
+    attack: Attack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(disk, "PATIENCE_S", 0.5)
-    with pytest.raises(TimeoutError, match="its owner holds it up"):
-        disk.as_owner(ground.state, lambda: os.kill(os.getpid(), signal.SIGSTOP))
-    ground.as_attacker(lambda: record(ground))
+    with pytest.raises(TimeoutError, match="its owner blocks root"):
+        disk.as_owner(attack.state, lambda: os.kill(os.getpid(), signal.SIGSTOP))
+    attack.as_attacker(lambda: record(attack))
     ear, mouth = os.pipe()
 
     def hold() -> None:
-        fcntl.flock(os.open(ground.state, os.O_RDONLY), fcntl.LOCK_EX)
+        fcntl.flock(os.open(attack.state, os.O_RDONLY), fcntl.LOCK_EX)
         os.write(mouth, b"!")
         time.sleep(60)
 
     holder = start_as(ATTACKER, hold)
     try:
         os.read(ear, 1)
-        with pytest.raises(RollbackError, match="its owner holds it up"):
-            rollback.forget(ground.state, "default", 3)
+        with pytest.raises(RollbackError, match="its owner blocks root"):
+            rollback.forget(attack.state, "default", 3)
     finally:
         os.kill(holder, signal.SIGKILL)
         os.waitpid(holder, 0)
@@ -393,8 +394,8 @@ def test_an_owner_that_stops_the_child_holds_root_up_for_a_while_only(
 
 
 @as_root
-def test_root_trusts_no_folder_of_its_own_that_others_may_write_in(ground: Ground) -> None:
-    loose = ground.victim.parent / "loose"
+def test_root_trusts_no_folder_of_its_own_that_others_may_write_in(attack: Attack) -> None:
+    loose = attack.victim.parent / "loose"
     loose.mkdir()
     for mode, refused in ((0o777, True), (0o775, True), (0o1777, False), (0o755, False)):
         loose.chmod(mode)
@@ -405,53 +406,53 @@ def test_root_trusts_no_folder_of_its_own_that_others_may_write_in(ground: Groun
             disk.write_whole(loose / "file", b"1")
     with (
         pytest.raises(PermissionError, match=f"root writes in no folder of user {ATTACKER}"),
-        disk.opened(ground.state),
+        disk.opened(attack.state),
     ):
         pass
 
 
 @as_root
-def test_a_key_and_a_signature_that_root_makes_in_a_users_folder_are_the_users(ground: Ground) -> None:
-    ground.as_attacker(lambda: (ground.state / "san.onnx.sig").symlink_to(ground.victim / "secret"))
-    ground.as_attacker(lambda: (ground.state / "theirs").symlink_to(ground.victim / "new"))
-    before = seen(ground.victim)
+def test_a_key_and_a_signature_that_root_makes_in_a_users_folder_are_the_users(attack: Attack) -> None:
+    attack.as_attacker(lambda: (attack.state / "san.onnx.sig").symlink_to(attack.victim / "secret"))
+    attack.as_attacker(lambda: (attack.state / "theirs").symlink_to(attack.victim / "new"))
+    before = seen(attack.victim)
     with pytest.raises(ConfigError, match="never overwritten"):
-        signing.new_key(ground.state / "theirs")
-    signing.new_key(ground.state / "mine")
-    signing.sign(ground.state / "san.onnx", b"model", signing.private_key(ground.state / "mine"))
-    assert {(path.name, path.stat().st_uid, oct(path.stat().st_mode)) for path in ground.state.glob("[ms]*")} == {
-        ("mine", ATTACKER, "0o100600"), ("mine.pub", ATTACKER, "0o100644"), ("san.onnx.sig", ATTACKER, "0o100644"),
-    }  # fmt: skip
-    assert seen(ground.victim) == before
+        signing.new_key(attack.state / "theirs")
+    signing.new_key(attack.state / "mine")
+    signing.sign(attack.state / "san.onnx", b"model", signing.private_key(attack.state / "mine"))
+    assert {(path.name, path.stat().st_uid, oct(path.stat().st_mode)) for path in attack.state.glob("[ms]*")} == {
+        ("mine", ATTACKER, "0o100600"),
+        ("mine.pub", ATTACKER, "0o100644"),
+        ("san.onnx.sig", ATTACKER, "0o100644"),
+    }
+    assert seen(attack.victim) == before
 
 
 # --- the whole of `edgesan install`, as root, on a board whose sanitize unit is the attacker's ------------------------
 
 
-def board(ground: Ground, maker: Maker) -> tuple[Config, Path]:
-    models = ground.victim.parent / "models"
+def board(attack: Attack, maker: Maker) -> tuple[Config, Path]:
+    models = attack.victim.parent / "models"
     (models / "first").mkdir(parents=True)
     shutil.copy(maker.model("a.onnx", version=7), models / "first" / "model.onnx")
     (models / "current").symlink_to("first")
-    config = Config(state_dir=ground.state, trusted_keys=(maker.key.line,), out=("http://127.0.0.1:1",))
+    config = Config(state_dir=attack.state, trusted_keys=(maker.key.line,), out=("http://127.0.0.1:1",))
     return config, models
 
 
 @as_root
 def test_an_install_that_fails_as_root_changes_nothing_but_the_models(
-    ground: Ground, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    attack: Attack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The attack that was run to its end: the unit plants the link, and waits for `sudo edgesan install`."""
     maker = Maker(tmp_path, "mine")
-    config, models = board(ground, maker)
-    ground.as_attacker(lambda: part_link(ground, "profile.d/new.sh"))
-    before = seen(ground.victim)
-    monkeypatch.setattr(update, "FIRST_S", 1.0)
-    monkeypatch.setattr(update.watch, "__defaults__", (1.0, 1.0))
+    config, models = board(attack, maker)
+    attack.as_attacker(lambda: part_link(attack, "profile.d/new.sh"))
+    before = seen(attack.victim)
     with pytest.raises(EdgesanError, match="was taken back"):
-        update.install(maker.model("b.onnx", version=9), config, models, ["true"], 1.0)
-    assert seen(ground.victim) == before
-    assert rollback.remembered(ground.state, "default") == 7
+        update.install(maker.model("b.onnx", version=9), config, models, ["true"], update.Watch(1, 1, 1))
+    assert seen(attack.victim) == before
+    assert rollback.remembered(attack.state, "default") == 7
     assert os.readlink(models / "current") == "first"
     assert sorted(path.name for path in models.iterdir()) == ["current", "first"]
     report("`sudo edgesan install` fails, the sanitize unit has planted a link for root", "taken back", 0)
@@ -459,7 +460,7 @@ def test_an_install_that_fails_as_root_changes_nothing_but_the_models(
 
 @as_root
 def test_the_unit_that_settles_a_trial_at_boot_needs_three_capabilities_and_no_more(
-    ground: Ground, tmp_path: Path
+    attack: Attack, tmp_path: Path
 ) -> None:
     """By the very words of its unit; on a board its folder of state is open to its user alone."""
     if shutil.which("setpriv") is None:
@@ -470,48 +471,46 @@ def test_the_unit_that_settles_a_trial_at_boot_needs_three_capabilities_and_no_m
     )
     assert sorted(kept) == ["KILL", "SETGID", "SETUID"]
     maker = Maker(tmp_path, "mine")
-    _, models = board(ground, maker)
+    _, models = board(attack, maker)
     (models / "new").mkdir()
     update.switch(models, "new")
     (models / "trial").write_text(json.dumps({"new": "new", "old": "first", "name": "default", "remembered": 3}))
-    ground.as_attacker(lambda: part_link(ground, "profile.d/new.sh"))
-    ground.state.chmod(0o700)
-    toml = ground.victim.parent / "edgesan.toml"
-    toml.write_text(f'state_dir = "{ground.state}"\n')
-    before = seen(ground.victim)
+    attack.as_attacker(lambda: part_link(attack, "profile.d/new.sh"))
+    attack.state.chmod(0o700)
+    toml = attack.victim.parent / "edgesan.toml"
+    toml.write_text(f'state_dir = "{attack.state}"\n')
+    before = seen(attack.victim)
     bounding = ",".join(["-all", *(f"+{name.lower()}" for name in kept)])
-    done = subprocess.run(
-        ["setpriv", f"--bounding-set={bounding}", "--inh-caps=-all", "--no-new-privs", sys.executable, "-m", "edgesan",
-         "install", "--settle", "--config", str(toml), "--models", str(models)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    without = ["setpriv", f"--bounding-set={bounding}", "--inh-caps=-all", "--no-new-privs"]
+    settle = [*COMMAND, "install", "--settle", f"--config={toml}", f"--models={models}"]
+    done = subprocess.run([*without, *settle], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "was taken back" in done.stdout
-    assert (os.readlink(models / "current"), rollback.remembered(ground.state, "default")) == ("first", 3)
-    assert seen(ground.victim) == before
+    assert (os.readlink(models / "current"), rollback.remembered(attack.state, "default")) == ("first", 3)
+    assert seen(attack.victim) == before
     report("a trial is settled at boot, the sanitize unit has planted a link for root", "taken back", 0)
 
 
 @as_root
-def test_root_installs_into_no_folder_of_models_that_another_may_change(ground: Ground, tmp_path: Path) -> None:
-    config = Config(state_dir=ground.state)
-    before = seen(ground.victim)
+def test_root_installs_into_no_folder_of_models_that_another_may_change(attack: Attack, tmp_path: Path) -> None:
+    config = Config(state_dir=attack.state)
+    before = seen(attack.victim)
     with pytest.raises(ConfigError, match=f"can be changed by user {ATTACKER}, and root works in no such folder"):
-        update.settle(config, ground.state)
-    assert seen(ground.victim) == before
+        update.settle(config, attack.state)
+    assert seen(attack.victim) == before
 
 
 @as_root
-def test_a_clip_in_another_users_folder_is_that_users_and_follows_none_of_his_links(ground: Ground) -> None:
-    with disk.new_file(ground.state / "clip.mkv") as file:
+def test_a_clip_in_another_users_folder_is_that_users_and_follows_none_of_his_links(attack: Attack) -> None:
+    with disk.new_file(attack.state / "clip.mkv") as file:
         file.write(b"frames")
-    made = (ground.state / "clip.mkv").stat()
+    made = (attack.state / "clip.mkv").stat()
     assert (made.st_uid, made.st_size) == (ATTACKER, 6)
-    ground.as_attacker(lambda: (ground.state / "other.mkv").symlink_to(ground.victim / "new"))
+    attack.as_attacker(lambda: (attack.state / "other.mkv").symlink_to(attack.victim / "new"))
     with pytest.raises(FileExistsError):
-        disk.new_file(ground.state / "other.mkv")
-    ground.as_attacker(lambda: (ground.state / "way").symlink_to(ground.victim))
+        disk.new_file(attack.state / "other.mkv")
+    attack.as_attacker(lambda: (attack.state / "way").symlink_to(attack.victim))
     with pytest.raises(OSError, match="denied"):
-        disk.new_file(ground.state / "way" / "new.mkv")
-    assert not (ground.victim / "new").exists()
-    assert not (ground.victim / "new.mkv").exists()
+        disk.new_file(attack.state / "way" / "new.mkv")
+    assert not (attack.victim / "new").exists()
+    assert not (attack.victim / "new.mkv").exists()

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -9,12 +11,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import cv2
 import pytest
 
-from edgesan import __version__
+import edgesan
 from edgesan.cli import parser
 from edgesan.config import DEMO_MODEL, Config
+from edgesan.frames import Pixels
+from edgesan.isolation import probes
 from edgesan.model.load import load_model
+from export.recipe import OLD_KEYS
 from tests.support import ROOT
 
 README = (ROOT / "README.md").read_text()
@@ -116,6 +122,19 @@ def test_every_file_and_module_that_a_document_names_is_there(page: str) -> None
     assert [name for name in files if not exists(name)] == []
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_every_name_of_the_code_that_a_document_has_is_there(page: str) -> None:
+    names = [span for span in spans(PAGES[page]) if re.fullmatch(r"edgesan(\.[a-z_]+)+", span)]
+    for name in names:
+        if not name.endswith((".toml", ".service")):
+            pkgutil.resolve_name(name)
+
+
+def test_the_page_of_isolation_has_every_claim() -> None:
+    claims = re.findall(r"^\| (no [a-z ]+) \|", PAGES["docs/isolation.md"], re.MULTILINE)
+    assert set(claims) == {probe.claim for tried in probes.PROBES.values() for probe in tried}
+
+
 def test_every_file_that_the_readme_links_to_is_there() -> None:
     linked = re.findall(r"\]\(([^)#:]+)\)", README)
     assert len(linked) > 10
@@ -136,6 +155,25 @@ def test_every_test_that_the_threat_model_names_is_there() -> None:
     named = re.findall(r"`(tests/[\w/]+\.py)`", PAGES["SECURITY.md"])
     assert len(set(named)) >= 15
     assert [name for name in named if not (ROOT / name).exists()] == []
+
+
+def test_the_page_of_the_api_has_every_public_name() -> None:
+    documented = re.findall(r"^::: edgesan\.(\w+)$", PAGES["docs/api.md"], re.MULTILINE)
+    assert sorted(documented) == sorted(set(edgesan.__all__) - {"__version__"})
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/api.md"])
+def test_the_program_on_a_page_runs_as_it_is_written(page: str, clip: list[Pixels], tmp_path: Path) -> None:
+    (program,) = re.findall(r"^```python\n(.*?)^```", PAGES[page], re.MULTILINE | re.DOTALL)
+    cv2.imwrite(str(tmp_path / "group.jpg"), clip[0])
+    subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "XDG_STATE_HOME": str(tmp_path)},
+        check=True,
+        timeout=60,
+    )
+    assert cv2.imread(str(tmp_path / "sanitized.png")).shape == clip[0].shape
 
 
 def test_the_readme_is_short() -> None:
@@ -226,8 +264,15 @@ def test_the_bundled_model_is_small_enough_for_the_board() -> None:
 
 def test_the_newest_version_of_the_changelog_is_that_of_the_package() -> None:
     versions = re.findall(r"^## (\S+) - (\d{4}-\d\d-\d\d)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
-    assert versions[0][0] == __version__
+    assert versions[0][0] == edgesan.__version__
     assert versions == sorted(versions, key=lambda v: [int(n) for n in v[0].split(".")], reverse=True)
+
+
+def test_the_changelog_has_every_recipe_key_that_was_renamed() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text()
+    rows = re.findall(r"^\| (`\w+`(?:, `\w+`)*) \| (`\w+`(?:, `\w+`)*) \|$", text, re.MULTILINE)
+    pairs = [pair for old, new in rows for pair in zip(old.split(", "), new.split(", "), strict=True)]
+    assert {old.strip("`"): new.strip("`") for old, new in pairs} == OLD_KEYS
 
 
 def test_nothing_names_paths_of_one_machine() -> None:

@@ -42,9 +42,9 @@ def face(x: float, y: float, side: float = 80, roll: float = 0.0, nose: float = 
 @pytest.fixture
 def door(sanitizer_model: Model, detector: faces.Detector) -> Make:
     def make(**changes: Any) -> FrameSanitizer:
-        settings = Settings(**{k: changes.pop(k) for k in ("zones", "detect_every", "refresh_ns") if k in changes})
-        arguments = {"encoder": sanitizer_model.encoder, "detector": detector, "alpha": 0.7, "hold_ns": 10**9} | changes
-        return FrameSanitizer(settings=settings, **arguments)
+        parts = {k: changes.pop(k) for k in ("encoder", "detector", "entropy", "clock") if k in changes}
+        settings = Settings(**({"alpha": 0.7, "hold_ns": 10**9} | changes))
+        return FrameSanitizer(**({"encoder": sanitizer_model.encoder, "detector": detector} | parts), settings=settings)
 
     return make
 

@@ -1,7 +1,7 @@
-"""Each thing that could be wrong on this machine, with its cure: the answer of `edgesan doctor`.
+"""What could be wrong on this machine, each with its cure: the answer of `edgesan doctor`.
 
-One small function per thing. What they read lies under `root`, so that a test can lay a machine out in a folder. A
-thing that this machine does not have (a Pi's firmware, say) gives no finding.
+Each check is one small function. What it reads lies under `root`, so that a test can lay out a machine in a folder.
+What this machine does not have (such as a Pi's firmware) gives no finding.
 """
 
 import errno
@@ -17,7 +17,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -28,7 +28,7 @@ from edgesan.isolation import IsolationClaim, disk_swaps
 from edgesan.model import rollback
 from edgesan.transmit.tls import tls_context
 
-# Distribution -> module. Checked by importing: a wheel that is installed may still not load here.
+# Distribution: module. They are imported, as a wheel that is installed may still not load here.
 PACKAGES: Final = {
     "numpy": "numpy",
     "opencv-python-headless": "cv2",
@@ -47,11 +47,11 @@ LEAST_DISK_BYTES: Final = 2**30
 MOST_CELSIUS: Final = 80.0  # a Pi slows down from here
 # Bits of the Pi firmware's get_throttled; the same, shifted by 16, for "at some time since the start".
 THROTTLED: Final = ("under-voltage", "clock capped", "throttled", "too hot")
-CARDS: Final = frozenset(
-    {"ext4", "ext3", "btrfs", "f2fs", "xfs"}
-)  # others, such as overlay, may be read-only on purpose
+# File systems of cards. Others, such as overlay, may be read-only on purpose.
+CARDS: Final = frozenset({"ext4", "ext3", "btrfs", "f2fs", "xfs"})
 # Overlays of Raspberry Pi's own cameras, and of some others.
-SENSORS: Final = frozenset({"imx219", "imx296", "imx477", "imx500", "imx708", "ov5647", "ov9281", "imx290", "imx378", "imx519", "ov64a40"})  # fmt: skip
+PI_SENSORS: Final = frozenset({"imx219", "imx296", "imx477", "imx500", "imx708", "ov5647", "ov9281"})
+SENSORS: Final = PI_SENSORS | {"imx290", "imx378", "imx519", "ov64a40"}
 SLOW_CLOCKS: Final = frozenset({"hpet", "acpi_pm", "jiffies", "refined-jiffies"})
 VENV_CURE: Final = (
     "python3 -m venv --system-site-packages .venv, with the system's own python3; then install edgesan in it"
@@ -62,7 +62,7 @@ Level = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at. `fail`: a run cannot work. `warn`: it works, slower or less safely."""
+    """The result of one check. `fail`: a run cannot work. `warn`: it works, but slower or less safely."""
 
     name: str
     level: Level
@@ -71,7 +71,7 @@ class Finding:
 
 
 def examine(config: Config, root: Path = Path("/")) -> list[Finding]:
-    """Look at everything that a run with this configuration needs; raises nothing for what it finds."""
+    """Check everything that a run with this configuration needs. What is wrong is a finding, never an error."""
     modules = list(packages(PACKAGES))
     missing = {PACKAGES[finding.name] for finding in modules if finding.level == "fail"}
     found: list[Finding | None] = [python(root), *modules]
@@ -80,26 +80,35 @@ def examine(config: Config, root: Path = Path("/")) -> list[Finding]:
         found += [signed] if signed and signed.level == "fail" else [signed, model(config)]
     if not missing & {"numpy", "cv2"}:
         found += [*cameras(config, root), ribbon(config, root), pi_libraries(root), dma_heaps(root)]
-    found += [contiguous_memory(root), power(root), temperature(root), dot_products(root)]
+    found += [contiguous_memory(root), power(root), temperature(root)]
+    found += [] if "onnxruntime" in missing else [dot_products(root)]
     found += [*sinks(config), swap(root), core_dumps(root), *isolation(config), clock(root), time_of_day(root)]
     found += [card(root), *radios(root)]
     return [finding for finding in found if finding is not None]
 
 
 def python(root: Path) -> Finding:
-    """The interpreter, and on a board whether its wheels are for it."""
+    """Check the interpreter, and on a board whether the installed wheels are for it."""
     here = ".".join(map(str, sys.version_info[:3]))
-    mine = f"cpython-{sys.version_info.major}{sys.version_info.minor}"
-    tags = {path.name.split(".")[1] for path in (root / "opt/edgesan/lib/numpy/_core").glob("*.cpython-*.so")}
-    if tags and not any(tag.startswith(f"{mine}-") or tag == mine for tag in tags):
-        detail = f"{here}, and what lies in /opt/edgesan/lib is for {', '.join(sorted(tags))}"
-        cure = "the system's python3 has changed: build a payload for it (firmware_config/build.py) and install that"
+    if other := _other_tags((root / "opt/edgesan/lib/numpy/_core").glob("*.cpython-*.so")):
+        detail = f"{here}, and what lies in /opt/edgesan/lib is for {other}"
+        cure = (
+            "the system's python3 has changed: build a payload for it (python -m firmware_config.build) and install it"
+        )
         return Finding("python", "fail", detail, cure)
     return Finding("python", "ok", here)
 
 
+def _other_tags(modules: Iterable[Path]) -> str:
+    """Return the versions of Python that these compiled modules are for; empty if one of them fits this Python."""
+    mine = f"cpython-{sys.version_info.major}{sys.version_info.minor}"
+    tags = {path.name.split(".")[1] for path in modules}
+    fits = any(tag.startswith(f"{mine}-") or tag == mine for tag in tags)
+    return "" if fits else ", ".join(sorted(tags))
+
+
 def packages(wanted: dict[str, str]) -> Iterator[Finding]:
-    """Whether each distribution's module can be imported."""
+    """Check that each distribution's module can be imported."""
     for distribution, module in wanted.items():
         try:
             loaded = importlib.import_module(module)
@@ -108,7 +117,7 @@ def packages(wanted: dict[str, str]) -> Iterator[Finding]:
                 distribution, "fail", str(error), f"pip install {distribution}, in the environment of edgesan"
             )
             continue
-        # A distribution's own packages (apt) may lack pip's records.
+        # Packages that came by apt may lack pip's records.
         yield Finding(distribution, "ok", str(getattr(loaded, "__version__", None) or _recorded_version(distribution)))
 
 
@@ -120,7 +129,7 @@ def _recorded_version(distribution: str) -> str:
 
 
 def signature(config: Config) -> Finding | None:
-    """Who signed the model. None where it cannot be read at all: `model` says so."""
+    """Check who signed the model. None where it cannot be read at all, which `model` reports."""
     from edgesan.model import signing  # here, as cryptography may be what is missing
     from edgesan.model.load import read
 
@@ -143,7 +152,7 @@ def signature(config: Config) -> Finding | None:
 
 
 def model(config: Config) -> Finding:
-    """Whether the model may be run here: reads it, runs its known answer, and compares it with the versions that ran."""
+    """Check that the model may run here: its known answer, and that it is not older than the versions that ran."""
     from edgesan.model.load import load_model  # here, as onnxruntime may be what is missing
 
     try:
@@ -153,11 +162,11 @@ def model(config: Config) -> Finding:
         return Finding("model", "fail", str(error), "name a sanitizer with --model, or install edgesan again")
     low, high = facts.alpha_range
     if config.alpha is not None and not low <= config.alpha <= high:
-        detail = f"{facts.name} was made for alpha {low:g}..{high:g}, not {config.alpha:g}"
+        detail = f"{facts.name} was made for alpha from {low:g} to {high:g}, not {config.alpha:g}"
         return Finding("model", "fail", detail, "choose another alpha or model")
     if config.allow_rollback:
-        detail = f"{facts.name} v{facts.version}, but an older one would run, too (allow_rollback)"
-        return Finding("model", "warn", detail, "remove allow_rollback, unless nothing can be remembered here")
+        detail = f"{facts.name} v{facts.version}, but an older version would run, too (allow_rollback)"
+        return Finding("model", "warn", detail, "remove allow_rollback, unless no folder can be written here")
     try:
         folder = rollback.state_folder(config.state_dir, os.environ)
         rises = rollback.check(folder, facts.name, facts.version)
@@ -167,13 +176,13 @@ def model(config: Config) -> Finding:
         )
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if rises and loaded.signer and loaded.signer.trusted and not os.access(place, os.W_OK | os.X_OK):
-        detail = f"{folder} cannot be written, so that which version runs cannot be remembered"
-        return Finding("model", "fail", detail, "name a folder that can be, with --state-dir")
+        detail = f"{folder} cannot be written, so the version that runs cannot be recorded"
+        return Finding("model", "fail", detail, "name a folder that can be written, with --state-dir")
     return Finding("model", "ok", f"{facts.name} v{facts.version}; it gives its known answer on this machine")
 
 
 def cameras(config: Config, root: Path) -> Iterator[Finding]:
-    """The cameras that are here, and whether the one that is asked for is among them."""
+    """List the cameras that are here, and check that the configured one is among them."""
     from edgesan.capture import devices  # here, as OpenCV may be what is missing
 
     found = [device for device in devices.list_devices(root / "dev") if device.kind != "demo"]
@@ -188,14 +197,14 @@ def cameras(config: Config, root: Path) -> Iterator[Finding]:
         wanted = {"picamera": "picamera:0"}.get(spec, str(root / f"dev/video{spec}") if spec.isdecimal() else spec)
         # A name under /dev/v4l/by-id is a link to the node.
         if wanted not in usable and str(Path(wanted).resolve()) not in usable:
-            detail = f"--camera {spec} is not here, or not usable; usable are: {', '.join(usable) or 'none'}"
+            detail = f"--camera {spec} is not here, or not usable; usable cameras: {', '.join(usable) or 'none'}"
             yield Finding("camera", "fail", detail, "plug it in, or choose another; --camera demo needs none")
     elif spec != "demo" and not is_url and not Path(spec).is_file():
         yield Finding("camera", "fail", f"there is no file {spec}", "name another; --camera demo needs none")
 
 
 def ribbon(config: Config, root: Path) -> Finding | None:
-    """Why a Pi does not see the camera at its ribbon. Its firmware finds it by config.txt, before Linux starts."""
+    """Check the camera at a Pi's ribbon: the firmware finds it by config.txt, before Linux starts."""
     if not is_pi(root) or not config.camera.startswith("picamera"):
         return None
     if any((root / "dev").glob("v4l-subdev*")):
@@ -204,24 +213,26 @@ def ribbon(config: Config, root: Path) -> Finding | None:
     lines = [line.split("#")[0].strip() for line in (_text(place) or "").splitlines()] if place else []
     if "start_x=1" in lines:
         cure = f"remove start_x=1 from {place}, add camera_auto_detect=1 below [all], and reboot"
-        return Finding("ribbon", "fail", "the firmware has the camera for itself (start_x=1, the old stack)", cure)
+        return Finding(
+            "ribbon", "fail", "the firmware keeps the camera for itself (start_x=1, the old camera stack)", cure
+        )
     overlays = [line for line in lines if line.startswith("dtoverlay=") and line[10:].split(",")[0] in SENSORS]
     if "camera_auto_detect=1" not in lines and not overlays:
         cure = f"add camera_auto_detect=1 below [all] in {place or '/boot/firmware/config.txt'}, and reboot"
-        return Finding("ribbon", "fail", "the firmware was not told to look for a camera", cure)
+        return Finding("ribbon", "fail", "config.txt does not tell the firmware to look for a camera", cure)
     cure = (
-        "take the power away, push the ribbon in straight on both sides, its contacts to the contacts (a Pi 5 and a Zero take"
-        " the narrow one), and close both latches"
+        "disconnect the power, push the ribbon in straight at both ends, its contacts facing those of the connector (a"
+        " Pi 5 and a Zero take the narrow ribbon), and close both latches"
     )
     if overlays:
-        said = f"{', '.join(overlays)} is in config.txt, and no such sensor answers"
+        said = f"{', '.join(overlays)} is in config.txt, but no such sensor answers"
         return Finding("ribbon", "fail", said, f"{cure}; or it is another sensor: camera_auto_detect=1 finds it")
     cure += f"; a camera that is not Raspberry Pi's own needs its line, such as dtoverlay=imx290, in {place}"
-    return Finding("ribbon", "fail", "the firmware looked for a camera, and none answers", cure)
+    return Finding("ribbon", "fail", "the firmware looked for a camera, but none answers", cure)
 
 
 def _text(path: Path) -> str | None:
-    """A small file of /proc or /sys; None where there is none, or where this board's driver does not answer."""
+    """Read a small file of /proc or /sys; None where there is none, or where this board's driver does not answer."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip("\0\n ")
     except OSError:
@@ -229,12 +240,12 @@ def _text(path: Path) -> str | None:
 
 
 def is_pi(root: Path) -> bool:
-    """Whether this is a Raspberry Pi, by its device tree."""
+    """Return whether this is a Raspberry Pi, by its device tree."""
     return "Raspberry Pi" in (_text(root / "proc/device-tree/model") or "")
 
 
 def pi_libraries(root: Path) -> Finding | None:
-    """picamera2 and libcamera come from the system; a virtual environment must be told to see them."""
+    """Check picamera2 and libcamera: they come from the system, and a virtual environment must be made to see them."""
     bad: Level = "fail" if is_pi(root) else "warn"
     if importlib.util.find_spec("picamera2") is not None:
         from edgesan.capture import picamera
@@ -249,17 +260,16 @@ def pi_libraries(root: Path) -> Finding | None:
     if not installed:
         cure = "sudo apt install python3-picamera2; USB cameras do not need it"
         return Finding("picamera2", "warn", "not installed: no CSI camera", cure) if is_pi(root) else None
-    tags = {path.name.split(".")[1] for path in (system / "libcamera").glob("_libcamera.cpython-*.so")}
-    mine = f"cpython-{sys.version_info.major}{sys.version_info.minor}"
-    if tags and not any(tag.startswith(f"{mine}-") or tag == mine for tag in tags):
-        detail = f"the system's libcamera is built for {', '.join(sorted(tags))}; this Python is {mine}"
+    if other := _other_tags((system / "libcamera").glob("_libcamera.cpython-*.so")):
+        here = f"cpython-{sys.version_info.major}{sys.version_info.minor}"
+        detail = f"the system's libcamera is built for {other}; this Python is {here}"
         return Finding("picamera2", bad, detail, VENV_CURE)
     detail = f"{' and '.join(installed)}: on the system, but this environment does not see it"
     return Finding("picamera2", bad, detail, VENV_CURE if len(installed) == 2 else "sudo apt install python3-picamera2")
 
 
 def dma_heaps(root: Path) -> Finding | None:
-    """libcamera takes its buffers from /dev/dma_heap."""
+    """Check the permission for /dev/dma_heap, where libcamera gets its buffers."""
     heaps = sorted((root / "dev/dma_heap").glob("*"))
     locked = [heap for heap in heaps if not os.access(heap, os.R_OK | os.W_OK)]
     if not locked:
@@ -271,7 +281,7 @@ def dma_heaps(root: Path) -> Finding | None:
 
 
 def contiguous_memory(root: Path) -> Finding | None:
-    """A Pi's camera buffers come from CMA, which is small and can be used up."""
+    """Check CMA, where a Pi's camera buffers come from: it is small, and can be used up."""
     pairs = (line.partition(":") for line in (_text(root / "proc/meminfo") or "").splitlines())
     kilobytes = {name: int(value.split()[0]) for name, _, value in pairs if name in {"CmaTotal", "CmaFree"}}
     if not is_pi(root) or len(kilobytes) < 2:
@@ -286,10 +296,10 @@ def contiguous_memory(root: Path) -> Finding | None:
 
 
 def power(root: Path) -> Finding | None:
-    """What a Pi's firmware says of its supply and its heat."""
+    """Check what a Pi's firmware reports of its power supply and its heat."""
     text = _text(root / "sys/devices/platform/soc/soc:firmware/get_throttled")
     if text is None:  # later kernels: the firmware's own program knows, throttled=0x50005
-        said = _said(root / "usr/bin/vcgencmd", "get_throttled") or ""
+        said = _output_of(root / "usr/bin/vcgencmd", "get_throttled") or ""
         text = said.strip().removeprefix("throttled=")
     if not re.fullmatch("(0x)?[0-9a-f]+", text):
         return None
@@ -301,8 +311,8 @@ def power(root: Path) -> Finding | None:
     return Finding("power", "warn", ", ".join(now + once), "use the board's own power supply; give it a cooler")
 
 
-def _said(program: Path, *arguments: str) -> str | None:
-    """What a program of the board says; None where it is not there, or fails."""
+def _output_of(program: Path, *arguments: str) -> str | None:
+    """Return the output of a program of the board; None where it is not there, or fails."""
     try:
         done = subprocess.run([str(program), *arguments], check=True, capture_output=True, text=True, timeout=5)
     except (OSError, subprocess.SubprocessError):
@@ -311,7 +321,7 @@ def _said(program: Path, *arguments: str) -> str | None:
 
 
 def temperature(root: Path) -> Finding | None:
-    """The hottest sensor."""
+    """Check the hottest sensor."""
     texts = (_text(zone) for zone in (root / "sys/class/thermal").glob("thermal_zone*/temp"))
     degrees = [int(text) / 1000 for text in texts if text]
     if not degrees:
@@ -321,19 +331,20 @@ def temperature(root: Path) -> Finding | None:
 
 
 def dot_products(root: Path) -> Finding | None:
-    """Instructions for int8: without them the network is slower, and still right."""
-    lines = (_text(root / "proc/cpuinfo") or "").splitlines()
-    words = {word for line in lines if line.startswith(("flags", "Features")) for word in line.split()}
-    if not words:
+    """Check the instructions for int8: without them the network is slower, with the same result."""
+    from edgesan.ort import cpu_flags  # here, as onnxruntime may be what is missing
+
+    flags = cpu_flags(root) if (root / "proc/cpuinfo").exists() else frozenset()
+    if not flags:
         return None
-    if has := words & {"avx512_vnni", "avx_vnni", "asimddp"}:
+    if has := flags & {"avx512_vnni", "avx_vnni", "asimddp"}:
         return Finding("int8", "ok", f"the processor has dot products ({', '.join(sorted(has))})")
     cure = "lower --fps, --size or --detect-size if it is too slow; a Pi 5 has them"
     return Finding("int8", "warn", "the processor has no dot products: slower, but the same result", cure)
 
 
 def sinks(config: Config) -> Iterator[Finding]:
-    """Whether ports are free, and folders have room."""
+    """Check that ports are free, and that folders have room."""
     for out in config.out:
         yield port(out) if out.startswith(SERVERS) else room(Path(out))
     if config.tls_cert is not None:
@@ -341,7 +352,7 @@ def sinks(config: Config) -> Iterator[Finding]:
 
 
 def port(out: str) -> Finding:
-    """Bind the port, as the server will."""
+    """Check a port by binding it, as the server will."""
     host, number = http_address(out)
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]
@@ -357,7 +368,7 @@ def port(out: str) -> Finding:
 
 
 def _is_alive(host: str, number: int) -> bool:
-    """Whether an edgesan answers there (by http; https is not tried)."""
+    """Return whether an edgesan answers there (by http; https is not tried)."""
     connection = http.client.HTTPConnection(host, number, timeout=2)
     try:
         connection.request("GET", "/healthz")
@@ -369,16 +380,16 @@ def _is_alive(host: str, number: int) -> bool:
 
 
 def certificate(file: Path, key: Path | None) -> Finding:
-    """Whether the files for https can be used, tried as the server will."""
+    """Check the files for https by loading them, as the server will."""
     try:
         tls_context(file, key)
     except SinkError as error:
-        return Finding("https", "fail", str(error), "make a pair with openssl req -x509 (see the README)")
+        return Finding("https", "fail", str(error), "make a pair with openssl req -x509 (see the documentation)")
     return Finding("https", "ok", f"{file} and its key belong together")
 
 
 def room(file: Path) -> Finding:
-    """Whether the folder can be written to, and for how long."""
+    """Check that the folder can be written to, and has room."""
     folder = file.absolute().parent
     if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
         return Finding(str(file), "fail", f"{folder} is missing, or you may not write to it", "name another folder")
@@ -390,7 +401,7 @@ def room(file: Path) -> Finding:
 
 
 def swap(root: Path) -> Finding | None:
-    """Raw pixels must not reach a disk."""
+    """Check that memory is not swapped to a disk: it holds raw pixels."""
     disks = disk_swaps(root)
     if not disks:
         return Finding("swap", "ok", "none on a disk")
@@ -399,7 +410,7 @@ def swap(root: Path) -> Finding | None:
 
 
 def core_dumps(root: Path) -> Finding | None:
-    """Nor may a crash leave raw pixels behind. A pipe gets the dump even where the size limit is 0: core(5)."""
+    """Check that a crash leaves no raw pixels behind. A pipe gets the dump even where the size limit is 0: core(5)."""
     pattern = _text(root / "proc/sys/kernel/core_pattern")
     if not pattern:
         return None
@@ -413,7 +424,7 @@ def core_dumps(root: Path) -> Finding | None:
 
 
 def isolation(config: Config) -> Iterator[Finding]:
-    """What each process can give up here: tried, in a process of its own."""
+    """Check what each process can give up here, by trying it in a process of its own."""
     bad: Level = "fail" if config.require_isolation else "warn"
     for process in ("sanitize", "transmit"):
         command = [sys.executable, "-P", "-m", "edgesan.isolation", process]
@@ -429,12 +440,12 @@ def isolation(config: Config) -> Iterator[Finding]:
         if held := [claim.name for claim in claims if claim.holds]:
             yield Finding(f"{process} process", "ok", ", ".join(held))
     if config.camera_is_url:
-        cure = "use a camera of this machine; only then raw pixels cannot leave by the kernel's word"
+        cure = "use a camera of this machine: only then does the kernel keep raw pixels from leaving"
         yield Finding("sanitize: network", "warn", "the camera is a URL: the process needs the network", cure)
 
 
 def clock(root: Path) -> Finding | None:
-    """Every frame is stamped many times: reading the clock must be cheap."""
+    """Check that reading the clock is cheap, as every frame is stamped many times."""
     source = _text(root / "sys/devices/system/clocksource/clocksource0/current_clocksource")
     if source is None:
         return None
@@ -444,35 +455,34 @@ def clock(root: Path) -> Finding | None:
 
 
 def time_of_day(root: Path) -> Finding | None:
-    """A Pi has no clock that runs without power; systemd-timesyncd leaves a file when it has set it."""
+    """Check that a time server has set the clock: a Pi's does not run without power."""
     if not (root / "run/systemd/timesync").is_dir():
         return None
     if (root / "run/systemd/timesync/synchronized").exists():
         return Finding("time", "ok", "set by a time server")
-    detail = "not set since the start: no time server has answered; what the log says of times is wrong"
-    return Finding(
-        "time", "warn", detail, "let the board reach a time server (timedatectl says which), or set it by hand"
-    )
+    detail = "not set since the start, as no time server has answered: times in the log are wrong"
+    cure = "let the board reach a time server (timedatectl names it), or set the time by hand"
+    return Finding("time", "warn", detail, cure)
 
 
 def card(root: Path) -> Finding | None:
-    """A worn card lets itself be read only."""
+    """Check that the card can be written: a worn one is read-only."""
     mounts = [line.split() for line in (_text(root / "proc/mounts") or "").splitlines()]
     last = next((each for each in reversed(mounts) if each[1:2] == ["/"]), None)
     if last is None or len(last) < 4 or last[2] not in CARDS:
         return None
     if "ro" not in last[3].split(","):
         return Finding("disk", "ok", f"{last[0]} can be written")
-    detail = f"{last[0]} can only be read: nothing is remembered, and no model can be installed"
-    cure = "sudo mount -o remount,rw /; where that fails (dmesg says why) the card is worn: write a new one"
+    detail = f"{last[0]} can only be read: no version can be recorded, and no model installed"
+    cure = "sudo mount -o remount,rw /; if that fails (dmesg says why), the card is worn: write a new one"
     return Finding("disk", "fail", detail, cure)
 
 
 def radios(root: Path) -> Iterator[Finding]:
-    """A radio that sleeps between packets makes a live picture stutter."""
+    """Check that no radio sleeps between packets, which makes a live picture stutter."""
     for interface in sorted(path.parent.name for path in (root / "sys/class/net").glob("*/phy80211")):
         program = next((p for p in (root / "usr/sbin/iw", root / "sbin/iw", root / "usr/bin/iw") if p.exists()), None)
-        said = _said(program, "dev", interface, "get", "power_save") if program else None
+        said = _output_of(program, "dev", interface, "get", "power_save") if program else None
         if said is None:
             continue
         if "on" in said.lower().replace(":", " ").split():
@@ -485,7 +495,7 @@ def radios(root: Path) -> Iterator[Finding]:
 
 
 def render(findings: list[Finding]) -> str:
-    """For people: a line each, its cure below it, and the count of what is wrong."""
+    """Return the findings as text: a line for each, its cure below it, and how many need attention."""
     marks: dict[Level, str] = {"ok": "✓", "warn": "!", "fail": "✗"}
     width = max(len(finding.name) for finding in findings)
     lines = []
@@ -494,9 +504,9 @@ def render(findings: list[Finding]) -> str:
         if finding.cure:
             lines.append(f"  {'':<{width}}  cure: {finding.cure}")
     levels = [finding.level for finding in findings]
-    return "\n".join([*lines, f"{levels.count('fail')} to repair, {levels.count('warn')} to know of"])
+    return "\n".join([*lines, f"failures: {levels.count('fail')}, warnings: {levels.count('warn')}"])
 
 
 def to_json(findings: list[Finding]) -> str:
-    """For programs."""
+    """Return the findings as JSON."""
     return json.dumps([asdict(finding) for finding in findings], indent=2)

@@ -1,14 +1,14 @@
-"""`edgesan flash IMAGE DEVICE`: an image onto a card, read back, and told what board it will be.
+"""`edgesan flash IMAGE DEVICE`: write an image to a card, read it back, and write the board's settings into it.
 
-What must not happen is that the wrong disk is written. A device is refused unless lsblk(8) calls it a whole disk, that can
-be taken out, that nothing of the running system lies on, and that is not in use; the refusal says its name and its size.
-The kernel is asked, too: it gives a disk that is mounted to nobody (O_EXCL, open(2)).
+The wrong disk must never be written. lsblk(8) must call the device a whole disk that can be taken out; nothing of the
+running system may lie on it, and it may not be in use. A refusal names the device and its size. The kernel is asked,
+too: it lets nobody open a mounted disk with O_EXCL (open(2)).
 
-What is no image of a card (no partition table, when it is unpacked) is not written at all. With --to-file, a file that is
-there is overwritten only after a yes, and no link is followed.
+An image that has no partition table, once it is unpacked, is not written at all. With --to-file, an existing file is
+overwritten only after a yes, and no link is followed.
 
-A block map (IMAGE.bmap, bmaptool(1)) beside the image names the blocks that hold something: only they are written, and each
-range's checksum is compared before its last block is.
+A block map (IMAGE.bmap, bmaptool(1)) beside the image names the blocks that hold something. Then only these are
+written, and the checksum of each range is compared before its last block is written.
 """
 
 import fcntl
@@ -39,13 +39,13 @@ CHUNK: Final = 4 * 2**20
 BLKFLSBUF: Final = 0x1261  # linux/fs.h: forget what was read of the device
 COLUMNS: Final = "NAME,PATH,SIZE,VENDOR,MODEL,TRAN,RM,HOTPLUG,RO,TYPE,MOUNTPOINTS"
 REMOVABLE: Final = ("usb", "mmc")
-# Where a card that somebody put in is mounted; all else is the running system's.
-GUESTS: Final = ("/media/", "/run/media/", "/mnt/")
+# Desktops mount cards there. What is mounted elsewhere is the running system's.
+CARD_MOUNTS: Final = ("/media/", "/run/media/", "/mnt/")
 
 
 @dataclass(frozen=True)
-class Device:
-    """A disk that could be written to, or why not."""
+class BlockDevice:
+    """A disk, and the reason why it may not be written; empty if it may."""
 
     path: str
     size: int  # bytes
@@ -58,7 +58,7 @@ class Device:
 
 @dataclass(frozen=True)
 class Range:
-    """Bytes of an image that hold something. `sha256`: empty where there is no block map."""
+    """A range of bytes of an image that holds something. Without a block map, `sha256` is empty."""
 
     start: int
     length: int
@@ -66,28 +66,27 @@ class Range:
 
 
 def size(number: int) -> str:
-    """As it is printed on a card."""
+    """Return a number of bytes in words, as it is printed on a card."""
     return f"{number / 1e9:.1f} GB" if number >= 1e9 else f"{number / 1e6:.1f} MB"
 
 
 # --- which device -----------------------------------------------------------------------------------------------------
 
 
-def devices(listing: dict[str, Any]) -> list[Device]:
-    """All disks of a listing of lsblk (--json --bytes), each with what speaks against it."""
-    return [
-        _device(row) for row in listing.get("blockdevices", []) if row.get("type") in ("disk", "loop") and row["size"]
-    ]
+def devices(listing: dict[str, Any]) -> list[BlockDevice]:
+    """Return all disks of a listing by `lsblk --json --bytes`, each with the reason why it is refused."""
+    rows = listing.get("blockdevices", [])
+    return [_device(row) for row in rows if row.get("type") in ("disk", "loop") and row["size"]]
 
 
-def _device(row: dict[str, Any]) -> Device:
+def _device(row: dict[str, Any]) -> BlockDevice:
     name = " ".join(str(row.get(key) or "").strip() for key in ("vendor", "model")).strip()
-    return Device(row["path"], int(row["size"]), name, _refusal(row))
+    return BlockDevice(row["path"], int(row["size"]), name, _refusal(row))
 
 
 def _refusal(row: dict[str, Any]) -> str:
     mounts = sorted(place for each in _with_children(row) for place in each.get("mountpoints") or [] if place)
-    system = [place for place in mounts if not place.startswith(GUESTS)]
+    system = [place for place in mounts if not place.startswith(CARD_MOUNTS)]
     if system:
         return f"the running system is on it ({', '.join(system)})"
     if mounts:
@@ -99,7 +98,7 @@ def _refusal(row: dict[str, Any]) -> str:
         return "it is write-protected: see the switch at its side"
     if row["type"] == "loop" or row.get("rm") or row.get("hotplug") or row.get("tran") in REMOVABLE:
         return ""
-    return "it cannot be taken out: it is no card"
+    return "it cannot be taken out, so it is no card"
 
 
 def _with_children(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -108,39 +107,39 @@ def _with_children(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield from _with_children(child)
 
 
-def list_devices() -> list[Device]:
-    """All disks of this machine.
+def list_devices() -> list[BlockDevice]:
+    """Return all disks of this machine.
 
     Raises:
         ConfigError: lsblk cannot be asked.
     """
+    command = ["lsblk", "--json", "--bytes", "--output", COLUMNS]
     try:
-        done = subprocess.run(
-            ["lsblk", "--json", "--bytes", "--output", COLUMNS], check=True, capture_output=True, text=True  # noqa: S607
-        )  # fmt: skip
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
         listing: dict[str, Any] = json.loads(done.stdout)
     except (OSError, subprocess.CalledProcessError, ValueError) as error:
         raise ConfigError(f"cannot list the disks of this machine ({error}): install lsblk (util-linux)") from error
     return devices(listing)
 
 
-def table(found: Iterable[Device]) -> str:
-    """For people: the cards; what else is here, and why it is none."""
+def table(found: Iterable[BlockDevice]) -> str:
+    """Return a table of the cards, and of the other disks with the reason why each is refused."""
     lines = [f"{d.path:<14} {size(d.size):>9}  {d.model}" for d in found if not d.refused]
-    lines = lines or ["no card is here: put one in, or a reader"]
-    return "\n".join(
-        [*lines, *(f"{d.path:<14} {size(d.size):>9}  {d.model}: refused, {d.refused}" for d in found if d.refused)]
-    )
+    lines = lines or ["no card was found: insert one, or connect a card reader"]
+    lines += [f"{d.path:<14} {size(d.size):>9}  {d.model}: refused, {d.refused}" for d in found if d.refused]
+    return "\n".join(lines)
 
 
-def choose(path: Path, found: Iterable[Device], *, to_file: bool) -> Device:
-    """The device of that name, if it may be written.
+def choose(path: Path, found: Iterable[BlockDevice], *, to_file: bool) -> BlockDevice:
+    """Return the device of that name, if it may be written.
 
     Args:
-        to_file: an ordinary file will do: it need not be there.
+        path: its name, or a link to it.
+        found: the disks of this machine.
+        to_file: take an ordinary file, which need not exist.
 
     Raises:
-        ConfigError: it is not here, is no whole disk, or is refused: with its name and size.
+        ConfigError: it is not here, is no whole disk, or is refused; the message has its name and size.
     """
     if to_file and path.is_symlink():
         raise ConfigError(f"{path} is a link, which is not followed: name the file itself, {path.resolve()}")
@@ -148,15 +147,15 @@ def choose(path: Path, found: Iterable[Device], *, to_file: bool) -> Device:
     if to_file:
         disk.own(real.parent)
         if real.exists() and not real.is_file():
-            raise ConfigError(f"{path} is no file: leave --to-file out, which is for files")
-        return Device(str(real), real.stat().st_size if real.exists() else 0, "a file")
+            raise ConfigError(f"{path} is no file: leave out --to-file, which is for files")
+        return BlockDevice(str(real), real.stat().st_size if real.exists() else 0, "a file")
     known = {device.path: device for device in found}
     if str(real) not in known:
         if real.is_file():
             raise ConfigError(
                 f"{path} is a file of {size(real.stat().st_size)}, and no device: give --to-file if you mean it"
             )
-        hint = "it is a part of a disk: name the whole one" if real.is_block_device() else "edgesan flash lists what is"
+        hint = "it is a part of a disk: name the whole disk" if real.is_block_device() else "`edgesan flash` lists them"
         raise ConfigError(f"{path} is no disk of this machine; {hint}")
     device = known[str(real)]
     if device.refused:
@@ -168,10 +167,10 @@ def choose(path: Path, found: Iterable[Device], *, to_file: bool) -> Device:
 
 
 class _Zstd:
-    """What zstd(1) unpacks, read from its start to its end: Python has no reader of its own before 3.14."""
+    """What zstd(1) unpacks, to be read from start to end: Python has no reader of its own before 3.14."""
 
     def __init__(self, image: Path, mode: str) -> None:
-        image.open(mode).close()  # its errors are clearer
+        image.open(mode).close()  # for its errors, which are clearer
         self._process = subprocess.Popen(["zstd", "-dcq", "--", str(image)], stdout=subprocess.PIPE)  # noqa: S607
         self._at = 0
 
@@ -200,13 +199,13 @@ OPENERS: Final[dict[str, Callable[..., Any]]] = {".xz": lzma.open, ".gz": gzip.o
 
 
 def opened(image: Path) -> BinaryIO:
-    """The image as a stream, unpacked by the end of its name (.xz, .gz, .zst).
+    """Open the image as a stream, unpacked by the suffix of its name (.xz, .gz, .zst).
 
     Raises:
         ConfigError: it cannot be read.
     """
     if image.suffix == ".zst" and shutil.which("zstd") is None:
-        raise ConfigError(f"zstd is missing, which unpacks {image.name}: sudo apt install zstd")
+        raise ConfigError(f"{image.name} is unpacked by zstd, which is missing: sudo apt install zstd")
     try:
         return OPENERS.get(image.suffix, open)(image, "rb")  # type: ignore[no-any-return]
     except OSError as error:
@@ -214,7 +213,7 @@ def opened(image: Path) -> BinaryIO:
 
 
 def block_map(image: Path) -> tuple[int, list[Range]] | None:
-    """The image's size and the ranges that its block map names; None where there is no map beside it.
+    """Return the image's size and the ranges that its block map names; None where there is no map beside it.
 
     Raises:
         ConfigError: the map is not one of version 2.
@@ -252,7 +251,7 @@ def _said(root: ElementTree.Element, name: str) -> str:
 
 
 def length(image: Path) -> int:
-    """Bytes of the image, unpacked.
+    """Return the size of the unpacked image in bytes.
 
     Raises:
         ConfigError: it cannot be read.
@@ -265,12 +264,12 @@ def length(image: Path) -> int:
             while block := stream.read(CHUNK):
                 total += len(block)
         except (OSError, EOFError, lzma.LZMAError) as error:
-            raise ConfigError(f"cannot unpack {image} ({error}): fetch it again") from error
+            raise ConfigError(f"cannot unpack {image} ({error}): download it again") from error
     return total
 
 
 def check_table(image: Path) -> None:
-    """Refuse what no board could boot: an archive, a lone partition, a page that a server sent instead.
+    """Refuse what no board could boot: an archive, a single partition, an error page of a server.
 
     Raises:
         ConfigError: it begins with no partition table, or cannot be read.
@@ -279,24 +278,25 @@ def check_table(image: Path) -> None:
         try:
             head = stream.read(2 * SECTOR)
         except (OSError, EOFError, lzma.LZMAError) as error:
-            raise ConfigError(f"cannot unpack {image} ({error}): fetch it again") from error
-    # Of 4 entries of a master boot record: whether it boots, CHS, its type, CHS, first sector, sectors. What begins a lone
-    # FAT or NTFS partition has the same signature, and program text where these are.
+            raise ConfigError(f"cannot unpack {image} ({error}): download it again") from error
+    # Each of the 4 entries of a master boot record: whether it boots, CHS, its type, CHS, first sector, sectors. A
+    # single FAT or NTFS partition has the same signature, and program text in place of the entries.
     entries = [struct.unpack_from("<B3xB3xII", head, 446 + 16 * n) for n in range(4)] if len(head) >= SECTOR else []
     sound = all(active in (0, 0x80) for active, *_ in entries)
     filled = any(kind and first and count for _, kind, first, count in entries)
     if not (head[510:512] == b"\x55\xaa" and sound and filled) and not head[SECTOR:].startswith(b"EFI PART"):
         raise ConfigError(
             f"{image} is no image of a card: expected a partition table in its first sectors (a master boot record that"
-            " ends in 55 AA and names a partition, or a GPT, EFI PART), once .xz, .gz or .zst is unpacked; give the .img"
+            " ends in 55 AA and names a partition, or a GPT, EFI PART) once .xz, .gz or .zst is unpacked; name the .img"
         )
 
 
 def write(image: Path, ranges: list[Range], target: BinaryIO) -> list[Range]:
-    """Write these ranges; each comes back with the checksum of what was written.
+    """Write these ranges, and return each with the checksum of what was written.
 
     Raises:
-        ConfigError: the image is damaged. SinkError: the device refuses.
+        ConfigError: the image is damaged.
+        SinkError: the device does not take it.
     """
     done = []
     with (
@@ -315,12 +315,12 @@ def write(image: Path, ranges: list[Range], target: BinaryIO) -> list[Range]:
                     digest.update(block)
                     left -= len(block)
                     if not left and each.sha256 and digest.hexdigest() != each.sha256:
-                        raise ConfigError(f"{image} is not what its block map says: fetch both again")
+                        raise ConfigError(f"{image} is not what its block map says: download both again")
                     _put(target, block)
                     bar.update(len(block))
                 done.append(Range(each.start, each.length, digest.hexdigest()))
         except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
-            raise ConfigError(f"cannot unpack {image} ({error}): fetch it again") from error
+            raise ConfigError(f"cannot unpack {image} ({error}): download it again") from error
     return done
 
 
@@ -332,10 +332,10 @@ def _put(target: BinaryIO, block: bytes) -> None:
 
 
 def verify(path: Path, ranges: list[Range]) -> None:
-    """Read back what was written, from the device and not from memory.
+    """Read back what was written, from the device and not from memory, and compare it.
 
     Raises:
-        SinkError: it is something else.
+        SinkError: it differs.
     """
     with (
         path.open("rb") as file,
@@ -356,20 +356,37 @@ def verify(path: Path, ranges: list[Range]) -> None:
                 bar.update(len(block))
             if digest.hexdigest() != each.sha256:
                 raise SinkError(
-                    f"{path} came back as something else at byte {each.start}: the card is worn; take another"
+                    f"{path} does not hold what was written at byte {each.start}: the card is worn; take another"
                 )
 
 
-def flash(
-    image: Path, path: Path, settings: Path | None, *, dry_run: bool = False, to_file: bool = False, yes: bool = False
-) -> str:
-    """Write, read back, inject. The report, in a line or two.
+@dataclass(frozen=True)
+class Options:
+    """How to flash: only say what would be done, write to an ordinary file, and ask nothing."""
+
+    dry_run: bool = False
+    to_file: bool = False
+    yes: bool = False
+
+
+def flash(image: Path, path: Path, settings: Path | None, options: Options) -> str:
+    """Write the image, read it back, and write the settings into it.
+
+    Args:
+        image: the image, which may be packed.
+        path: the card, or a file.
+        settings: the file of settings (TOML); None: the image's own stay.
+        options: how.
+
+    Returns:
+        What was done, in a line.
 
     Raises:
-        ConfigError: the image, the device or the settings are wrong, or nobody said yes. SinkError: the device refuses.
+        ConfigError: the image, the device or the settings are wrong, or the user did not type yes.
+        SinkError: the device does not take it.
     """
-    told = load_settings(settings) if settings else None
-    device = choose(path, [] if to_file else list_devices(), to_file=to_file)
+    board = load_settings(settings) if settings else None
+    device = choose(path, [] if options.to_file else list_devices(), to_file=options.to_file)
     if Path(device.path).exists() and image.exists() and image.samefile(device.path):
         raise ConfigError(f"{path} is the image itself: name another")
     mapped = block_map(image)
@@ -378,40 +395,51 @@ def flash(
     if not whole:
         raise ConfigError(f"{image} is empty: expected an image of a card")
     check_table(image)
-    if not to_file and whole > device.size:
+    if not options.to_file and whole > device.size:
         raise ConfigError(f"{device} is too small for {image.name}, which needs {size(whole)}")
     plan = f"{image.name}: {size(sum(r.length for r in ranges))} of {size(whole)} to {device}"
     plan += " by its block map" if mapped else ""
     plan += f"; then the settings of {settings}" if settings else ""
-    if dry_run:
+    if options.dry_run:
         return f"would write {plan}; nothing was written"
-    new = to_file and not Path(device.path).exists()
-    if not (yes or new):
+    new = options.to_file and not Path(device.path).exists()
+    if not (options.yes or new):
         _ask(device)
-    try:
-        # Of a device, O_EXCL is the kernel's word that nobody has it mounted; of a new file, that there was none.
-        exclusive = (os.O_CREAT | os.O_EXCL if new else 0) if to_file else os.O_EXCL
-        mode = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | exclusive
-        with os.fdopen(os.open(device.path, mode, 0o600), "wb", buffering=0) as target:
-            if to_file:
-                if not stat.S_ISREG(os.fstat(target.fileno()).st_mode):
-                    raise SinkError(f"{device.path} is no file any more: leave --to-file out, which is for files")
-                target.truncate(whole)
-            written = write(image, ranges, _Whole(target))  # type: ignore[arg-type]
-            os.fsync(target.fileno())
-    except OSError as error:
-        raise SinkError(
-            f"cannot write to {device}: {error.strerror}; run it with sudo, and end what uses it"
-        ) from error
+    written = _write_whole(image, ranges, device, whole if options.to_file else None, new=new)
     verify(Path(device.path), written)
-    if told is not None:
-        inject(Path(device.path), told)
+    if board is not None:
+        inject(Path(device.path), board)
         os.sync()
     return f"wrote {plan}; read back and compared"
 
 
+def _write_whole(
+    image: Path, ranges: list[Range], device: BlockDevice, file_size: int | None, *, new: bool
+) -> list[Range]:
+    """Write to the device, or to a file of this size.
+
+    Raises:
+        SinkError: it cannot be opened or written.
+    """
+    # Of a device, O_EXCL makes the kernel refuse a mounted one; of a new file, one that is there already.
+    exclusive = os.O_EXCL if file_size is None else os.O_CREAT | os.O_EXCL if new else 0
+    mode = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | exclusive
+    try:
+        with os.fdopen(os.open(device.path, mode, 0o600), "wb", buffering=0) as target:
+            if file_size is not None:
+                if not stat.S_ISREG(os.fstat(target.fileno()).st_mode):
+                    raise SinkError(f"{device.path} is no file any more: leave out --to-file, which is for files")
+                target.truncate(file_size)
+            written = write(image, ranges, _Whole(target))  # type: ignore[arg-type]
+            os.fsync(target.fileno())
+    except OSError as error:
+        cure = "run it with sudo, and end what uses it"
+        raise SinkError(f"cannot write to {device}: {error.strerror}; {cure}") from error
+    return written
+
+
 class _Whole:
-    """Raw writes may be short: write(2)."""
+    """A raw file whose writes are whole: write(2) may be short."""
 
     def __init__(self, raw: Any) -> None:
         self._raw, self.name = raw, raw.name
@@ -425,9 +453,9 @@ class _Whole:
             view = view[self._raw.write(view) :]
 
 
-def _ask(device: Device) -> None:
-    """Raises ConfigError unless a person types yes."""
+def _ask(device: BlockDevice) -> None:
+    """Ask the user; raise ConfigError unless the answer is yes."""
     if not sys.stdin.isatty():
-        raise ConfigError(f"all that is on {device} would be lost: give --yes, as nobody can be asked here")
-    if input(f"All that is on {device} will be lost. Type yes to go on: ").strip() != "yes":
-        raise ConfigError("not written: nobody said yes")
+        raise ConfigError(f"everything on {device} would be lost: give --yes, as there is no terminal to ask at")
+    if input(f"Everything on {device} will be lost. Type yes to continue: ").strip() != "yes":
+        raise ConfigError("nothing was written: the answer was not yes")

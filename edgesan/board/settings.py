@@ -1,23 +1,20 @@
-"""What a board is told before its first boot: one TOML file, and where it goes in the image's FAT partition.
+"""The settings of a board for its first boot: one TOML file, and how it gets into the image's FAT partition.
 
     hostname = "porch"                 # then the page is at http://porch.local:8080/
-    user = "pi"                        # who may log in, by ssh_key alone
-    ssh_key = ["ssh-ed25519 AAAA..."]  # none: nobody
+    user = "pi"                        # the user who may log in, only with an ssh_key
+    ssh_key = ["ssh-ed25519 AAAA..."]  # without one, nobody may log in
     timezone = "Europe/Vienna"
 
-    [wifi]                             # none: the cable
-    ssid = "name"
-    password = "secret"
-    country = "AT"
+    [wifi]                             # without it, the board uses the cable
+    ssid = "name" password = "secret" country = "AT"
 
-    [edgesan]                          # options of `edgesan run`; model is a file here, beside its .sig
-    camera = "picamera"
-    out = "http://0.0.0.0:8080"
+    [edgesan]                          # options of `edgesan run`; `model` is a file of this machine, beside its .sig
+    camera = "picamera" out = "http://0.0.0.0:8080"
     token = "..."                      # of at least 16 characters: openssl rand -hex 16
 
-Raspberry Pi OS reads cloud-init's files there since trixie: user-data, meta-data, network-config (cloud-init: the NoCloud
-source; netplan's version 2). They are written as JSON, which YAML contains: no sign in a name can become syntax.
-Writing needs no root: mtools finds its way into a FAT file system inside a file.
+Since trixie, Raspberry Pi OS reads cloud-init's files there: user-data, meta-data and network-config (cloud-init's
+NoCloud source; version 2 of netplan). They are written as JSON, which is YAML, too: no character in a name can become
+syntax. Writing needs no root, as mtools works on a FAT file system inside a file.
 """
 
 import dataclasses
@@ -31,6 +28,7 @@ import struct
 import subprocess
 import tempfile
 import tomllib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -44,7 +42,7 @@ SECTOR: Final = 512
 INSTALLER: Final = "edgesan/install.py"
 MODELS: Final = Path("/var/lib/edgesan/models")
 CONFIG: Final = Path("/etc/edgesan/edgesan.toml")
-FIXED: Final = {  # what the units count on: see firmware_config/README.md
+FIXED: Final = {  # the units need these: see firmware_config/README.md
     "model": str(MODELS / "current" / "model.onnx"),
     "state_dir": "/var/lib/edgesan/sanitize",
 }
@@ -53,7 +51,7 @@ GROUPS: Final = "adm,dialout,audio,video,plugdev,users,input,render,netdev,gpio,
 
 @dataclass(frozen=True)
 class Settings:
-    """The whole of it. `run` holds the options under [edgesan], checked, and `given` their names."""
+    """All settings. `run` holds the checked options under [edgesan], and `given` their names."""
 
     hostname: str = "edgesan"
     user: str = "pi"
@@ -67,10 +65,10 @@ class Settings:
 
 
 def load_settings(path: Path | None) -> Settings:
-    """Read the file of settings; the defaults where there is none.
+    """Read the file of settings; without a file, return the defaults.
 
     Raises:
-        ConfigError: it cannot be read, a key is unknown, or a value cannot be.
+        ConfigError: it cannot be read, a key is unknown, or a value is wrong.
     """
     if path is None:
         return Settings()
@@ -97,48 +95,58 @@ def load_settings(path: Path | None) -> Settings:
     options = config.typed(path, run)
     if "model" in options:
         options["model"] = path.parent / options["model"]
-    settings = Settings(
-        **table, **wifi, ssh_key=tuple([keys] if isinstance(keys, str) else keys), run=Config(**options),
-        given=tuple(options),
-    )  # fmt: skip
+    keys = (keys,) if isinstance(keys, str) else tuple(keys)
+    settings = Settings(**table, **wifi, ssh_key=keys, run=Config(**options), given=tuple(options))
     _check(path, settings)
     return settings
 
 
+ON_THE_BOARD_ONLY: Final = ("state_dir", "tls_cert", "tls_key", "role", "socket", "allow_rollback")
+NAME: Final = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
+TIMEZONE: Final = r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+){0,2}"
+PUBLIC_KEY: Final = r"(ssh|ecdsa|sk)-[\w@.-]+ [A-Za-z0-9+/=]+( .*)?"
+
+
 def _check(path: Path, s: Settings) -> None:
-    def refuse(key: str, value: object, wanted: str) -> None:
+    """Raise ConfigError for the first value that is wrong."""
+    for key, value, wanted in _wrong(s):
         raise ConfigError(f"{path}: {key} is {value!r}: {wanted}")
 
-    if not re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", s.hostname, re.IGNORECASE):
-        refuse("hostname", s.hostname, "letters, digits and hyphens, 63 at most (RFC 1123)")
+
+def _wrong(s: Settings) -> Iterator[tuple[str, str, str]]:
+    """Yield each wrong value: its key, the value, and what is expected."""
+    if not re.fullmatch(NAME, s.hostname, re.IGNORECASE):
+        yield "hostname", s.hostname, "letters, digits and hyphens, 63 at most (RFC 1123)"
     if not re.fullmatch(r"[a-z_][a-z0-9_-]{0,31}", s.user) or s.user in ("root", "edgesan"):
-        refuse("user", s.user, "an ordinary user's name, in small letters")
-    if not re.fullmatch(r"[A-Za-z0-9_+-]+(/[A-Za-z0-9_+-]+){0,2}", s.timezone):
-        refuse("timezone", s.timezone, "write it as Europe/Vienna")
+        yield "user", s.user, "an ordinary user's name, in small letters"
+    if not re.fullmatch(TIMEZONE, s.timezone):
+        yield "timezone", s.timezone, "write it as Europe/Vienna"
     for key in s.ssh_key:
-        if not re.fullmatch(r"(ssh|ecdsa|sk)-[\w@.-]+ [A-Za-z0-9+/=]+( .*)?", key):
-            refuse("ssh_key", key, "a public key as ssh-keygen writes it, ssh-ed25519 AAAA...; never the private one")
+        if not re.fullmatch(PUBLIC_KEY, key):
+            yield "ssh_key", key, "a public key as ssh-keygen writes it, ssh-ed25519 AAAA...; never the private one"
     if s.ssid or s.password or s.country:
-        if not 1 <= len(s.ssid.encode()) <= 32:
-            refuse("wifi.ssid", s.ssid, "the network's name, 32 bytes at most")
-        if not (8 <= len(s.password) <= 63 and s.password.isascii()) and s.password:
-            refuse("wifi.password", "...", "8 to 63 characters of ASCII; leave it out for an open network")
-        if not re.fullmatch("[A-Z]{2}", s.country):
-            refuse("wifi.country", s.country, "two capital letters, as AT: the law says which channels")
-    fixed = [key for key in ("state_dir", "tls_cert", "tls_key", "role", "socket", "allow_rollback") if key in s.given]
-    if fixed:
-        refuse("edgesan", ", ".join(fixed), "not here: change it on the board, in /etc/edgesan/edgesan.toml")
+        yield from _wrong_wifi(s)
+    if fixed := [key for key in ON_THE_BOARD_ONLY if key in s.given]:
+        yield "edgesan", ", ".join(fixed), "not here: change it on the board, in /etc/edgesan/edgesan.toml"
     if s.run.camera_is_url:
-        refuse(
-            "edgesan.camera", s.run.camera, "the unit that sees raw pixels has no network: use a camera of the board"
-        )
+        wanted = "the unit that sees raw pixels has no network: use a camera of the board"
+        yield "edgesan.camera", s.run.camera, wanted
+
+
+def _wrong_wifi(s: Settings) -> Iterator[tuple[str, str, str]]:
+    if not 1 <= len(s.ssid.encode()) <= 32:
+        yield "wifi.ssid", s.ssid, "the network's name, 32 bytes at most"
+    if s.password and not (8 <= len(s.password) <= 63 and s.password.isascii()):
+        yield "wifi.password", "...", "8 to 63 characters of ASCII; leave it out for an open network"
+    if not re.fullmatch("[A-Z]{2}", s.country):
+        yield "wifi.country", s.country, "two capital letters, as AT: the law says which channels"
 
 
 def seed(s: Settings) -> dict[str, bytes]:
-    """The files for the FAT partition, by their names there. The same settings give the same bytes."""
+    """Return the files for the FAT partition, by their names there. The same settings give the same bytes."""
     files: dict[str, bytes] = {}
     options = {key: getattr(s.run, key) for key in s.given if key not in ("token", "model")}
-    lines = ["# Written by the settings of the image. `edgesan run --help` has each option, under the same name."]
+    lines = ["# Made from the settings of the image. `edgesan run --help` describes each option, under the same name."]
     lines += [f"{key} = {_toml(value)}" for key, value in ({"require_isolation": True} | options | FIXED).items()]
     files["edgesan/settings/edgesan.toml"] = ("\n".join(lines) + "\n").encode()
     files["edgesan/settings/token.env"] = f"EDGESAN_TOKEN={s.run.token}\n".encode() if s.run.token else b""
@@ -157,14 +165,20 @@ def seed(s: Settings) -> dict[str, bytes]:
         "runcmd": [["python3", f"/boot/firmware/{INSTALLER}"]],
     }
     if s.ssh_key:
-        account = {"name": s.user, "groups": GROUPS, "shell": "/bin/bash", "lock_passwd": True,
-                   "sudo": "ALL=(ALL) NOPASSWD:ALL", "ssh_authorized_keys": list(s.ssh_key)}  # fmt: skip
+        account = {
+            "name": s.user,
+            "groups": GROUPS,
+            "shell": "/bin/bash",
+            "lock_passwd": True,
+            "sudo": "ALL=(ALL) NOPASSWD:ALL",
+            "ssh_authorized_keys": list(s.ssh_key),
+        }
         user |= {"users": [account], "enable_ssh": True}
     network: dict[str, Any] = {"version": 2, "ethernets": {"eth0": {"dhcp4": True, "optional": True}}}
     if s.ssid:
         point = {"password": s.password} if s.password else {}
-        network["wifis"] = {"wlan0": {"dhcp4": True, "optional": True, "regulatory-domain": s.country,
-                                      "access-points": {s.ssid: point}}}  # fmt: skip
+        radio = {"dhcp4": True, "optional": True, "regulatory-domain": s.country, "access-points": {s.ssid: point}}
+        network["wifis"] = {"wlan0": radio}
     files["user-data"] = b"#cloud-config\n" + _json(user)
     files["network-config"] = _json({"network": network})
     # Another identity makes cloud-init run again.
@@ -174,14 +188,14 @@ def seed(s: Settings) -> dict[str, bytes]:
 
 
 def kernel_line(line: str, s: Settings, files: dict[str, bytes]) -> str:
-    """cmdline.txt, with where cloud-init looks, and which channels the radio may use; what was there of ours goes."""
+    """Return cmdline.txt with where cloud-init looks and which channels the radio may use, in place of earlier ones."""
     words = [word for word in line.split() if not word.startswith(("ds=nocloud", "cfg80211.ieee80211_regdom="))]
     words.append(f"ds=nocloud;i={json.loads(files['meta-data'])['instance-id']}")
     return " ".join([*words, f"cfg80211.ieee80211_regdom={s.country}"] if s.country else words) + "\n"
 
 
 def _toml(value: Any) -> str:
-    """A TOML value: strings, numbers and lists are written as in JSON."""
+    """Write a TOML value: strings, numbers and lists are written as in JSON."""
     return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
 
 
@@ -196,13 +210,14 @@ class Fat:
     """The first FAT partition of an image, or of a card."""
 
     def __init__(self, image: Path) -> None:
-        """Find it in the master boot record.
+        """Find the partition in the master boot record.
 
         Raises:
-            ConfigError: there is none, or mtools are missing. SinkError: it cannot be read.
+            ConfigError: there is none, or mtools is missing.
+            SinkError: the image cannot be read.
         """
         if shutil.which("mcopy") is None:
-            raise ConfigError("mtools are missing, which write into an image without root: sudo apt install mtools")
+            raise ConfigError("mtools is missing, which writes into an image without root: sudo apt install mtools")
         self.image = image
         try:
             with image.open("rb") as file:
@@ -218,24 +233,23 @@ class Fat:
         self._drive = f"{image}@@{starts[0] * SECTOR}"
 
     def _tool(self, name: str, *arguments: str) -> bytes:
+        command = [name, "-i", self._drive, *arguments]
         environment = os.environ | {"MTOOLS_SKIP_CHECK": "1", "LC_ALL": "C.UTF-8"}
-        done = subprocess.run(
-            [name, "-i", self._drive, *arguments], env=environment, check=False, capture_output=True, stdin=subprocess.DEVNULL
-        )  # fmt: skip
+        done = subprocess.run(command, env=environment, check=False, capture_output=True, stdin=subprocess.DEVNULL)
         if done.returncode:
             raise SinkError(f"{name} in {self.image}: {done.stderr.decode(errors='replace').strip()}")
         return done.stdout
 
     def free(self) -> int:
-        """Bytes that are left."""
+        """Return how many bytes are free."""
         said = self._tool("mdir", "::").decode(errors="replace")
         found = re.search(r"([\d ]+) bytes free", said)
         if not found:
-            raise SinkError(f"mdir in {self.image} says nothing of free bytes: {said.strip()}")
+            raise SinkError(f"mdir in {self.image} does not report the free bytes: {said.strip()}")
         return int(found[1].replace(" ", ""))
 
     def has(self, name: str) -> bool:
-        """Whether there is such a file."""
+        """Return whether there is such a file."""
         try:
             self._tool("mdir", "-b", f"::{name}")
         except SinkError:
@@ -243,14 +257,14 @@ class Fat:
         return True
 
     def read(self, name: str) -> bytes:
-        """A file's content. Raises SinkError."""
+        """Read a file. Raises SinkError."""
         return self._tool("mtype", f"::{name}")
 
     def write(self, folder: Path) -> None:
-        """Copy all that lies in a folder, over what is there, and read it back. No folder may hold folders alone.
+        """Copy everything in a folder, over what is there, and read it back. Each folder in it must hold a file.
 
         Raises:
-            SinkError: it does not fit, or came back as something else.
+            SinkError: it does not fit, or is not what was written.
         """
         files = sorted(path for path in folder.rglob("*") if path.is_file())
         names = {path: path.relative_to(folder).as_posix() for path in files}
@@ -261,7 +275,7 @@ class Fat:
         if needed > free:
             raise SinkError(
                 f"{needed / 2**20:.0f} MiB do not fit into the boot partition of {self.image}, which has"
-                f" {free / 2**20:.0f} MiB free: Raspberry Pi OS has made it 512 MiB since bookworm; is this an older image?"
+                f" {free / 2**20:.0f} MiB free: Raspberry Pi OS makes it 512 MiB since bookworm; is this an old image?"
             )
         for place in sorted({path.parent for path in files}):
             name = place.relative_to(folder).as_posix()
@@ -271,21 +285,27 @@ class Fat:
             self._tool("mcopy", "-D", "o", "-D", "O", *here, f"::{'' if name == '.' else name}/")
         for path, name in names.items():
             if self.read(name) != path.read_bytes():
-                raise SinkError(f"{name} in {self.image} came back as something else: the card may be worn")
+                raise SinkError(f"{name} in {self.image} is not what was written: the card may be worn")
 
 
 def inject(image: Path, settings: Settings, payload: Path | None = None) -> None:
-    """Write the settings, and the payload where there is one, into an image or a card.
+    """Write the settings into an image or a card, and the payload, too, where one is given.
+
+    Args:
+        image: the image, unpacked, or the device.
+        settings: the board's.
+        payload: the folder that `firmware_config.build` laid out; None: the image holds edgesan already.
 
     Raises:
-        ConfigError: it is not an image that this works with. SinkError: it does not fit, or cannot be written.
+        ConfigError: it is not an image of Raspberry Pi OS trixie or later, or it holds no edgesan.
+        SinkError: it does not fit, or cannot be written.
     """
     fat = Fat(image)
     for name in ("cmdline.txt", "user-data"):
         if not fat.has(name):
             raise ConfigError(
-                f"the boot partition of {image} has no {name}: expected Raspberry Pi OS trixie or later, whose first boot"
-                " cloud-init does"
+                f"the boot partition of {image} has no {name}: expected Raspberry Pi OS trixie or later, which runs"
+                " cloud-init at its first boot"
             )
     if payload is None and not fat.has(INSTALLER):
         raise ConfigError(f"{image} holds no edgesan yet: make it with python -m firmware_config.build")

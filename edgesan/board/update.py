@@ -1,15 +1,17 @@
-"""`edgesan install MODEL`: another sanitizer for a board that runs, and the old one again if the frames stop.
+"""`edgesan install MODEL`: give a running board another sanitizer, and the old one again if the frames stop.
 
-    1. copy it beside the others, in a folder of its own; verify the copy: signature, known answer, not older than what ran
-    2. switch `current` to that folder in one step (rename(2)), and restart the sanitize unit
-    3. watch it: the status must name these very bytes, and sanitized frames must keep coming, for a minute
-    4. if they do not, switch back, restart, and say so. What the new version has raised in the record of versions is
-       taken back with it, else the old one would be refused as older
+    1. Copy the model beside the others, into a folder of its own, and verify the copy: its signature, its known answer,
+       and that it is not older than what ran.
+    2. Switch the link `current` to that folder in one step (rename(2)), and restart the sanitize unit.
+    3. Watch it for a minute: the status must name these very bytes, and sanitized frames must keep coming.
+    4. If they do not, switch back, restart, and say so. The record of versions is set back, too: it would refuse the
+       old model as older.
 
-What is on trial is written down before 2, in `trial` beside `current`: after a power cut before the end of 3, the next boot
-takes it back (`settle`, by edgesan-settle.service), before the sanitize unit starts.
+The model on trial is written down before step 2, in the file `trial` beside `current`. So the next boot takes it back
+after a power cut before the end of step 3 (`settle`, run by edgesan-settle.service before the sanitize unit starts).
 """
 
+import dataclasses
 import hashlib
 import http.client
 import json
@@ -20,6 +22,7 @@ import ssl
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,96 +32,123 @@ from edgesan.errors import ConfigError, ModelError, SinkError
 from edgesan.model import rollback, signing
 from edgesan.model.load import Model, load_model, read
 
-FIRST_S: Final = 90.0  # until the first frame: a small board takes its time to start
-STALL_S: Final = 10.0  # without a new frame for so long, they have stopped
-LOOK_S: Final = 0.5
+LOOK_S: Final = 0.5  # between two looks at the status
 TRIAL: Final = "trial"
 RESTART: Final = "systemctl restart edgesan-sanitize.service"
-Look = Callable[[], dict[str, Any] | None]
+ReadStatus = Callable[[], dict[str, Any] | None]
 
 
-def install(source: Path, config: Config, models: Path, restart: list[str], seconds: float) -> str:
-    """All of it; the report in a line.
+@dataclass(frozen=True)
+class Watch:
+    """How long a new model is watched, and how long no frame may come, in seconds."""
+
+    seconds: float
+    first_s: float = 90.0  # until the first frame: a small board takes its time to start
+    stall_s: float = 10.0  # between two frames
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The model on trial: its folder, the folder before, its name, and the version that was recorded before."""
+
+    new: str
+    old: str | None
+    name: str
+    remembered: int | None
+
+
+def install(source: Path, config: Config, models: Path, restart: list[str], watching: Watch) -> str:
+    """Install a model, watch it, and take it back if the frames stop.
 
     Args:
-        source: the model file, its signature beside it.
-        config: of the board: where viewers look, which keys are trusted, what is remembered.
-        models: the folder with `current` in it.
+        source: the model file, with its signature beside it.
+        config: the board's: where viewers look, which keys are trusted, and where versions are recorded.
+        models: the folder that holds `current`.
         restart: the command that restarts the sanitize unit.
-        seconds: to watch it for.
+        watching: how long to watch it.
+
+    Returns:
+        What was done, in a line.
 
     Raises:
-        ModelError: it may not run here, or ran and was taken back. ConfigError: there is nothing to watch it by, or alpha
-            does not suit it. SinkError: the folder cannot be written.
+        ModelError: it may not run here, or ran and was taken back.
+        ConfigError: no server is configured to watch it by, or the configured alpha does not suit the model.
+        SinkError: the folder cannot be written.
     """
-    look = viewer(config)
+    read_status = status_reader(config)
     state = rollback.state_folder(config.state_dir, os.environ)
     settle(config, models)  # an earlier one whose watch was cut short
     try:
-        new, facts = place(source, config, models)
-        rollback.check(state, facts.metadata.name, facts.metadata.version)
+        new, loaded = _copy(source, config, models)
+        facts = loaded.metadata
+        rollback.check(state, facts.name, facts.version)
         link = models / "current"
         old = os.readlink(link) if link.is_symlink() else None
         if old == new.name:
-            return f"{facts.metadata.name} v{facts.metadata.version} is what runs already"
-        remembered = rollback.remembered(state, facts.metadata.name)
-        trial = {"new": new.name, "old": old, "name": facts.metadata.name, "remembered": remembered}
-        disk.write_whole(models / TRIAL, json.dumps(trial).encode())
+            return f"{facts.name} v{facts.version} is what runs already"
+        trial = Trial(new.name, old, facts.name, rollback.remembered(state, facts.name))
+        disk.write_whole(models / TRIAL, json.dumps(dataclasses.asdict(trial)).encode())
         switch(models, new.name)
     except OSError as error:
         raise SinkError(f"cannot write {error.filename or models}: {error.strerror}; run it with sudo") from error
-    name = f"{facts.metadata.name} v{facts.metadata.version} ({facts.sha256[:8]})"
-    failure = _restart(restart) or watch(look, facts.sha256, seconds)
+    name = f"{facts.name} v{facts.version} ({loaded.sha256[:8]})"
+    failure = _restart(restart) or watch(read_status, loaded.sha256, watching)
     if not failure:
         (models / TRIAL).unlink()
-        for folder in models.iterdir():  # the one before stays, to go back to by hand
+        for folder in models.iterdir():  # the one before stays, so that a person can go back to it
             if folder.is_dir() and not folder.is_symlink() and folder.name not in (new.name, old):
                 shutil.rmtree(folder)
-        return f"{name} runs, and was watched for {seconds:g} s; the one before: {old or 'none'}"
+        return f"{name} runs, and was watched for {watching.seconds:g} s; the model before: {old or 'none'}"
     if old is None:
         (models / TRIAL).unlink()
         raise ModelError(f"{name} is in place, but {failure}; there is no other model to go back to")
-    back(models, state, trial)
-    again = _restart(restart) or watch(look, None, LOOK_S)
+    _take_back(models, state, trial, old)
+    again = _restart(restart) or watch(read_status, None, dataclasses.replace(watching, seconds=LOOK_S))
     after = f"but {again}: see journalctl -u edgesan-sanitize" if again else "which runs again"
     raise ModelError(f"{name} was taken back: {failure}; `current` is {old} as before, {after}")
 
 
-def back(models: Path, state: Path, trial: dict[str, Any]) -> None:
-    """Take back what is on trial: the old model is current again, and nothing is left of the new one. Raises OSError."""
-    switch(models, trial["old"])
-    rollback.forget(state, trial["name"], trial["remembered"])
-    shutil.rmtree(models / trial["new"], ignore_errors=True)
-    (models / TRIAL).unlink()
-
-
 def settle(config: Config, models: Path) -> str:
-    """Take back a model whose watch was cut short; what was done, in a line. For the boot, before the sanitize unit starts.
+    """Take back a model whose watch was cut short; to be run at boot, before the sanitize unit starts.
+
+    Returns:
+        What was done, in a line.
 
     Raises:
-        ConfigError: the folder is not root's alone, and this is root. SinkError: it cannot be read or written.
+        ConfigError: this is root, and another user may change the folder.
+        SinkError: the folder cannot be read or written.
     """
     try:
         disk.own(models)
         if not (models / TRIAL).exists():
             return "no model is on trial"
-        trial = json.loads((models / TRIAL).read_bytes())
-        if trial["old"] is None or os.readlink(models / "current") != trial["new"]:
+        trial = Trial(**json.loads((models / TRIAL).read_bytes()))
+        if trial.old is None or os.readlink(models / "current") != trial.new:
             (models / TRIAL).unlink()
-            return f"{trial['new']} is not on trial any more"
-        back(models, rollback.state_folder(config.state_dir, os.environ), trial)
+            return f"{trial.new} is not on trial any more"
+        _take_back(models, rollback.state_folder(config.state_dir, os.environ), trial, trial.old)
     except OSError as error:
         raise SinkError(f"cannot write {error.filename or models}: {error.strerror}; run it with sudo") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise SinkError(f"{models / TRIAL} is damaged: look which model `current` is, and remove that file") from error
-    return f"{trial['new']} was taken back: it was not watched to the end; `current` is {trial['old']} as before"
+    except (ValueError, TypeError) as error:
+        raise SinkError(f"{models / TRIAL} is damaged: check which model `current` is, and remove that file") from error
+    return f"{trial.new} was taken back: it was not watched to the end; `current` is {trial.old} as before"
 
 
-def place(source: Path, config: Config, models: Path) -> tuple[Path, Model]:
-    """A copy in a folder of its own, verified there: nobody can change it between the look and the run.
+def _take_back(models: Path, state: Path, trial: Trial, old: str) -> None:
+    """Make the old model current again, and leave nothing of the new one. Raises OSError."""
+    switch(models, old)
+    rollback.forget(state, trial.name, trial.remembered)
+    shutil.rmtree(models / trial.new, ignore_errors=True)
+    (models / TRIAL).unlink()
+
+
+def _copy(source: Path, config: Config, models: Path) -> tuple[Path, Model]:
+    """Copy a model into a folder of its own, and verify it there: nobody can change it between the check and the run.
 
     Raises:
-        ModelError: it may not run here. ConfigError: its dial does not reach the configuration's alpha. OSError.
+        ModelError: it may not run here.
+        ConfigError: the configured alpha is out of its range.
+        OSError: the folder cannot be written.
     """
     content = read(source)
     signature = signing.signature_path(source)
@@ -131,14 +161,12 @@ def place(source: Path, config: Config, models: Path) -> tuple[Path, Model]:
         disk.write_whole(part / "model.onnx", content, 0o644)
         if signature.exists():
             disk.write_whole(part / "model.onnx.sig", signing.read(signature), 0o644)
-        loaded = load_model(
-            part / "model.onnx", config.threads, config.trusted_keys, allow_unsigned=config.allow_unsigned
-        )
+        unsigned, keys = config.allow_unsigned, config.trusted_keys
+        loaded = load_model(part / "model.onnx", config.threads, keys, allow_unsigned=unsigned)
         low, high = loaded.metadata.alpha_range
         if config.alpha is not None and not low <= config.alpha <= high:
-            raise ConfigError(
-                f"alpha is {config.alpha:g} here, and this model was made for {low:g}..{high:g}: change it first"
-            )
+            made = f"this model was made for {low:g}..{high:g}"
+            raise ConfigError(f"alpha is {config.alpha:g} here, and {made}: change it first")
         plain = re.sub(r"[^A-Za-z0-9._-]", "_", loaded.metadata.name)[:40].lstrip(".")
         folder = models / f"{plain}-v{loaded.metadata.version}-{hashlib.sha256(content).hexdigest()[:12]}"
         if not folder.exists():
@@ -149,7 +177,7 @@ def place(source: Path, config: Config, models: Path) -> tuple[Path, Model]:
 
 
 def switch(models: Path, name: str) -> None:
-    """Point `current` elsewhere, in one step; it is on the disk when this returns. Raises OSError."""
+    """Point the link `current` elsewhere, in one step; it is on the disk when this returns. Raises OSError."""
     part = models / ".current.new"
     part.unlink(missing_ok=True)
     part.symlink_to(name)
@@ -162,7 +190,7 @@ def switch(models: Path, name: str) -> None:
 
 
 def _restart(command: list[str]) -> str:
-    """Empty, or why it did not start."""
+    """Run the command; return why it failed, or nothing."""
     try:
         done = subprocess.run(command, check=False, capture_output=True, text=True)
     except OSError as error:
@@ -170,17 +198,18 @@ def _restart(command: list[str]) -> str:
     return f"`{' '.join(command)}` failed: {done.stderr.strip()}" if done.returncode else ""
 
 
-def watch(look: Look, sha256: str | None, seconds: float, stall_s: float = STALL_S, first_s: float = FIRST_S) -> str:
-    """Whether sanitized frames keep coming for so long: empty, or why not.
+def watch(read_status: ReadStatus, sha256: str | None, watching: Watch) -> str:
+    """Watch whether sanitized frames keep coming; return why not, or nothing.
 
     Args:
-        look: the status as the viewers see it; None while nobody answers.
+        read_status: returns the status as viewers see it; None while nothing answers.
         sha256: of the model that must run; None: any.
+        watching: how long.
     """
     begun: float | None = None
     last, newest_s = -1, time.monotonic()
     while True:
-        now_s, status, reason = time.monotonic(), look(), "nothing answers where the stream is served"
+        now_s, status, reason = time.monotonic(), read_status(), "nothing answers where the stream is served"
         if status is not None:
             runs = status.get("model", {}).get("sha256")
             frames = status.get("totals", {}).get("sanitized", 0)
@@ -195,19 +224,19 @@ def watch(look: Look, sha256: str | None, seconds: float, stall_s: float = STALL
                 if frames > last >= 0 or (last < 0 and frames):
                     begun, newest_s = begun or now_s, now_s
                 last = frames
-        if begun is not None and now_s - begun >= seconds:
+        if begun is not None and now_s - begun >= watching.seconds:
             return ""
-        patience = first_s if begun is None else stall_s
-        if now_s - newest_s > patience:
-            return f"{reason} for {patience:g} s"
+        patience_s = watching.first_s if begun is None else watching.stall_s
+        if now_s - newest_s > patience_s:
+            return f"{reason} for {patience_s:g} s"
         time.sleep(LOOK_S)
 
 
-def viewer(config: Config) -> Look:
-    """A look at the status, as a viewer of this machine has it.
+def status_reader(config: Config) -> ReadStatus:
+    """Return a function that reads the status as a viewer on this machine does.
 
     Raises:
-        ConfigError: nothing is served that could be looked at.
+        ConfigError: no server is configured.
     """
     served = next((out for out in config.out if out.startswith(SERVERS)), None)
     if served is None:
@@ -219,17 +248,14 @@ def viewer(config: Config) -> Look:
         encryption = ssl.create_default_context(cafile=config.tls_cert)  # its own, whatever name is in it
         encryption.check_hostname = False
         encryption.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+    headers = {"Authorization": f"Bearer {config.token}"} if config.token else {}
 
-    def look() -> dict[str, Any] | None:
-        connection = (
-            http.client.HTTPSConnection(host, port, timeout=5, context=encryption)
-            if encryption
-            else http.client.HTTPConnection(host, port, timeout=5)
-        )
+    def read_status() -> dict[str, Any] | None:
+        connection = http.client.HTTPConnection(host, port, timeout=5)
+        if encryption:
+            connection = http.client.HTTPSConnection(host, port, timeout=5, context=encryption)
         try:
-            connection.request(
-                "GET", "/api/status", headers={"Authorization": f"Bearer {config.token}"} if config.token else {}
-            )
+            connection.request("GET", "/api/status", headers=headers)
             answer = connection.getresponse()
             status = json.loads(answer.read())
         except (OSError, http.client.HTTPException, ValueError):
@@ -238,4 +264,4 @@ def viewer(config: Config) -> Look:
             connection.close()
         return status if answer.status == 200 and isinstance(status, dict) else None
 
-    return look
+    return read_status

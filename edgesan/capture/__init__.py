@@ -1,4 +1,4 @@
-"""Sources of raw frames. Each lends its newest frame for one `with` block, and never a backlog."""
+"""Sources of raw frames: each lends its newest frame for one `with` block, and never a backlog."""
 
 import re
 from pathlib import Path
@@ -19,13 +19,14 @@ def open_source(spec: str, size: tuple[int, int] | None, fps: float | None, rota
 
     Args:
         spec: one of FORMS.
-        size: width and height to ask for, after the turn. A larger picture is scaled down to within them, keeping its aspect.
-        fps: frames a second to ask for, and to lend at most.
-        rotate: degrees clockwise that each picture is turned by: 0, 90, 180 or 270.
+        size: width and height to ask the camera for, as they are after rotation. A larger picture is scaled down to
+            fit, keeping its aspect.
+        fps: frames a second to ask the camera for; the source lends no more.
+        rotate: degrees by which each picture is rotated clockwise: 0, 90, 180 or 270.
 
     Raises:
         ConfigError: `spec` is none of FORMS.
-        CameraError: what it names is not here, or cannot be opened; says what is here.
+        CameraError: what it names is not here, or cannot be opened; the message lists what is here.
     """
     if spec == "demo":
         return opencv.FileSource(DEMO_CLIP, size, fps, rotate, loop=True, paced=True, name="demo")

@@ -1,4 +1,4 @@
-"""V4L2 devices, network cameras, clips and pictures: everything that comes through OpenCV."""
+"""Sources that OpenCV opens: V4L2 devices, network cameras, clips and pictures."""
 
 import math
 import os
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesan.capture.devices import permission_cure
-from edgesan.capture.source import MOST_PIXELS, Beat, LiveSource, Source, before_turn, upright
+from edgesan.capture.source import MOST_PIXELS, FrameRateLimiter, LiveSource, Source, before_turn, upright
 from edgesan.errors import CameraError, CameraLost, ConfigError, EndOfStream
 from edgesan.frames import Pixels, RawFrame, lend
 
@@ -45,30 +45,33 @@ ASSUMED_FPS: Final = 25.0  # of a clip that does not say
 MOST_LATE_S: Final = 1.0  # after a longer stop, a clip goes on from where it was instead of catching up
 
 
-class Capture:
-    """A `cv2.VideoCapture` of something live, as a Device."""
+class OpenCvBackend:
+    """A live `cv2.VideoCapture` as a CameraBackend."""
 
     def __init__(self, name: str, capture: cv2.VideoCapture) -> None:
         self._name, self._capture = name, capture
 
     def grab(self) -> int:
+        """Wait for the next picture; return when it arrived (CLOCK_MONOTONIC, ns)."""
         if not self._capture.grab():
             raise CameraLost(f"{self._name} gives no pictures any more (unplugged, switched off or out of reach)")
         return time.monotonic_ns()
 
     def pixels(self) -> NDArray[Any] | None:
+        """Decode the picture that was grabbed last; None if it is damaged."""
         done, pixels = self._capture.retrieve()  # new memory each time
         return pixels if done else None
 
     def close(self) -> None:
+        """Give the camera back."""
         self._capture.release()
 
 
 def open_device(path: Path, size: tuple[int, int] | None, fps: float | None, rotate: int = 0) -> Source:
-    """A V4L2 camera.
+    """Open a V4L2 camera.
 
     Raises:
-        CameraError: you may not open it, it is busy, or it gives no picture.
+        CameraError: this user may not open it, it is busy, or it gives no picture.
     """
     if not os.access(path, os.R_OK | os.W_OK):
         raise CameraError(f"you may not open {path}: {permission_cure(path)}")
@@ -78,7 +81,7 @@ def open_device(path: Path, size: tuple[int, int] | None, fps: float | None, rot
             f"cannot open {path}: another program holds it (see `fuser -v {path}`), or it is no camera"
             " (see `edgesan devices`)"
         )
-    # One fills while the other is read: with a single one, the driver has no place for the next picture meanwhile.
+    # Two buffers: one fills while the other is read. With one, the driver has no place for the next picture meanwhile.
     capture.set(cv2.CAP_PROP_BUFFERSIZE, 2)
     if asked := before_turn(size, rotate):
         if asked[0] * asked[1] > 640 * 480:
@@ -88,16 +91,16 @@ def open_device(path: Path, size: tuple[int, int] | None, fps: float | None, rot
         capture.set(cv2.CAP_PROP_FRAME_HEIGHT, asked[1])
     if fps is not None:
         capture.set(cv2.CAP_PROP_FPS, fps)
-    return LiveSource(str(path), Capture(str(path), capture), size, fps, rotate)
+    return LiveSource(str(path), OpenCvBackend(str(path), capture), size, fps, rotate)
 
 
 def open_url(url: str, size: tuple[int, int] | None, fps: float | None, rotate: int = 0) -> Source:
-    """A network camera: RTSP, or MJPEG over HTTP, at this address and at no other that it may name.
+    """Open a network camera: RTSP, or MJPEG over HTTP, at this address and at no other that it may name.
 
-    Else whoever has the camera could have any address of this network asked in our name: a redirect is refused when we
-    ask first, and FFmpeg follows none of a later HTTP answer (its option max_redirects: libavformat 62; an older one
-    follows those). What remains: an RTSP camera that redirects only after the first question, or after the password, is
-    followed, to RTSP only; FFmpeg has no option against that.
+    Otherwise a hostile camera could have any address of this network asked in our name. A redirect is refused when we
+    ask first, and FFmpeg follows none in a later HTTP answer (its option max_redirects, from libavformat 62 on). But it
+    follows an RTSP camera that redirects only after the first request, or after the password: to RTSP addresses only,
+    and FFmpeg has no option against it.
 
     Raises:
         ConfigError: the address is malformed or of another protocol.
@@ -108,16 +111,18 @@ def open_url(url: str, size: tuple[int, int] | None, fps: float | None, rotate: 
         well_formed = bool(parts.hostname) and parts.port != 0
     except ValueError:
         well_formed = False
-    # An @ after the host is a password with an unescaped slash in it: what looks like the host is not one.
+    # An @ after the host means a password with an unescaped slash in it: what looks like the host is none.
     if not well_formed or "@" in parts.path or re.search(r"[\0-\x20\x7f]", url):
         # Not the parser's own words: they may hold a password.
-        raise ConfigError("camera is a malformed URL: write rtsp://USER:PASSWORD@HOST:PORT/PATH, other signs as %XX")
+        raise ConfigError(
+            "camera is a malformed URL: write rtsp://USER:PASSWORD@HOST:PORT/PATH, and special characters as %XX"
+        )
     if parts.scheme not in URL_SCHEMES:
         raise ConfigError(f"camera is a {parts.scheme}:// URL: {', '.join(URL_SCHEMES)} can be opened")
-    # Cameras take passwords before the host, in the query and in the path: people are shown none of these.
+    # Cameras take passwords before the host, in the query and in the path: the name shows none of these.
     name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
     refuse_redirect(parts, name)
-    # FFmpeg's threads each hold a frame back: one instead of two took 30 fps H.264 from 143 ms of lag to 102.
+    # Each of FFmpeg's threads holds a frame back: with one instead of two, H.264 at 30 fps lags 102 ms and not 143.
     parameters = {
         cv2.CAP_PROP_OPEN_TIMEOUT_MSEC: NETWORK_TIMEOUT_MS,
         cv2.CAP_PROP_READ_TIMEOUT_MSEC: NETWORK_TIMEOUT_MS,
@@ -132,12 +137,12 @@ def open_url(url: str, size: tuple[int, int] | None, fps: float | None, rotate: 
     if capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0:
         capture.release()
         raise CameraError(f"{name} is a recording, not a camera: download it, and give the file")
-    return LiveSource(name, Capture(name, capture), size, fps, rotate)
+    return LiveSource(name, OpenCvBackend(name, capture), size, fps, rotate)
 
 
 @contextmanager
 def ffmpeg_options(ours: str) -> Iterator[None]:
-    """OpenCV hands FFmpeg what is in this variable when it opens something; of two of a name, the later one counts."""
+    """Set FFmpeg's options for what OpenCV opens in this block; of two with one name, FFmpeg takes the later."""
     theirs = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = f"{theirs or 'rtsp_transport;tcp'}|{ours}"  # what OpenCV has where there is none
     try:
@@ -150,10 +155,10 @@ def ffmpeg_options(ours: str) -> Iterator[None]:
 
 
 def refuse_redirect(parts: SplitResult, name: str) -> None:
-    """Ask a network camera as FFmpeg will, and look at the head of its answer only.
+    """Ask a network camera as FFmpeg will, and refuse it if the head of its answer is a redirect.
 
     Raises:
-        CameraError: it sends whoever asks elsewhere, or nobody answers.
+        CameraError: it redirects, or nothing answers.
     """
     port, timeout_s = parts.port or URL_SCHEMES[parts.scheme][0], NETWORK_TIMEOUT_MS / 1000
     host, path = str(parts.hostname), urlunsplit(("", "", parts.path or "/", parts.query, ""))
@@ -180,24 +185,25 @@ def refuse_redirect(parts: SplitResult, name: str) -> None:
         raise CameraError(f"cannot open {name}: {NO_VIDEO}") from error
     if re.match(rb"\w+/[\d.]+ +3\d\d", head):
         found = re.search(rb"(?im)^location:[ \t]*(\S+)", head)
+        place = _place(found[1].decode(errors="replace") if found else "")
         raise CameraError(
-            f"{name} sends us to {_place(found[1].decode(errors='replace') if found else '')}, and is not followed: only the"
-            " address that you give is asked. If you trust that one, give it"
+            f"{name} redirects to {place}, which is not followed: edgesan asks no address but the given one. If you"
+            " trust that address, give it"
         )
 
 
 def _place(location: str) -> str:
-    """Of an address that a camera names, as much as may be shown: its path may hold a password."""
+    """Return the part of an address that may be shown: its path may hold a password."""
     try:
         parts = urlsplit(location)
     except ValueError:
-        return "an address that is none"
+        return "an invalid address"
     place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-    return (place if place.isprintable() else "an address that is none") if parts.netloc else "another path of its own"
+    return (place if place.isprintable() else "an invalid address") if parts.netloc else "another path of its own"
 
 
 def open_file(path: Path, size: tuple[int, int] | None, fps: float | None, rotate: int = 0) -> Source:
-    """A file as if it were a camera: a clip once, in real time; a picture again and again, until someone ends it.
+    """Open a file as if it were a camera: a clip once, in real time; a picture again and again, without end.
 
     Raises:
         CameraError: it is neither.
@@ -210,9 +216,9 @@ def open_file(path: Path, size: tuple[int, int] | None, fps: float | None, rotat
 
 
 class FileSource:
-    """A clip, played in real time (`paced`: newest frame only), or frame by frame."""
+    """A clip, played in real time (`paced`: only the newest frame that is due), or frame by frame."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - these are the ways in which a clip can be shown
         self,
         path: Path,
         size: tuple[int, int] | None,
@@ -225,6 +231,15 @@ class FileSource:
     ) -> None:
         """Open the clip and decode its first frame.
 
+        Args:
+            path: the file.
+            size: width and height to scale down to, as they are after rotation.
+            fps: frames a second to lend at most.
+            rotate: degrees clockwise.
+            loop: start over at the end.
+            paced: play in real time, and skip what is late.
+            name: for messages; the file's name if empty.
+
         Raises:
             CameraError: there is no such file, or no video in it.
         """
@@ -234,12 +249,12 @@ class FileSource:
         self._capture = open_clip(path)
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self._period_s = 1 / rate if 0 < rate <= 1000 else 1 / ASSUMED_FPS
-        self._beat = Beat(fps)
+        self._limiter = FrameRateLimiter(fps)
         count = self._capture.get(cv2.CAP_PROP_FRAME_COUNT)
         self.frame_count: int | None = round(count) if count > 0 and fps is None else None
-        """Frames to come, as the file claims; None if unknown."""
+        """Number of frames that the file claims to have; None if unknown."""
         self.position_s = -self._period_s
-        """Time of the frame that was lent last, since the beginning; goes on growing when the clip starts over."""
+        """Time of the frame that was lent last, since the beginning; it goes on growing when the clip starts over."""
         self._opened_ns = time.monotonic_ns()
         self._pass_s = 0.0  # when this pass of the loop began
         self._began_s: float | None = None  # time.monotonic() at position 0
@@ -255,7 +270,7 @@ class FileSource:
         self.size = (first.shape[1], first.shape[0])
 
     def frame(self, timeout_s: float) -> AbstractContextManager[RawFrame]:
-        """The next frame (paced: the newest that is due); never CameraLost while the file is there."""
+        """Lend the next frame (paced: the newest that is due); never CameraLost while the file is there."""
         if self._lent:
             self._advance()
         if self._paced:
@@ -266,7 +281,8 @@ class FileSource:
             raise CameraError(f"{self._path} changes its picture size in the middle, at {self.position_s:.2f} s")
         self._lent = True
         now_ns = time.monotonic_ns()
-        # When played, a frame was "captured" when it was due; its age then tells what decoding cost. Else time is the clip's.
+        # When played, a frame counts as captured when it was due, so that its age is what decoding took. Else time is
+        # the clip's.
         if self._began_s is None:
             captured_ns = self._opened_ns + round(self.position_s * 1e9)
         else:
@@ -274,7 +290,7 @@ class FileSource:
         return lend(pixels, self._number, captured_ns, now_ns)
 
     def _advance(self) -> None:
-        """Grab the next frame that the beat admits."""
+        """Grab the next frame that the rate limit admits."""
         while True:
             if not self._capture.grab():
                 self._start_over()
@@ -284,7 +300,7 @@ class FileSource:
             forward = stamp_s > self.position_s and math.isfinite(stamp_s)
             self.position_s = stamp_s if forward else self.position_s + self._period_s
             self._lent = False
-            if self._beat.admits(self.position_s):
+            if self._limiter.admits(self.position_s):
                 return
 
     def _start_over(self) -> None:
@@ -301,7 +317,7 @@ class FileSource:
         now_s = time.monotonic()
         if self._began_s is None or now_s - self._began_s - self.position_s > MOST_LATE_S:
             self._began_s = now_s - self.position_s
-        step_s = max(self._period_s, self._beat.period_s)
+        step_s = max(self._period_s, self._limiter.period_s)
         while now_s - self._began_s - self.position_s >= step_s:  # the one after it is due too
             self._advance()
         time.sleep(max(0.0, self._began_s + self.position_s - time.monotonic()))
@@ -311,11 +327,14 @@ class FileSource:
         return upright(pixels, self._asked, self._rotate) if done else None
 
     def close(self) -> None:
+        """Close the file."""
         self._capture.release()
 
 
 def open_clip(path: Path) -> cv2.VideoCapture:
-    """FFmpeg alone, and a path that cannot be taken for a URL: OpenCV's other readers guess at names with % in them.
+    """Open a clip with FFmpeg, by a path that cannot be taken for a URL.
+
+    OpenCV's other readers take a % in a name for a pattern.
 
     Raises:
         CameraError: there is no video in the file.
@@ -327,18 +346,19 @@ def open_clip(path: Path) -> cv2.VideoCapture:
 
 
 class StillSource:
-    """A picture that is shown again and again, so that a run can be tried without a camera. Never ends."""
+    """A picture that is shown again and again, without end, so that a run can be tried without a camera."""
 
     def __init__(self, path: Path, size: tuple[int, int] | None, fps: float | None, rotate: int = 0) -> None:
         self.name = path.name
         self._pixels = read_picture(path, rotate, size)
-        self._pixels.flags.writeable = False  # every loan is of the same memory
+        self._pixels.flags.writeable = False  # every frame shares this memory
         self.size = (self._pixels.shape[1], self._pixels.shape[0])
         self._period_s = 1 / (fps or STILL_FPS)
         self._due_s = time.monotonic()
         self._number = 0
 
     def frame(self, timeout_s: float) -> AbstractContextManager[RawFrame]:
+        """Lend the picture, when it is due again."""
         time.sleep(max(0.0, self._due_s - time.monotonic()))
         self._due_s = time.monotonic() + self._period_s
         self._number += 1
@@ -346,11 +366,11 @@ class StillSource:
         return lend(self._pixels, self._number, now_ns, now_ns)
 
     def close(self) -> None:
-        pass
+        """Nothing is open."""
 
 
 def read_picture(path: Path, rotate: int = 0, size: tuple[int, int] | None = None) -> Pixels:
-    """A picture file, turned upright as it says itself and then by `rotate`, BGR; transparency is dropped.
+    """Read a picture file as BGR, rotated as its own metadata says and then by `rotate`; transparency is dropped.
 
     Raises:
         CameraError: there is no such file, it is no picture, or a damaged or too large one.
@@ -371,7 +391,7 @@ def check_file(path: Path) -> None:
     """Refuse what is no readable, ordinary file.
 
     Raises:
-        CameraError: says what it is instead.
+        CameraError: the message says what it is instead.
     """
     if path.exists() and not path.is_file():
         raise CameraError(f"{path} is a {'folder' if path.is_dir() else 'special file'}: give a picture or a clip")

@@ -1,4 +1,7 @@
-"""The Raspberry Pi's own cameras, by picamera2: imported only when one is asked for, since it is not on PyPI in full."""
+"""The Raspberry Pi's own cameras, by picamera2, which is imported only when such a camera is asked for.
+
+It cannot be a dependency: libcamera, which it needs, is not on PyPI.
+"""
 
 import importlib
 import threading
@@ -14,10 +17,10 @@ from edgesan.errors import CameraError, CameraLost
 
 HANG_S: Final = 3.0  # without a picture for so long, libcamera hangs
 BUFFERS: Final = 4  # fewer stall the sensor; more use up the contiguous memory
-# What we can make B, G, R of, and how. We ask for the first; a pipeline without an ISP gives what it has instead.
+# The formats that become B, G, R, and how. The first is asked for; a pipeline without an ISP gives another.
 FORMATS: Final = {"RGB888": None, "NV12": cv2.COLOR_YUV2BGR_NV12}  # "RGB888" is B, G, R in memory
-# From opening to closing: picamera2 0.3 survives no attempt to open a camera that this process still has open, as it does
-# while a source that was closed gives it back in its thread. Later openings then never give a picture.
+# Held from opening to closing. picamera2 0.3 does not survive an attempt to open a camera that this process still has
+# open, such as while a closed source gives it back in its thread: later openings then never give a picture.
 one_at_a_time: Final = threading.Lock()
 CURE: Final = (
     "sudo apt install python3-picamera2, and make the virtual environment with"
@@ -26,10 +29,10 @@ CURE: Final = (
 
 
 def library() -> Any:
-    """The module picamera2.
+    """Import picamera2.
 
     Raises:
-        CameraError: it, or libcamera under it, is missing or does not fit; says what to install.
+        CameraError: it, or libcamera under it, is missing or does not fit; the message says what to install.
     """
     try:
         return importlib.import_module("picamera2")
@@ -38,7 +41,7 @@ def library() -> Any:
 
 
 def open_picamera(number: int, size: tuple[int, int] | None, fps: float | None, rotate: int = 0) -> Source:
-    """The camera at place `number` of `Picamera2.global_camera_info()`.
+    """Open the camera at place `number` of `Picamera2.global_camera_info()`.
 
     Raises:
         CameraError: picamera2 or the camera is missing, the camera is busy, or it gives no picture.
@@ -72,17 +75,18 @@ def open_picamera(number: int, size: tuple[int, int] | None, fps: float | None, 
                 " see `edgesan doctor`"
             ) from error
         undo.pop_all()
-    return LiveSource(name, _Device(name, camera, FORMATS[given]), size, fps, rotate)
+    return LiveSource(name, PicameraBackend(name, camera, FORMATS[given]), size, fps, rotate)
 
 
-class _Device:
-    """A started Picamera2 as a Device."""
+class PicameraBackend:
+    """A started Picamera2 as a CameraBackend."""
 
     def __init__(self, name: str, camera: Any, conversion: int | None) -> None:
         self._name, self._camera, self._conversion = name, camera, conversion
         self._pixels: NDArray[Any] | None = None
 
     def grab(self) -> int:
+        """Wait for the next picture and copy it; return when it was taken (CLOCK_MONOTONIC, ns)."""
         try:
             with self._camera.captured_request(wait=HANG_S) as request:
                 # Copied at once: a camera's buffers are uncached memory, slow to read twice, and there are few.
@@ -92,17 +96,19 @@ class _Device:
             raise CameraLost(
                 f"{self._name} gives no pictures any more ({str(error) or type(error).__name__})"
             ) from error
-        # A few drivers have no time stamp of their own: then the arrival counts, as with every other camera.
+        # A few drivers give no time stamp: then the time of arrival counts, as with every other camera.
         return time.monotonic_ns() if sensor_ns is None else boot_to_monotonic_ns(sensor_ns)
 
     def pixels(self) -> NDArray[Any] | None:
+        """Return the picture that was grabbed last, as BGR."""
         if self._pixels is None or self._conversion is None:
             return self._pixels
         return cv2.cvtColor(self._pixels, self._conversion)
 
     def close(self) -> None:
-        # A capture that timed out is still queued, and picamera2 would wait for it for ever; and so for its event loop to
-        # stop the camera, if that loop died of the loss: without one, `close` stops the camera itself.
+        """Give the camera back, also one that hangs."""
+        # picamera2 would wait for ever for a capture that timed out and is still queued. It would also wait for its
+        # event loop to stop the camera, if that loop died of the loss: without a loop, `close` stops the camera itself.
         try:
             self._camera.cancel_all_and_flush()
             self._camera.stop_preview()
@@ -112,5 +118,5 @@ class _Device:
 
 
 def boot_to_monotonic_ns(boot_ns: int) -> int:
-    """libcamera stamps with CLOCK_BOOTTIME, which counts suspended time; ours is CLOCK_MONOTONIC, which does not."""
+    """Convert a time of CLOCK_BOOTTIME, which libcamera uses and which counts suspended time, to CLOCK_MONOTONIC."""
     return boot_ns - (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - time.monotonic_ns())

@@ -1,7 +1,7 @@
-"""What the sources share: their interface, the edge where foreign pixels become ours, and the newest frame of a camera.
+"""What the sources share: their interface, the conversion of foreign pixels, and the newest frame of a live camera.
 
-A live camera has one thread that does nothing but grab, so that no driver ever queues stale pictures, and one place for
-the newest picture. Whoever is slow loses pictures; nobody holds the camera up.
+A live camera has one thread that only grabs, so that no driver ever queues stale pictures, and one place for the newest
+picture. A slow consumer loses pictures, and never holds the camera up.
 """
 
 import threading
@@ -25,13 +25,14 @@ THREAD: Final = "edgesan-camera"
 class Source(Protocol):
     """Where raw frames come from."""
 
-    name: str  # for people; never holds a password
+    name: str  # for messages; never holds a password
     size: tuple[int, int]  # width, height of every frame
 
     def frame(self, timeout_s: float) -> AbstractContextManager[RawFrame]:
         """Lend the newest frame; never one that was lent before.
 
-        Waits for it while the source is alive, at the pace that was asked for. `timeout_s` bounds the silence.
+        It waits for a frame while the source is alive, at the rate that was asked for. `timeout_s` bounds the time
+        without a picture from the camera.
 
         Raises:
             CameraLost: the camera was unplugged, or gave nothing for `timeout_s`.
@@ -45,7 +46,7 @@ class Source(Protocol):
 
 
 def to_bgr(pixels: NDArray[Any]) -> Pixels:
-    """uint8 [height, width, 3] BGR from whatever a library gave: gray, BGR or BGRA of 8 or 16 bits.
+    """Convert what a library gave (gray, BGR or BGRA of 8 or 16 bits) to uint8 [height, width, 3] BGR.
 
     Raises:
         CameraError: it is none of these, or too large.
@@ -78,31 +79,31 @@ TURNS: Final = {90: cv2.ROTATE_90_CLOCKWISE, 180: cv2.ROTATE_180, 270: cv2.ROTAT
 
 
 def before_turn(size: tuple[int, int] | None, rotate: int) -> tuple[int, int] | None:
-    """Width and height, before the turn, of what has this size after it."""
+    """Return the width and height, before rotation, of what has this size after it."""
     return size if size is None or rotate not in (90, 270) else (size[1], size[0])
 
 
 def upright(foreign: NDArray[Any], size: tuple[int, int] | None, rotate: int) -> Pixels:
-    """Foreign pixels as ours: BGR, scaled down to within `size`, which is meant after the turn by `rotate` degrees.
+    """Convert foreign pixels to BGR, scaled down to within `size` (as it is after rotation) and rotated clockwise.
 
     Raises:
-        CameraError: as `to_bgr` does.
+        CameraError: the pixels are of an unknown kind, or too many.
     """
-    pixels = fit(to_bgr(foreign), before_turn(size, rotate))  # first, as there is less to turn then
+    pixels = fit(to_bgr(foreign), before_turn(size, rotate))  # scaled first: there is less to rotate then
     return np.asarray(cv2.rotate(pixels, TURNS[rotate]), np.uint8) if rotate else pixels
 
 
-class Beat:
-    """Lets at most `fps` frames a second pass; all of them if None."""
+class FrameRateLimiter:
+    """Lets at most `fps` frames a second pass on average; all of them if None."""
 
     def __init__(self, fps: float | None) -> None:
         self.period_s = 1 / fps if fps else 0.0
         self._due_s = float("-inf")
 
     def admits(self, at_s: float) -> bool:
-        """Whether the frame of this time may pass. Times must not go back."""
-        # A frame may come a little early: a camera of just this rate jitters. Counting on from the due time, not from
-        # the frame's, keeps the mean rate all the same.
+        """Return whether the frame of this time may pass. Times must not go back."""
+        # A frame may come a little early, as a camera of just this rate jitters. The next due time is counted from the
+        # last due time, not from the frame's, which keeps the mean rate all the same.
         if at_s < self._due_s - self.period_s / 4:
             return False
         late = at_s - self._due_s > self.period_s
@@ -110,15 +111,15 @@ class Beat:
         return True
 
 
-class Device(Protocol):
-    """A camera as its library gives it, opened and running. One thread makes all the calls."""
+class CameraBackend(Protocol):
+    """A running camera, as its library gives it. One thread makes all the calls."""
 
     def grab(self) -> int:
-        """Wait for the next picture; when it was taken (CLOCK_MONOTONIC, ns). Raises CameraLost."""
+        """Wait for the next picture; return when it was taken (CLOCK_MONOTONIC, ns). Raises CameraLost."""
         ...
 
     def pixels(self) -> NDArray[Any] | None:
-        """The picture grabbed last, in memory that the camera does not write to again; None if it is damaged."""
+        """Return the picture grabbed last, in memory that the camera does not write to again; None if it is damaged."""
         ...
 
     def close(self) -> None:
@@ -127,18 +128,25 @@ class Device(Protocol):
 
 
 class LiveSource:
-    """A Source over a Device: the grabbing thread and the place for the newest picture."""
+    """A Source over a CameraBackend: the grabbing thread and the place for the newest picture."""
 
     def __init__(
-        self, name: str, device: Device, size: tuple[int, int] | None, fps: float | None, rotate: int = 0
+        self, name: str, backend: CameraBackend, size: tuple[int, int] | None, fps: float | None, rotate: int = 0
     ) -> None:
-        """Start grabbing, and wait for the first picture: only it tells the true size.
+        """Start grabbing, and wait for the first picture, which shows the true size.
+
+        Args:
+            name: for messages.
+            backend: the running camera.
+            size: width and height to scale down to, as they are after rotation.
+            fps: frames a second to lend at most.
+            rotate: degrees clockwise.
 
         Raises:
-            CameraError: no picture came; the device is closed again.
+            CameraError: no picture came; the camera is closed again.
         """
         self.name = name
-        self._device, self._asked, self._rotate, self._beat = device, size, rotate, Beat(fps)
+        self._backend, self._asked, self._rotate, self._limiter = backend, size, rotate, FrameRateLimiter(fps)
         self._changed = threading.Condition()  # guards the next four
         self._newest: tuple[Pixels, int, int] | None = None  # pixels, number, captured_ns
         self._fault: CameraError | None = None
@@ -157,13 +165,14 @@ class LiveSource:
         self.size = (pixels.shape[1], pixels.shape[0])
 
     def frame(self, timeout_s: float) -> AbstractContextManager[RawFrame]:
+        """Lend the newest frame; see `Source`."""
         with self._changed:
             pixels, number, captured_ns = self._wait(timeout_s)
             self._newest = None
         return lend(pixels, number, captured_ns, time.monotonic_ns())
 
     def _wait(self, timeout_s: float) -> tuple[Pixels, int, int]:
-        """The newest picture, left in its place. The lock is held by the caller."""
+        """Return the newest picture, and leave it in its place. The caller holds the lock."""
         started_s = time.monotonic()
         while self._newest is None:
             if self._fault is not None:
@@ -175,16 +184,16 @@ class LiveSource:
         return self._newest
 
     def _grab(self) -> None:
-        """The thread: until the source is closed or the camera is lost. It alone touches the device, to the end."""
+        """Grab until the source is closed or the camera is lost. Only this thread touches the camera."""
         fault: CameraError = CameraLost(f"{self.name} is closed")
         try:
             number, shape = 0, None
             while not self._stopping:
-                captured_ns = self._device.grab()
-                if not self._beat.admits(captured_ns / 1e9):
+                captured_ns = self._backend.grab()
+                if not self._limiter.admits(captured_ns / 1e9):
                     self._heard_s = time.monotonic()
                     continue
-                foreign = self._device.pixels()
+                foreign = self._backend.pixels()
                 if foreign is None:
                     continue
                 pixels = upright(foreign, self._asked, self._rotate)
@@ -198,15 +207,15 @@ class LiveSource:
         except CameraError as error:
             fault = error
         finally:
-            # Closed before anyone is told: whoever opens it again finds it free.
-            self._device.close()
+            # Closed first: a consumer that opens it again after the fault finds it free.
+            self._backend.close()
             with self._changed:
                 self._fault = fault
                 self._changed.notify_all()
 
     def close(self) -> None:
+        """Give the camera back, or leave that to the thread if it hangs in its driver."""
         self._stopping = True
-        # A thread that hangs in its driver is left behind: it gives the device back when the driver returns.
         self._thread.join(CLOSE_S)
         with self._changed:
             self._newest = None

@@ -1,15 +1,15 @@
-"""Cut a sanitizer's graph in two at its code, and prove what the two can cost.
+"""Cut a model's graph in two at its code, and bound what the two halves can cost.
 
     face, noise, alpha -> encoder -> code -> decoder (and alpha) -> sanitized
 
-The proof is by reachability: if a path from the face or the noise to the output went around the code, the output could
-hold more of the face than the code does, up to the raw face itself. Such a graph is refused; so is one whose code is
-wider than 128 bytes. What passes cannot paint anything of a face but what these bytes say (data processing inequality;
-Cover and Thomas, "Elements of Information Theory", 2.8).
+The cut is safe by reachability. If a path from the face or the noise to the output went around the code, the output
+could hold more of the face than the code does, up to the raw face itself. Such a graph is refused, and so is one whose
+code is wider than 128 bytes. What the decoder paints of a face then depends on these bytes alone (data processing
+inequality; Cover and Thomas, "Elements of Information Theory", 2.8).
 
-The costs are bounded before onnxruntime sees the graph: the shape of every tensor must follow from the number of faces
-alone, and so do the memory and the multiplications. They are bounded also for as many faces as a frame can have, although
-`edgesan.model.load` runs a network for one face at a time.
+Costs are bounded before ONNX Runtime sees the graph. The shape of every tensor must follow from the number of faces
+alone, and so do the memory and the multiplications. They are also bounded for as many faces as a frame can have,
+although `edgesan.model.load` runs a network for one face at a time.
 """
 
 import math
@@ -24,9 +24,9 @@ from edgesan.errors import ModelError
 from edgesan.message import MOST_CODE, MOST_FACES
 from edgesan.model.graph import BYTES, MOST_DIMENSIONS, MOST_LENGTHS, check_shapes
 
-MOST_MULTIPLICATIONS: Final = 2 * 10**9  # of a face
-MOST_TENSOR_BYTES: Final = 64 * 2**20  # of a face: all tensors, as if none were ever freed
-# What onnx's C++ throws over a graph that makes no sense, as pybind11 names it in Python.
+MOST_MULTIPLICATIONS: Final = 2 * 10**9  # for one face
+MOST_TENSOR_BYTES: Final = 64 * 2**20  # for one face: all tensors, as if none were ever freed
+# What onnx's C++ code throws for a graph that is wrong, as pybind11 translates it.
 INFERENCE_ERRORS: Final = (shape_inference.InferenceError, RuntimeError, ValueError, IndexError, MemoryError)
 CODE_TYPES: Final = (TensorProto.UINT8, TensorProto.INT8)
 Shape = tuple[int, ...]
@@ -34,7 +34,7 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Halves:
-    """The two graphs, each a whole model; and the code between them."""
+    """The two graphs, each a complete model, and the code between them."""
 
     encoder: onnx.ModelProto
     decoder: onnx.ModelProto
@@ -43,17 +43,17 @@ class Halves:
 
 
 def cut(path: Path, proto: onnx.ModelProto, code: str, width: int) -> Halves:
-    """Prove that nothing of a face goes around the code, and cut there.
+    """Check that no path from a face goes around the code, and cut there.
 
     Args:
-        path: for the messages.
+        path: the model's file, for messages.
         proto: a model that `edgesan.model.graph.check_graph` has passed.
         code: the name of the inner tensor.
-        width: bytes of a face's code, as the metadata says.
+        width: the bytes of a code according to the metadata.
 
     Raises:
-        ModelError: there is no such tensor, or another path, or the code is not [N, width] of 8-bit numbers, or the
-            model costs too much.
+        ModelError: there is no such tensor, a path goes around it, it is not [N, width] of 8-bit numbers, or the model
+            costs too much.
     """
     graph = proto.graph
     if not 1 <= width <= MOST_CODE:
@@ -61,7 +61,7 @@ def cut(path: Path, proto: onnx.ModelProto, code: str, width: int) -> Halves:
     made = {name: node for node in graph.node for name in node.output if name}
     if code not in made:
         raise ModelError(
-            f"{path}: no node makes the tensor {code!r} that its metadata calls the code, so the model cannot be cut there"
+            f"{path}: no node makes the tensor {code!r}, which its metadata names as the code; export it again"
         )
     around = _reached(made, "sanitized", without=code)
     if leaks := sorted(around & {"face", "noise"}):
@@ -83,7 +83,7 @@ def cut(path: Path, proto: onnx.ModelProto, code: str, width: int) -> Halves:
 
 
 def _reached(made: dict[str, onnx.NodeProto], target: str, without: str = "") -> set[str]:
-    """All tensors that a target depends on, itself included; nothing beyond `without`."""
+    """Return all tensors that a target depends on, itself included, but not through `without`."""
     reached, waiting = set(), [target]
     while waiting:
         name = waiting.pop()
@@ -101,7 +101,7 @@ def _part(
     outputs: list[onnx.ValueInfoProto],
     inputs: list[onnx.ValueInfoProto],
 ) -> onnx.ModelProto:
-    """The part of a model between inputs and outputs, in the order of its nodes."""
+    """Return the part of a model between inputs and outputs, with its nodes in their order."""
     given = {value.name for value in inputs}
     needed, waiting = set(), [value.name for value in outputs]
     while waiting:
@@ -123,19 +123,16 @@ def _part(
 
 
 def _costs(path: Path, proto: onnx.ModelProto, code: str, width: int) -> int:
-    """Bound memory and work for one face and for MOST_FACES; the element type of the code.
+    """Bound memory and work for one face and for MOST_FACES, and return the element type of the code.
 
     Raises:
-        ModelError: a shape depends on more than the number of faces, the bound is too high, or the code or the output is
-            of another shape.
+        ModelError: a shape depends on more than the number of faces, the costs are too high, or the code or the output
+            has another shape.
     """
     check_shapes(path, proto.graph)
     skeleton, constants = _skeleton(proto)
     kind = 0
-    for faces in (
-        1,
-        MOST_FACES,
-    ):  # shapes are constants but for N (`edgesan.model.graph`): what is between costs no more
+    for faces in (1, MOST_FACES):  # all else in a shape is constant, so numbers in between cost no more
         shapes = _shapes(path, skeleton, faces) | constants
         kind, shape = shapes[code]
         if kind not in CODE_TYPES or shape != (faces, width):
@@ -146,8 +143,8 @@ def _costs(path: Path, proto: onnx.ModelProto, code: str, width: int) -> int:
             )
         if shapes["sanitized"] != shapes["face"]:
             raise ModelError(
-                f"{path} is not a sanitizer: for faces {list(shapes['face'][1])} it gives {list(shapes['sanitized'][1])};"
-                " expected one picture of the same size for each face"
+                f"{path} is not a sanitizer: for faces {list(shapes['face'][1])} its output is"
+                f" {list(shapes['sanitized'][1])}; expected one picture of the same size for each face"
             )
         tensors = sum(BYTES.get(kind, 8) * math.prod(shape) for kind, shape in shapes.values())
         work = scratch = 0
@@ -156,17 +153,17 @@ def _costs(path: Path, proto: onnx.ModelProto, code: str, width: int) -> int:
             work, scratch = work + products, scratch + 4 * elements
         if tensors + scratch > faces * MOST_TENSOR_BYTES or work > faces * MOST_MULTIPLICATIONS:
             raise ModelError(
-                f"{path} needs up to {(tensors + scratch) / 2**20:,.0f} MiB and {work / 1e9:,.1f} billion multiplications for"
-                f" {faces} faces; at most {MOST_TENSOR_BYTES >> 20} MiB and {MOST_MULTIPLICATIONS / 1e9:g} billion a face:"
-                " make it smaller"
+                f"{path} needs up to {(tensors + scratch) / 2**20:,.0f} MiB and {work / 1e9:,.1f} billion"
+                f" multiplications for {faces} faces; at most {MOST_TENSOR_BYTES >> 20} MiB and"
+                f" {MOST_MULTIPLICATIONS / 1e9:g} billion a face: make it smaller"
             )
     return kind
 
 
 def _skeleton(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[int, Shape]]]:
-    """The nodes with large weights as inputs, so that inferring shapes copies none; and the weights' types and shapes.
+    """Return the graph with large weights as inputs, so that shape inference copies none, and all weights' shapes.
 
-    It says nothing of the shapes in between, nor of the output's: what a file claims of them is not asked.
+    The shapes that the file states for inner tensors and for the output are left out: they are inferred, not believed.
     """
     weights = proto.graph.initializer
     constants = {tensor.name: (tensor.data_type, tuple(tensor.dims)) for tensor in weights}
@@ -181,7 +178,7 @@ def _skeleton(proto: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, tuple[
 
 
 def _shapes(path: Path, skeleton: onnx.ModelProto, faces: int) -> dict[str, tuple[int, Shape]]:
-    """Element types and shapes of all tensors for a number of faces."""
+    """Return the element types and shapes of all tensors for a number of faces."""
     for value in skeleton.graph.input:
         if value.name in ("face", "noise", "alpha"):
             value.type.tensor_type.shape.dim[0].dim_value = faces
@@ -203,14 +200,14 @@ def _shapes(path: Path, skeleton: onnx.ModelProto, faces: int) -> dict[str, tupl
             kind, shape = shapes.get(name, (0, ()))
             if kind not in BYTES or min(shape, default=1) < least or len(shape) > MOST_DIMENSIONS:
                 raise ModelError(
-                    f"{path}: the type or the shape of the tensor {name!r} does not follow from the number of faces, or it is"
-                    f" empty for {faces} of them, so that nobody knows what it costs; export it again"
+                    f"{path}: the type or the shape of the tensor {name!r} does not follow from the number of faces,"
+                    f" or it is empty for {faces} of them, so its cost is not known; export it again"
                 )
     return shapes
 
 
 def _work(node: onnx.NodeProto, shapes: dict[str, tuple[int, Shape]]) -> tuple[int, int]:
-    """Multiplications of a node, and the elements of a copy of its input that it may make (im2col); at most."""
+    """Return upper bounds of a node's multiplications, and of the elements that it may copy (im2col)."""
 
     def shape(name: str) -> Shape:
         return shapes[name][1] if name in shapes else (0,)

@@ -1,7 +1,7 @@
-"""What a sanitizer's graph may hold: everything else is refused before onnxruntime sees it.
+"""What the graph of a model may contain. Everything else is refused before ONNX Runtime sees it.
 
-onnxruntime is C++ that trusts its models: a stride of zero, or an operator that reads a file or an address, is taken as
-it comes. So this is a list of what is known to be plain arithmetic, not one of what is known to be bad.
+ONNX Runtime is C++ that trusts its models: it accepts a stride of zero, or an operator that reads a file or an address.
+So this module lists what is known to be plain arithmetic, not what is known to be bad.
 """
 
 import math
@@ -16,64 +16,71 @@ from onnx import AttributeProto, TensorProto, helper, numpy_helper
 
 from edgesan.errors import ModelError
 
-MOST_PARTS: Final = 2000  # nodes, or tensors: onnxruntime takes 4 s to prepare so many
-MOST_NAMES: Final = 10 * MOST_PARTS  # of tensors, at all nodes together
+MOST_PARTS: Final = 2000  # nodes, or tensors: ONNX Runtime takes 4 s to prepare so many
+MOST_NAMES: Final = 10 * MOST_PARTS  # inputs and outputs of all nodes together
 MOST_DIMENSIONS: Final = 8
-MOST_LENGTHS: Final = 64  # numbers of a constant that says a shape
-MOST_NUMBER: Final = 65536  # of an attribute that is an integer
+MOST_LENGTHS: Final = 64  # numbers in a constant that is a shape
+MOST_NUMBER: Final = 65536  # largest integer in an attribute
 LEAST_OPSET: Final = 11
 DOMAINS: Final = frozenset({"", "ai.onnx"})
 RANDOM_OPERATORS: Final = frozenset(
     {"RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli"}
 )
-OPERATORS: Final = frozenset({
-    "Abs", "Add", "And", "ArgMax", "ArgMin", "AveragePool", "BatchNormalization", "Cast", "Ceil", "Clip", "Concat",
-    "Constant", "ConstantOfShape", "Conv", "ConvInteger", "ConvTranspose", "Cos", "DepthToSpace",
-    "DequantizeLinear", "Div", "DynamicQuantizeLinear", "Elu", "Equal", "Erf", "Exp", "Expand", "Flatten", "Floor",
-    "Gather", "Gelu", "Gemm", "GlobalAveragePool", "GlobalMaxPool", "Greater", "GreaterOrEqual",
-    "GroupNormalization", "HardSigmoid", "HardSwish", "Identity", "InstanceNormalization", "LayerNormalization",
-    "LeakyRelu", "Less", "LessOrEqual", "Log", "MatMul", "MatMulInteger", "Max", "MaxPool", "Mean", "Min", "Mish",
-    "Mul", "Neg", "Not", "Or", "PRelu", "Pad", "Pow", "QLinearConv", "QLinearMatMul", "QuantizeLinear",
-    "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Resize", "Round", "Selu",
-    "Shape", "Sigmoid", "Sign", "Sin", "Slice", "Softmax", "Softplus", "Softsign", "SpaceToDepth", "Split", "Sqrt",
-    "Squeeze", "Sub", "Sum", "Tanh", "Tile", "Transpose", "Unsqueeze", "Where"
-})  # fmt: skip
-# Operators that make a tensor of the shape that an input says: all inputs but the first are then constants.
-SHAPED: Final = frozenset({
-    "Expand", "Pad", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Reshape", "Resize", "Slice", "Split", "Squeeze",
-    "Tile", "Unsqueeze",
-})  # fmt: skip
-ATTRIBUTES: Final = frozenset(
-    {AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.STRING, AttributeProto.TENSOR, AttributeProto.FLOATS, AttributeProto.INTS}
-)  # fmt: skip
+_OPERATORS: Final = """
+    Abs Add And ArgMax ArgMin AveragePool BatchNormalization Cast Ceil Clip Concat Constant ConstantOfShape Conv
+    ConvInteger ConvTranspose Cos DepthToSpace DequantizeLinear Div DynamicQuantizeLinear Elu Equal Erf Exp Expand
+    Flatten Floor Gather Gelu Gemm GlobalAveragePool GlobalMaxPool Greater GreaterOrEqual GroupNormalization
+    HardSigmoid HardSwish Identity InstanceNormalization LayerNormalization LeakyRelu Less LessOrEqual Log MatMul
+    MatMulInteger Max MaxPool Mean Min Mish Mul Neg Not Or PRelu Pad Pow QLinearConv QLinearMatMul QuantizeLinear
+    Reciprocal ReduceMax ReduceMean ReduceMin ReduceSum Relu Reshape Resize Round Selu Shape Sigmoid Sign Sin Slice
+    Softmax Softplus Softsign SpaceToDepth Split Sqrt Squeeze Sub Sum Tanh Tile Transpose Unsqueeze Where
+"""
+OPERATORS: Final = frozenset(_OPERATORS.split())
+# Operators whose output has a shape that an input names. All inputs but the first must be constants.
+_SHAPED: Final = """
+    Expand Pad ReduceMax ReduceMean ReduceMin ReduceSum Reshape Resize Slice Split Squeeze Tile Unsqueeze
+"""
+SHAPED: Final = frozenset(_SHAPED.split())
 NUMBERS: Final = frozenset({AttributeProto.FLOAT, AttributeProto.INT, AttributeProto.FLOATS, AttributeProto.INTS})
+ATTRIBUTES: Final = NUMBERS | {AttributeProto.STRING, AttributeProto.TENSOR}
 FLOATS: Final = frozenset({TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE})
-# Operators whose output is no float where their input is one; Cast and constants tell for themselves.
-TO_INTEGERS: Final = frozenset({
-    "And", "ArgMax", "ArgMin", "ConvInteger", "DynamicQuantizeLinear", "Equal", "Greater", "GreaterOrEqual", "Less",
-    "LessOrEqual", "MatMulInteger", "Not", "Or", "QLinearConv", "QLinearMatMul", "QuantizeLinear", "Shape",
-})  # fmt: skip
+# Operators whose output is not a float although their input is one. Cast and constants state their type.
+_TO_INTEGERS: Final = """
+    And ArgMax ArgMin ConvInteger DynamicQuantizeLinear Equal Greater GreaterOrEqual Less LessOrEqual MatMulInteger
+    Not Or QLinearConv QLinearMatMul QuantizeLinear Shape
+"""
+TO_INTEGERS: Final = frozenset(_TO_INTEGERS.split())
 FROM_ONE: Final = frozenset({"blocksize", "dilations", "group", "kernel_shape", "num_groups", "num_outputs", "strides"})
-BYTES: Final[dict[int, int]] = {  # of one element
-    TensorProto.BOOL: 1, TensorProto.INT8: 1, TensorProto.UINT8: 1, TensorProto.INT16: 2, TensorProto.UINT16: 2,
-    TensorProto.FLOAT16: 2, TensorProto.FLOAT: 4, TensorProto.INT32: 4, TensorProto.UINT32: 4, TensorProto.DOUBLE: 8,
+BYTES: Final[dict[int, int]] = {  # size of one element
+    TensorProto.BOOL: 1,
+    TensorProto.INT8: 1,
+    TensorProto.UINT8: 1,
+    TensorProto.INT16: 2,
+    TensorProto.UINT16: 2,
+    TensorProto.FLOAT16: 2,
+    TensorProto.FLOAT: 4,
+    TensorProto.INT32: 4,
+    TensorProto.UINT32: 4,
+    TensorProto.DOUBLE: 8,
     TensorProto.INT64: 8,
-}  # fmt: skip
-TYPED: Final[dict[int, str]] = {  # where the numbers of a tensor lie if they are not raw; int32_data for the others
-    TensorProto.FLOAT: "float_data", TensorProto.DOUBLE: "double_data", TensorProto.INT64: "int64_data",
+}
+TYPED: Final[dict[int, str]] = {  # field of a tensor's numbers if they are not raw; int32_data for other types
+    TensorProto.FLOAT: "float_data",
+    TensorProto.DOUBLE: "double_data",
+    TensorProto.INT64: "int64_data",
     TensorProto.UINT32: "uint64_data",
-}  # fmt: skip
+}
 
 
 def check_graph(path: Path, proto: onnx.ModelProto) -> None:
-    """Refuse a model that is not one plain graph of known operators, with all its numbers in it.
+    """Refuse a model that is not one plain graph of known operators with all its weights inside.
 
     Raises:
-        ModelError: says what it holds.
+        ModelError: says what is wrong.
     """
     graph = proto.graph
     if not graph.node:
-        raise ModelError(f"{path} is no ONNX file, or has an empty graph; get it again from where it came")
+        raise ModelError(f"{path} is not an ONNX file, or has an empty graph; download it again")
     if len(graph.node) > MOST_PARTS or len(graph.initializer) > MOST_PARTS:
         raise ModelError(
             f"{path} has {len(graph.node)} nodes and {len(graph.initializer)} tensors; at most {MOST_PARTS:,}"
@@ -82,8 +89,8 @@ def check_graph(path: Path, proto: onnx.ModelProto) -> None:
         raise ModelError(f"{path} has nodes with more than {MOST_NAMES:,} inputs and outputs; make it smaller")
     if len(proto.functions) or len(proto.training_info):
         raise ModelError(f"{path} holds functions or training information; a sanitizer is one plain graph")
-    if not all(isinstance(text, str) for text in _names(proto)):  # protobuf gives bytes where it is no UTF-8
-        raise ModelError(f"{path} holds a name that is no text: it is damaged; get it again from where it came")
+    if not all(isinstance(text, str) for text in _names(proto)):  # protobuf returns bytes for what is not UTF-8
+        raise ModelError(f"{path} holds a name that is not text: it is damaged; download it again")
     opsets = [opset.version for opset in proto.opset_import if opset.domain in ("", "ai.onnx")]
     if len(opsets) != 1 or opsets[0] < LEAST_OPSET:
         raise ModelError(
@@ -100,7 +107,7 @@ def check_graph(path: Path, proto: onnx.ModelProto) -> None:
 
 
 def _check_names(path: Path, graph: onnx.GraphProto) -> None:
-    """Refuse a name for two tensors: readers differ about which of them is meant."""
+    """Refuse one name for two tensors: programs differ about which of the two is meant."""
     seen: set[str] = set()
     given = [value.name for value in (*graph.input, *graph.initializer)]
     for name in (*given, *(name for node in graph.node for name in node.output if name)):
@@ -110,7 +117,7 @@ def _check_names(path: Path, graph: onnx.GraphProto) -> None:
 
 
 def _constants(graph: onnx.GraphProto) -> dict[str, NDArray[Any]]:
-    """All numbers that stand in the file, by name."""
+    """Return all constants of the file, by name."""
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and node.output and len(node.attribute) == 1:
@@ -123,13 +130,14 @@ def _constants(graph: onnx.GraphProto) -> dict[str, NDArray[Any]]:
 
 
 def check_shapes(path: Path, graph: onnx.GraphProto) -> None:
-    """Refuse shapes that are computed: they may wait for some face, or some number of faces, to become large.
+    """Refuse shapes that are computed when the model runs: they could become large for some face or number of faces.
 
     Args:
-        graph: one that `check_graph` has passed.
+        path: the model's file, for messages.
+        graph: a graph that `check_graph` has passed.
 
     Raises:
-        ModelError: says which.
+        ModelError: says which shape.
     """
     constants = _constants(graph)
     for node in graph.node:
@@ -137,11 +145,11 @@ def check_shapes(path: Path, graph: onnx.GraphProto) -> None:
         for name in filter(None, node.input[at:]):
             if name not in constants:
                 raise ModelError(
-                    f"{path}: {name} of a {node.op_type} is computed when the model runs, so that nobody knows what it"
-                    " costs; shapes must be constants, -1 for the number of faces"
+                    f"{path}: {name} of a {node.op_type} is computed when the model runs, so its cost"
+                    " is not known; shapes must be constants, with -1 for the number of faces"
                 )
             numbers = constants[name].reshape(-1).astype(float)
-            if node.op_type == "Slice":  # what ends at "the last one" ends at 2^63 - 1, or begins there
+            if node.op_type == "Slice":  # "to the last one" is written as 2^63 - 1
                 numbers = numbers[np.abs(numbers) < 2**62]
             if len(numbers) > MOST_LENGTHS or not (np.abs(numbers) <= MOST_NUMBER).all():
                 raise ModelError(
@@ -150,7 +158,7 @@ def check_shapes(path: Path, graph: onnx.GraphProto) -> None:
 
 
 def _check_divisions(path: Path, graph: onnx.GraphProto) -> None:
-    """Refuse divisions of integers, except by constants from 1 on: -2^63 / -1 kills the process (SIGFPE)."""
+    """Refuse divisions of integers, except by constants of at least 1: -2^63 / -1 kills the process (SIGFPE)."""
     constants = _constants(graph)
     floats = {v.name for v in graph.input if v.type.tensor_type.elem_type in FLOATS}
     floats |= {name for name, array in constants.items() if array.dtype.kind == "f"}
@@ -170,11 +178,14 @@ def _check_divisions(path: Path, graph: onnx.GraphProto) -> None:
         elif node.op_type == "Div":
             divisor = constants.get(node.input[1]) if len(node.input) > 1 else None
             if divisor is None or not (divisor >= 1).all():
-                raise ModelError(f"{path} divides integers by what may be zero or less; divide floats, or by constants")
+                raise ModelError(
+                    f"{path} divides integers by a number that may be zero or less; divide floats, or divide by"
+                    " constants"
+                )
 
 
 def _names(proto: onnx.ModelProto) -> Iterator[object]:
-    """Every text that is looked at later."""
+    """Yield every text that later checks read."""
     for entry in proto.metadata_props:
         yield from (entry.key, entry.value)
     yield from (opset.domain for opset in proto.opset_import)
@@ -190,7 +201,7 @@ def _check_node(path: Path, node: onnx.NodeProto) -> None:
     if node.op_type in RANDOM_OPERATORS:
         raise ModelError(f"{path} draws its own randomness ({node.op_type}); noise must come from the noise input")
     if not any(node.output) or len({a.name for a in node.attribute}) < len(node.attribute):
-        raise ModelError(f"{path}: a {node.op_type} makes nothing, or has an attribute twice; export it again")
+        raise ModelError(f"{path}: a {node.op_type} has no output, or has an attribute twice; export it again")
     for a in node.attribute:
         if a.HasField("g") or a.graphs:
             raise ModelError(f"{path} holds a nested graph ({node.op_type}); a sanitizer is one plain graph")
@@ -208,7 +219,8 @@ def _check_node(path: Path, node: onnx.NodeProto) -> None:
             )
     if node.op_type not in OPERATORS:
         raise ModelError(
-            f"{path} uses the operator {node.op_type}, which no sanitizer needs; export it with plain ones"
+            f"{path} uses the operator {node.op_type}, which is not on the list of allowed operators; export it with"
+            " other ones"
         )
 
 
@@ -217,9 +229,7 @@ def _check_tensor(path: Path, tensor: TensorProto) -> None:
         raise ModelError(f"{path} keeps its weights in another file; a sanitizer is one file: export it again")
     size = BYTES.get(tensor.data_type)
     if size is None:
-        raise ModelError(
-            f"{path} holds a tensor of the kind {tensor.data_type}, which no sanitizer needs; export it again"
-        )
+        raise ModelError(f"{path} holds a tensor of the type {tensor.data_type}, which is not allowed; export it again")
     count = math.prod(tensor.dims)
     own = TYPED.get(tensor.data_type, "int32_data")
     names = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
@@ -232,5 +242,6 @@ def _check_tensor(path: Path, tensor: TensorProto) -> None:
     negative = any(d < 0 for d in tensor.dims)
     if held != count or negative or len(tensor.dims) > (MOST_DIMENSIONS if count else 1) or tensor.HasField("segment"):
         raise ModelError(
-            f"{path} holds a tensor {list(tensor.dims)[:MOST_DIMENSIONS]} without just as many numbers; it is damaged"
+            f"{path} holds a tensor {list(tensor.dims)[:MOST_DIMENSIONS]} without just as many numbers; it is damaged,"
+            " so download it again"
         )

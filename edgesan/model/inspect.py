@@ -1,4 +1,4 @@
-"""What a model file is, in words: the answer of `edgesan inspect`. Loading it runs its known answer."""
+"""Describe a model file: `edgesan inspect`. Loading the model checks its known answer."""
 
 import json
 from dataclasses import asdict
@@ -9,10 +9,10 @@ from edgesan.model.load import Model, load_model
 
 
 def facts(config: Config) -> dict[str, Any]:
-    """Everything that is known of the configuration's model, once verified. Looking at it does not count as running it.
+    """Return the facts about the configuration's model, once it is verified. This does not count as running it.
 
     Raises:
-        ModelError: it is not one that may be run.
+        ModelError: the model may not be run.
     """
     model = load_model(config.model, trusted_keys=config.trusted_keys, allow_unsigned=config.allow_unsigned)
     table = asdict(model.metadata)
@@ -24,25 +24,37 @@ def facts(config: Config) -> dict[str, Any]:
     signature = (
         {"fingerprint": signer.key.fingerprint, "name": signer.key.name, "trusted": signer.trusted} if signer else None
     )
-    return {"file": str(config.model), "signature": signature, "bytes": model.size_bytes, "sha256": model.sha256, "parameters": model.parameters,
-            "strongest_attack": model.metadata.strongest_attack, "tensors": tensors(model), **table}  # fmt: skip
+    return {
+        "file": str(config.model),
+        "signature": signature,
+        "bytes": model.size_bytes,
+        "sha256": model.sha256,
+        "parameters": model.parameters,
+        "strongest_attack": model.metadata.strongest_attack,
+        "tensors": tensors(model),
+        **table,
+    }
 
 
 def tensors(model: Model) -> dict[str, str]:
-    """The contract, as this model has it."""
+    """Return the types and shapes of the model's inputs, code and output."""
     noise = {"noise": f"float32 [N, {model.noise_dimensions}], standard normal"} if model.noise_dimensions else {}
-    return {"face": "uint8 [N, 112, 112, 3], RGB", **noise, "alpha": "float32 [N, 1]",
-            "code": f"8 bits [N, {model.code_bytes}], with the noise in it: all that crosses of a face",
-            "sanitized": "uint8 [N, 112, 112, 3], RGB"}  # fmt: skip
+    return {
+        "face": "uint8 [N, 112, 112, 3], RGB",
+        **noise,
+        "alpha": "float32 [N, 1]",
+        "code": f"8 bits [N, {model.code_bytes}], contains the noise; all that leaves of a face",
+        "sanitized": "uint8 [N, 112, 112, 3], RGB",
+    }
 
 
 def as_json(config: Config) -> str:
-    """The facts for a program."""
+    """Return the facts for a program."""
     return json.dumps(facts(config), indent=2)
 
 
 def text(config: Config) -> str:
-    """The facts for a person."""
+    """Return the facts for a person."""
     f = facts(config)
     low, high = f["alpha_range"]
     lines = [
@@ -52,7 +64,7 @@ def text(config: Config) -> str:
         f"  private {f['private']}, useful {f['utility']}",
         f"  {f['strongest_attack']}",
         f"  alpha {low:g} (useful) .. {high:g} (private), default {f['alpha_default']:g}",
-        "contract",
+        "tensors",
         *(f"  {name:<10} {kind}" for name, kind in f["tensors"].items()),
         f"known answer: {f['known_answer']['result']}",
         "claims",
@@ -65,7 +77,7 @@ def text(config: Config) -> str:
 
 
 def _signature(signature: dict[str, Any] | None) -> str:
-    """Who vouches for the model, in words."""
+    """Say who signed the model."""
     if signature is None:
         return "unsigned: nobody vouches for it"
     name = f" ({signature['name']})" if signature["name"] else ""
@@ -73,6 +85,6 @@ def _signature(signature: dict[str, Any] | None) -> str:
 
 
 def _claim(claim: dict[str, Any]) -> str:
-    """One measured figure: its name and value first, then how it was measured."""
+    """Write one measured figure: name and value, then how it was measured."""
     rest = ", ".join(f"{k} {v}" for k, v in claim.items() if k not in {"figure", "value"})
     return f"{claim.get('figure', '?')}: {claim.get('value', '?')}   ({rest})"

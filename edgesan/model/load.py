@@ -1,20 +1,21 @@
-"""The reader of the model file: bytes from outside become an `Encoder`, a `Decoder` or both (a `Model`) in one function;
-past it nobody checks. It is read once: the bytes whose signature was verified (`edgesan.model.signing`) are the bytes that run.
+"""Load a model file: bytes from outside become an `Encoder`, a `Decoder` or both (a `Model`).
 
-A model is one ordinary ONNX file:
+All checks are here. The file is read once: the bytes whose signature is verified (`edgesan.model.signing`) are the
+bytes that run. A model is one ordinary ONNX file:
 
     input  face      uint8   [N, 112, 112, 3]   RGB, aligned
     input  noise     float32 [N, Z]             standard normal; absent in a deterministic model
     input  alpha     float32 [N, 1]             the dial, within alpha_range
-    inner  code      uint8 or int8 [N, K]       K <= 128: all that the picture is painted from; named in the metadata
+    inner  code      uint8 or int8 [N, K]       K <= 128; named in the metadata; the output depends on it alone
     output sanitized uint8   [N, 112, 112, 3]   RGB
 
-and, under the key `edgesan` of its metadata, a JSON object with exactly the keys of `Metadata`. The graph is cut at the
-code (`edgesan.model.cut`): the process that sees the camera gets the encoder, the one that serves the network the decoder.
+Its metadata has a key `edgesan`: a JSON object with exactly the fields of `Metadata`. The graph is cut at the code
+(`edgesan.model.cut`). The process that sees the camera gets the encoder, and the one that serves the network the
+decoder.
 
-Refused are: what nobody who is trusted signed, anything that is no ONNX, another format, a missing or extra key, other
-tensors, external data, custom operators, randomness in the graph, a path from the face to the output around the code, costs
-without a bound, and a model that does not give its own known answer on this machine.
+Refused are: a file without a trusted signature, anything that is not ONNX, another format, a missing or extra key,
+other tensors, external data, custom operators, randomness in the graph, a path from the face to the output around the
+code, unbounded costs, and a model that does not reproduce its own known answer on this machine.
 """
 
 import hashlib
@@ -44,16 +45,16 @@ from edgesan.model.graph import check_graph
 FORMAT: Final = 2
 MOST_BYTES: Final = 64 * 2**20
 MOST_METADATA: Final = 2**18  # characters of JSON
-MOST_TEXT: Final = 500  # characters of one of its texts: they are printed, and shown on the page
+MOST_TEXT: Final = 500  # characters of one text in it: texts are printed, and shown on the page
 MOST_NOISE: Final = 4096
-MOST_MEMORY: Final = 2**30  # bytes, to prepare a session and try it
-CALL_S: Final = 5.0  # for one run of a network
+MOST_MEMORY: Final = 2**30  # bytes, to prepare a session and test it
+CALL_S: Final = 5.0  # for one call of a network
 CODE_TOLERANCE: Final = 2  # steps of 256 that a code may differ by between processors
 
 
 @dataclass(frozen=True)
 class Metadata:
-    """What the model says of itself: the JSON under its metadata key `edgesan`."""
+    """The model's description of itself: the JSON under its metadata key `edgesan`."""
 
     format: int
     code: dict[str, Any]  # "tensor": its name in the graph, "bytes": K
@@ -69,17 +70,18 @@ class Metadata:
 
     @property
     def strongest_attack(self) -> str:
-        """The best attacker among the claims, in words: what "private" is worth, as far as it was measured."""
+        """The best attacker among the claims, in words: how well the private attribute is hidden."""
         attacks = [c for c in self.claims if str(c.get("figure", "")).endswith("accuracy, sanitized") and "attack" in c]
         if not attacks:
             return "nobody has measured what this model hides"
         best = max(attacks, key=lambda claim: float(claim["value"]))
-        return f"{self.private} is still read right in {100 * float(best['value']):.1f} % by the best attacker measured ({best['attack']})"
+        right = 100 * float(best["value"])
+        return f"{self.private} is still read right in {right:.1f} % by the best attacker measured ({best['attack']})"
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What is known of a model file that may be run."""
+    """The facts about a model file that may be run."""
 
     metadata: Metadata
     noise_dimensions: int
@@ -87,22 +89,22 @@ class Verified:
     sha256: str
     parameters: int
     size_bytes: int
-    signer: signing.Signer | None  # None: nobody signed it
+    signer: signing.Signer | None  # None: it is not signed
 
     @property
     def id(self) -> int:
-        """The number that a message names the model by: the first four bytes of its SHA-256."""
+        """The number that names the model in a message: the first four bytes of its SHA-256."""
         return int(self.sha256[:8], 16)
 
 
 @dataclass(frozen=True)
 class Encoder(Verified):
-    """The half that sees faces: chips, noise and the dial to codes."""
+    """The half that sees faces: from chips, noise and alpha to codes."""
 
     _session: ort.InferenceSession
 
     def encode(self, chips: NDArray[np.uint8], noise: NDArray[np.float32], alpha: float) -> list[bytes]:
-        """The codes of faces, `code_bytes` each, with the noise in them.
+        """Return the codes of faces, `code_bytes` each, which contain the noise.
 
         Args:
             chips: uint8 [N, 112, 112, 3], RGB.
@@ -122,12 +124,12 @@ class Encoder(Verified):
 
 @dataclass(frozen=True)
 class Decoder(Verified):
-    """The half that paints: codes and the dial to sanitized chips."""
+    """The half that paints: from codes and alpha to sanitized chips."""
 
     _session: ort.InferenceSession
 
     def decode(self, codes: Sequence[bytes], alpha: float) -> NDArray[np.uint8]:
-        """Sanitized chips uint8 [N, 112, 112, 3], RGB, of codes of `code_bytes` each.
+        """Return sanitized chips, uint8 [N, 112, 112, 3] in RGB, from codes of `code_bytes` each.
 
         Raises:
             ModelError: a code has another length, onnxruntime failed, or it took longer than CALL_S.
@@ -145,13 +147,22 @@ class Decoder(Verified):
 
 @dataclass(frozen=True)
 class Model(Verified):
-    """Both halves: for one's own pictures, and for who makes and measures models."""
+    """Both halves in one process: for pictures of one's own, and to make and measure models."""
 
     encoder: Encoder
     decoder: Decoder
 
     def run(self, chips: NDArray[np.uint8], noise: NDArray[np.float32], alpha: float) -> NDArray[np.uint8]:
-        """S(x, z, alpha): sanitized chips uint8 [N, 112, 112, 3] of chips of that shape. Raises ModelError."""
+        """Return S(x, z, alpha): sanitized chips, uint8 [N, 112, 112, 3] in RGB.
+
+        Args:
+            chips: uint8 [N, 112, 112, 3], RGB.
+            noise: float32 [N, noise_dimensions].
+            alpha: within metadata.alpha_range.
+
+        Raises:
+            ModelError: onnxruntime failed, or took longer than CALL_S.
+        """
         return self.decoder.decode(self.encoder.encode(chips, noise, alpha), alpha)
 
 
@@ -162,9 +173,11 @@ def _dial(alpha: float) -> NDArray[np.float32]:
 def _run(
     model: Verified, session: ort.InferenceSession, output: str, feed: dict[str, NDArray[Any]]
 ) -> NDArray[np.uint8]:
-    """One call of a network, for one face: no network can mix two faces, nor grow with their number; and two at once would
-    be no faster (2.50 ms a face alone, 2.42 among four). A second thread ends it after CALL_S: what was proven of its work
-    knows no processor.
+    """Run a network for one face, so that it can neither mix faces nor grow with their number.
+
+    Several faces at once would be no faster (2.50 ms a face alone, 2.42 among four). A second thread ends the call
+    after
+    CALL_S: the bound on its work says nothing about the speed of the processor.
     """
     options = ort.RunOptions()
 
@@ -191,15 +204,15 @@ def load_model(
     """Read, verify and prepare a model file. The bytes that were verified are the bytes that run.
 
     Args:
-        path: the .onnx file; its signature lies beside it.
-        threads: of the network.
-        trusted_keys: public keys, as lines of text, besides the bundled one.
-        allow_unsigned: also without a signature, or with a right one of a stranger; see `signing.verify`.
+        path: the .onnx file; its signature is beside it.
+        threads: how many threads the network may use.
+        trusted_keys: public keys, as lines of text, beside the bundled one.
+        allow_unsigned: also accept a model without a signature, or with an untrusted one; see `signing.verify`.
 
     Raises:
-        SignatureError: nobody who is trusted signed the file as it is.
-        ModelError: the file is not a sanitizer that this version of edgesan may run; the message says why.
-        ConfigError: one of trusted_keys is no key.
+        SignatureError: no trusted key signed the file as it is.
+        ModelError: the file is not a model that this version of edgesan may run; the message says why.
+        ConfigError: one of trusted_keys is not a key.
     """
     content, signer = _signed(path, trusted_keys, allow_unsigned)
     return prepare(path, content, threads, signer)
@@ -208,7 +221,7 @@ def load_model(
 def load_encoder(
     path: Path, threads: int = 1, trusted_keys: Sequence[str] = (), *, allow_unsigned: bool = False
 ) -> Encoder:
-    """As `load`, but only the half that sees faces."""
+    """Load only the half that sees faces; otherwise as `load_model`."""
     content, signer = _signed(path, trusted_keys, allow_unsigned)
     facts, halves = verify(path, content, signer)
     with _little_memory():
@@ -218,7 +231,7 @@ def load_encoder(
 def load_decoder(
     path: Path, threads: int = 1, trusted_keys: Sequence[str] = (), *, allow_unsigned: bool = False
 ) -> Decoder:
-    """As `load`, but only the half that paints."""
+    """Load only the half that paints; otherwise as `load_model`."""
     content, signer = _signed(path, trusted_keys, allow_unsigned)
     facts, halves = verify(path, content, signer)
     with _little_memory():
@@ -226,10 +239,10 @@ def load_decoder(
 
 
 def prepare(path: Path, content: bytes, threads: int = 1, signer: signing.Signer | None = None) -> Model:
-    """The model that these bytes are, whoever made them: for those who make models. Others use `load`.
+    """Prepare a model from its bytes without checking a signature: for makers of models. Others use `load_model`.
 
     Raises:
-        ModelError: they are not a sanitizer that this version of edgesan may run; `path` is for the message.
+        ModelError: the bytes are not a model that this version of edgesan may run; `path` is for the message.
     """
     facts, halves = verify(path, content, signer)
     with _little_memory():
@@ -238,11 +251,12 @@ def prepare(path: Path, content: bytes, threads: int = 1, signer: signing.Signer
             encoder=_encoder(path, facts, halves, threads),
             decoder=_decoder(path, facts, halves, threads),
         )
-        chips, noise, alpha, samples, tolerance, _ = known_answer(path, model)
-        _compare(path, "the two halves in turn", model.run(chips, noise, alpha), samples, tolerance)
+        known = known_answer(path, model)
+        _compare(path, "the two halves in turn", model.run(known.chips, known.noise, known.alpha), known)
         whole = _session(path, content, threads)
-        feed: dict[str, NDArray[Any]] = {"face": chips, "noise": noise, "alpha": np.repeat(_dial(alpha), len(chips), 0)}
-        _compare(path, "the whole, all faces at once", _run(model, whole, "sanitized", feed), samples, tolerance)
+        dial = np.repeat(_dial(known.alpha), len(known.chips), 0)
+        feed: dict[str, NDArray[Any]] = {"face": known.chips, "noise": known.noise, "alpha": dial}
+        _compare(path, "the whole graph, all faces at once", _run(model, whole, "sanitized", feed), known)
     return model
 
 
@@ -253,10 +267,10 @@ def _signed(path: Path, trusted_keys: Sequence[str], allow_unsigned: bool) -> tu
 
 
 def verify(path: Path, content: bytes, signer: signing.Signer | None = None) -> tuple[Verified, Halves]:
-    """What a file's bytes are, and the two halves of its graph: all that is proven before onnxruntime sees them.
+    """Do all checks that come before ONNX Runtime sees the bytes; return the facts and the two halves of the graph.
 
     Raises:
-        ModelError: they are not a sanitizer; `path` is for the message.
+        ModelError: the bytes are not a model; `path` is for the message.
     """
     proto, texts = _parse(path, content)
     noise_dimensions, metadata = _check_tensors(path, proto.graph), _metadata(path, texts)
@@ -269,7 +283,7 @@ def verify(path: Path, content: bytes, signer: signing.Signer | None = None) -> 
 
 @contextmanager
 def _little_memory() -> Iterator[None]:
-    """The kernel refuses more than MOST_MEMORY beyond what there is, also where the bound of `edgesan.model.cut` were wrong."""
+    """Have the kernel refuse more than MOST_MEMORY, in case that the bound of `edgesan.model.cut` is wrong."""
     used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     most = used + MOST_MEMORY
@@ -288,11 +302,11 @@ def _session(path: Path, content: bytes, threads: int) -> ort.InferenceSession:
 
 
 def _encoder(path: Path, facts: Verified, halves: Halves, threads: int) -> Encoder:
-    """A session of the first half that gives the known codes."""
+    """Make a session of the first half, and check that it reproduces the known codes."""
     encoder = Encoder(**vars(facts), _session=_session(path, halves.encoder.SerializeToString(), threads))
-    chips, noise, alpha, _, _, codes = known_answer(path, facts)
-    given = np.frombuffer(b"".join(encoder.encode(chips, noise, alpha)), np.uint8)
-    wanted = np.frombuffer(b"".join(codes), np.uint8)
+    known = known_answer(path, facts)
+    given = np.frombuffer(b"".join(encoder.encode(known.chips, known.noise, known.alpha)), np.uint8)
+    wanted = np.frombuffer(b"".join(known.codes), np.uint8)
     kind = np.int8 if halves.code_type == onnx.TensorProto.INT8 else np.uint8
     worst = int(np.abs(given.view(kind).astype(int) - wanted.view(kind)).max())
     if worst > CODE_TOLERANCE:
@@ -301,18 +315,18 @@ def _encoder(path: Path, facts: Verified, halves: Halves, threads: int) -> Encod
 
 
 def _decoder(path: Path, facts: Verified, halves: Halves, threads: int) -> Decoder:
-    """A session of the second half that paints the known answer from the known codes."""
+    """Make a session of the second half, and check that it paints the known answer from the known codes."""
     decoder = Decoder(**vars(facts), _session=_session(path, halves.decoder.SerializeToString(), threads))
-    _, _, alpha, samples, tolerance, codes = known_answer(path, facts)
-    _compare(path, "the decoder", decoder.decode(codes, alpha), samples, tolerance)
+    known = known_answer(path, facts)
+    _compare(path, "the decoder", decoder.decode(known.codes, known.alpha), known)
     return decoder
 
 
 def read(path: Path) -> bytes:
-    """The bytes of a model file, read once.
+    """Read a model file.
 
     Raises:
-        ModelError: it cannot be read, or is empty or far too large.
+        ModelError: it cannot be read, is empty, or is far too large.
     """
     try:
         size = path.stat().st_size
@@ -324,17 +338,17 @@ def read(path: Path) -> bytes:
 
 
 def _parse(path: Path, content: bytes) -> tuple[onnx.ModelProto, dict[str, str]]:
-    """The model and its metadata texts, once it is known to be plain ONNX that carries all of itself."""
+    """Return the graph and its metadata texts, once it is known to be one plain ONNX graph."""
     try:
         proto = onnx.load_model_from_string(content)
     except DecodeError as error:
-        raise ModelError(f"{path} is no ONNX file, or a damaged one; get it again from where it came") from error
+        raise ModelError(f"{path} is not an ONNX file, or a damaged one; download it again") from error
     check_graph(path, proto)
     return proto, {entry.key: entry.value for entry in proto.metadata_props}
 
 
 def _check_tensors(path: Path, graph: onnx.GraphProto) -> int:
-    """Refuse other tensors than the contract's; the noise's dimensions, 0 if there is none."""
+    """Refuse other inputs and outputs than a model's; return the dimensions of the noise, 0 if there is none."""
     tensors = {v.name: _describe(v) for v in graph.input}
     outputs = {v.name: _describe(v) for v in graph.output}
     if tensors.keys() - {"noise"} != {"face", "alpha"}:
@@ -361,27 +375,42 @@ def _check_tensors(path: Path, graph: onnx.GraphProto) -> int:
 
 
 def _describe(value: onnx.ValueInfoProto) -> tuple[int, tuple[int | None, ...]]:
-    """Element type and shape of a graph's input or output; None is a free dimension."""
+    """Return the element type and shape of an input or output; None is a free dimension."""
     tensor = value.type.tensor_type
     return tensor.elem_type, tuple(d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim)
 
 
 def _spell(kind: int, shape: tuple[int | None, ...]) -> str:
-    """An element type and a shape for people."""
+    """Write an element type and a shape for people."""
     names = {number: name for name, number in onnx.TensorProto.DataType.items()}
     return f"{names.get(kind, 'of no known type')} [{', '.join('N' if d is None else str(d) for d in shape)}]"
 
 
+KINDS: Final[dict[str, Any]] = {
+    "code": dict,
+    "name": str,
+    "version": int,
+    "alpha_range": list,
+    "alpha_default": (int, float),
+    "private": str,
+    "utility": str,
+    "claims": list,
+    "known_answer": dict,
+    "provenance": dict,
+}
+"""The JSON types of the fields of `Metadata`, except `format`."""
+
+
 def _metadata(path: Path, texts: dict[str, str]) -> Metadata:
-    """The verified metadata.
+    """Return the checked metadata.
 
     Raises:
-        ModelError: no metadata, another format, a missing or extra key, or a value of the wrong kind.
+        ModelError: there is no metadata, it has another format or a missing or extra key, or a value is wrong.
     """
     if "edgesan" not in texts:
         raise ModelError(f"{path} is not a sanitizer: it has no `edgesan` metadata; make one with export.compile")
     if len(texts["edgesan"]) > MOST_METADATA:
-        raise ModelError(f"{path}: its metadata has more than {MOST_METADATA:,} characters; leave something out")
+        raise ModelError(f"{path}: its metadata has more than {MOST_METADATA:,} characters; shorten it")
     try:
         table = json.loads(texts["edgesan"], object_pairs_hook=_once)
     except (ValueError, RecursionError) as error:
@@ -390,30 +419,33 @@ def _metadata(path: Path, texts: dict[str, str]) -> Metadata:
     if not isinstance(table, dict) or table.get("format") != FORMAT:
         given = table.get("format") if isinstance(table, dict) else None
         raise ModelError(
-            f"{path} has the format {given!r}; this edgesan reads format {FORMAT}: lay it out anew (python -m export.compile"
-            f" {path.name} --out NEW), or update edgesan"
+            f"{path} has the format {given!r}; this edgesan reads format {FORMAT}: lay it out anew"
+            f" (python -m export.compile {path.name} --out NEW), or update edgesan"
         )
     names = {f.name for f in fields(Metadata)}
     if table.keys() != names:
         missing, extra = sorted(names - table.keys()), sorted(table.keys() - names)
         raise ModelError(f"{path}: its metadata lacks {missing} and has the unknown {extra}")
-    kinds: dict[str, Any] = {
-        "code": dict, "name": str, "version": int, "alpha_range": list, "alpha_default": (int, float), "private": str, "utility": str,
-        "claims": list, "known_answer": dict, "provenance": dict,
-    }  # fmt: skip
-    for key, kind in kinds.items():
+    for key, kind in KINDS.items():
         if not isinstance(table[key], kind) or isinstance(table[key], bool):
             raise ModelError(f"{path}: the metadata's {key} is {table[key]!r}, which is of the wrong type")
-    for key in ("name", "private", "utility"):  # they are printed, and the name is kept by `edgesan.model.rollback`
+    _check_metadata(path, table)
+    low, high = table["alpha_range"]
+    return Metadata(**(table | {"alpha_range": (float(low), float(high))}))
+
+
+def _check_metadata(path: Path, table: dict[str, Any]) -> None:
+    """Check the values of a table that has the right keys and types. Raises ModelError."""
+    for key in ("name", "private", "utility"):  # they are printed, and `edgesan.model.rollback` records the name
         if not table[key] or not table[key].isprintable():
             raise ModelError(
-                f"{path}: the metadata's {key} is {table[key]!r}: expected words, without control characters"
+                f"{path}: the metadata's {key} is {table[key]!r}: expected text without control characters"
             )
-    span = table["alpha_range"]
+    span, default = table["alpha_range"], table["alpha_default"]
     numbers = len(span) == 2 and all(isinstance(a, int | float) and not isinstance(a, bool) for a in span)
-    if not numbers or not 0 <= span[0] <= table["alpha_default"] <= span[1] <= 1:
+    if not numbers or not 0 <= span[0] <= default <= span[1] <= 1:
         raise ModelError(
-            f"{path}: alpha_range is {span} and alpha_default {table['alpha_default']}; expected 0 <= low <= default <= high <= 1"
+            f"{path}: alpha_range is {span} and alpha_default {default}; expected 0 <= low <= default <= high <= 1"
         )
     if table["version"] < 1:
         raise ModelError(f"{path}: the metadata's version is {table['version']}; expected a whole number from 1")
@@ -424,18 +456,17 @@ def _metadata(path: Path, texts: dict[str, str]) -> Metadata:
         raise ModelError(
             f'{path}: the metadata\'s code is {code}; expected {{"tensor": its name, "bytes": 1..{MOST_CODE}}}'
         )
-    return Metadata(**(table | {"alpha_range": (float(span[0]), float(span[1]))}))
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON whose keys are all different: readers differ about which of two counts."""
+    """Make a JSON object, and refuse a key that comes twice: programs differ about which of the two counts."""
     if len(dict(pairs)) < len(pairs):
         raise ValueError(f"a key is named twice among {[key for key, _ in pairs][:20]}")
     return dict(pairs)
 
 
 def _check_values(path: Path, table: Any) -> None:
-    """Refuse texts that would steer a terminal or fill a page, and numbers that are none."""
+    """Refuse texts that could control a terminal or fill a page, and numbers that are not finite."""
     values = [table]
     while values:
         value = values.pop()
@@ -445,12 +476,12 @@ def _check_values(path: Path, table: Any) -> None:
             values += value
         elif isinstance(value, str) and not (value.isprintable() and len(value) <= MOST_TEXT):
             raise ModelError(f"{path}: its metadata holds {value[:40]!r}: at most {MOST_TEXT} printable characters")
-        elif isinstance(value, int | float) and not abs(value) < 2**53:  # so NaN too
+        elif isinstance(value, int | float) and not abs(value) < 2**53:  # refuses NaN, too
             raise ModelError(f"{path}: its metadata holds a number that is infinite, or larger than 2^53")
 
 
 def known_inputs(count: int, noise_dimensions: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """The inputs of the known answer, by rule "waves-1": chips [count, 112, 112, 3] and noise [count, Z].
+    """Return the inputs of the known answer by the rule "waves-1": chips [count, 112, 112, 3] and noise [count, Z].
 
     face[n, y, x, c] = (3 y + 5 x + 40 c + 60 n + y x div 32) mod 256; noise[n, i] = 1.5 sin(i + 1 + n).
     """
@@ -460,10 +491,20 @@ def known_inputs(count: int, noise_dimensions: int) -> tuple[NDArray[np.uint8], 
     return chips, (1.5 * np.sin(columns + 1.0 + rows)).astype(np.float32)
 
 
-def known_answer(
-    path: Path, model: Verified
-) -> tuple[NDArray[np.uint8], NDArray[np.float32], float, NDArray[np.int64], int, list[bytes]]:
-    """The known inputs (chips, noise, alpha); samples [n, 5] of the output (index and value) and their tolerance; the codes.
+@dataclass(frozen=True)
+class KnownAnswer:
+    """The inputs that everybody can make, and what the model made of them on its maker's machine."""
+
+    chips: NDArray[np.uint8]  # [N, 112, 112, 3]
+    noise: NDArray[np.float32]  # [N, Z]
+    alpha: float
+    samples: NDArray[np.int64]  # [n, 5]: index into the output [N, 112, 112, 3], and the value there
+    tolerance: int  # levels of 256 by which a sample may differ
+    codes: list[bytes]  # one for each chip
+
+
+def known_answer(path: Path, model: Verified) -> KnownAnswer:
+    """Read the known answer from the metadata.
 
     Raises:
         ModelError: it is missing or malformed.
@@ -476,37 +517,34 @@ def known_answer(
         codes = [bytes.fromhex(text) for text in answer["codes"]]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ModelError(f"{path}: its known answer lacks or garbles {error}; export it again") from error
-    within = (CHIP, CHIP, 3, 256)
-    if (
-        rule != "waves-1" or not 1 <= count <= 4 or not 0 <= alpha <= 1 or not 0 <= tolerance <= 8
-        or samples.ndim != 2 or samples.shape[1] != 5 or len(samples) < 16
-        or (samples < 0).any() or (samples >= (count, *within)).any()
-        or [len(code) for code in codes] != [model.code_bytes] * count
-    ):  # fmt: skip
+    in_range = rule == "waves-1" and 1 <= count <= 4 and 0 <= alpha <= 1 and 0 <= tolerance <= 8
+    sampled = samples.ndim == 2 and samples.shape[1] == 5 and len(samples) >= 16
+    inside = sampled and bool((samples >= 0).all() and (samples < (count, CHIP, CHIP, 3, 256)).all())
+    if not in_range or not inside or [len(code) for code in codes] != [model.code_bytes] * count:
         raise ModelError(
-            f"{path}: its known answer is not one of the rule waves-1 with at least 16 samples and a code of"
-            f" {model.code_bytes} bytes for each chip"
+            f"{path}: its known answer does not follow the rule waves-1, with at least 16 samples and a code of"
+            f" {model.code_bytes} bytes for each chip; export it again"
         )
-    return *known_inputs(count, model.noise_dimensions), alpha, samples, tolerance, codes
+    return KnownAnswer(*known_inputs(count, model.noise_dimensions), alpha, samples, tolerance, codes)
 
 
-def _compare(path: Path, what: str, output: NDArray[Any], samples: NDArray[np.int64], tolerance: int) -> None:
-    """Compare an output with what the model's maker saw.
+def _compare(path: Path, what: str, output: NDArray[Any], known: KnownAnswer) -> None:
+    """Compare an output with the samples that the model's maker recorded.
 
     Raises:
-        ModelError: the answer is another one: the file or this machine's arithmetic is wrong.
+        ModelError: they differ: the file or this machine's arithmetic is wrong.
     """
-    count = int(samples[:, 0].max()) + 1
+    count = int(known.samples[:, 0].max()) + 1
     if output.dtype != np.uint8 or output.ndim != 4 or len(output) < count or output.shape[1:] != (CHIP, CHIP, 3):
-        raise ModelError(f"{path} gave {output.dtype} {output.shape}, not uint8 [N, {CHIP}, {CHIP}, 3]")
-    at = tuple(samples[:, :4].T)
-    worst = int(np.abs(output[at].astype(np.int64) - samples[:, 4]).max())
-    if worst > tolerance:
-        raise _wrong(path, what, f"{worst} levels", tolerance)
+        raise ModelError(f"the output of {path} is {output.dtype} {output.shape}, not uint8 [N, {CHIP}, {CHIP}, 3]")
+    at = tuple(known.samples[:, :4].T)
+    worst = int(np.abs(output[at].astype(np.int64) - known.samples[:, 4]).max())
+    if worst > known.tolerance:
+        raise _wrong(path, what, f"{worst} levels", known.tolerance)
 
 
 def _wrong(path: Path, what: str, off: str, tolerance: int) -> ModelError:
     return ModelError(
-        f"{path} gives a wrong known answer on this machine ({what}): off by {off}, {tolerance} allowed; the file is damaged,"
-        " or this processor computes int8 differently: do not use it here"
+        f"{path} gives a wrong known answer on this machine ({what}): off by {off}, {tolerance} allowed; the file is"
+        " damaged, or this processor computes int8 differently: do not use it here"
     )

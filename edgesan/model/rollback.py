@@ -1,9 +1,9 @@
-"""No way back: the highest version of each model that ever ran here, kept over restarts; an older one is refused.
+"""Protection against rollback: a record of the highest version of each model that ran here; older ones are refused.
 
-An older model is rightly signed, and may be known to leak: bringing it back is an attack that a signature does not
-stop. The record is `versions.json` in the state folder, `{"model name": version}`. Whoever may write there may lower it:
-that is how an owner goes back on purpose. Root takes a trial back there as the folder's owner, the sanitize unit's user,
-whose links it must not follow.
+An older model has a valid signature, and may be known to leak: bringing it back is an attack that a signature does not
+stop. The record is `versions.json` in the state folder, `{"model name": version}`. Users who may write there may lower
+it: that is how an owner goes back on purpose. After a trial that failed, root lowers it as the folder's owner, the user
+of the sanitize unit, because root must not follow links of that user.
 """
 
 import fcntl
@@ -20,7 +20,7 @@ MOST_BYTES: Final = 1_000_000  # of the record
 
 
 def state_folder(chosen: Path | None, environment: Mapping[str, str]) -> Path:
-    """Where edgesan keeps what it must remember: the one chosen, systemd's (STATE_DIRECTORY), or XDG's.
+    """Return the folder of the record: the chosen one, systemd's (STATE_DIRECTORY), or XDG's.
 
     Raises:
         RollbackError: none is chosen, and this user has no home.
@@ -30,23 +30,23 @@ def state_folder(chosen: Path | None, environment: Mapping[str, str]) -> Path:
     if systemd := environment.get("STATE_DIRECTORY"):
         return Path(systemd.split(":")[0])  # systemd.exec(5): several are joined by colons
     xdg = Path(environment.get("XDG_STATE_HOME", ""))
-    if xdg.is_absolute():  # the XDG Base Directory Specification has relative ones ignored
+    if xdg.is_absolute():  # the XDG Base Directory Specification says to ignore relative paths
         return xdg / "edgesan"
     try:
         return Path.home() / ".local" / "state" / "edgesan"
     except RuntimeError as error:
         raise RollbackError(
-            f"there is no place for what edgesan must remember ({error}): name one, --state-dir"
+            f"there is no folder for the record of model versions ({error}): name one with --state-dir"
         ) from error
 
 
 def record(folder: Path) -> Path:
-    """The file of the record."""
+    """Return the file of the record."""
     return folder / "versions.json"
 
 
 def check(folder: Path, name: str, version: int) -> bool:
-    """Refuse a version below the highest that ran; whether it is above, and must be remembered when it runs.
+    """Refuse a version below the highest that ran, and return whether it is above, and so must be recorded.
 
     Raises:
         RollbackError: it is older, or the record cannot be read.
@@ -62,7 +62,7 @@ def check(folder: Path, name: str, version: int) -> bool:
 
 
 def remember(folder: Path, name: str, version: int) -> None:
-    """Check a version as `check` does, and remember it if it is the highest. Nothing is written where it is not.
+    """Check a version as `check` does, and record it if it is higher. Otherwise nothing is written.
 
     Raises:
         RollbackError: it is older, or the record cannot be read or written.
@@ -73,7 +73,7 @@ def remember(folder: Path, name: str, version: int) -> None:
         disk.as_owner(folder, lambda: _remember(folder, name, version))
     except OSError as error:
         raise RollbackError(
-            f"cannot remember in {record(folder)} that {name} version {version} runs: {error.strerror}; name a folder"
+            f"cannot record in {record(folder)} that {name} version {version} runs: {error.strerror}; name a folder"
             " that may be written to (--state-dir), or give up the protection against older models (--allow-rollback)"
         ) from error
 
@@ -81,17 +81,17 @@ def remember(folder: Path, name: str, version: int) -> None:
 def _remember(folder: Path, name: str, version: int) -> None:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with _locked(folder):
-        if check(folder, name, version):  # again: another run may have been faster
+        if check(folder, name, version):  # again: another run may have recorded a higher one
             _write(folder, _read(record(folder)) | {name: version})
 
 
 def remembered(folder: Path, name: str) -> int | None:
-    """The highest version that ran; None where none did. Raises RollbackError."""
+    """Return the highest version that ran, or None. Raises RollbackError."""
     return _read(record(folder)).get(name)
 
 
 def forget(folder: Path, name: str, before: int | None) -> None:
-    """Take back what a version has raised that did not stand its trial: the record is as it was before.
+    """Restore the record of a model after a trial that failed: `before` is the version of before.
 
     Raises:
         RollbackError: it cannot be read or written.
@@ -115,7 +115,7 @@ def _write(folder: Path, table: dict[str, int]) -> None:
 
 
 def _read(path: Path) -> dict[str, int]:
-    """The record; empty where nothing ever ran.
+    """Read the record; it is empty if nothing ever ran.
 
     Raises:
         RollbackError: it cannot be read, or is not what was written.
@@ -126,7 +126,7 @@ def _read(path: Path) -> dict[str, int]:
         return {}
     except OSError as error:
         raise RollbackError(
-            f"cannot read which versions have run, {path}: {error.strerror}; make it readable, or name another"
+            f"cannot read the record of model versions, {path}: {error.strerror}; make it readable, or name another"
             " folder with --state-dir"
         ) from error
     except (ValueError, RecursionError) as error:
@@ -138,14 +138,14 @@ def _read(path: Path) -> dict[str, int]:
 
 def _corrupt(path: Path) -> RollbackError:
     return RollbackError(
-        f"{path} is damaged: expected JSON, each model's name with the highest version that ran; repair it, or remove it"
-        " if you are sure that no older model has been put in place"
+        f"{path} is damaged: expected JSON, each model's name with the highest version that ran; repair it, or remove"
+        " it if you are sure that no older model has been put in place"
     )
 
 
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """One writer at a time: the record only ever rises (flock(2); the kernel frees it with the process)."""
+    """Let one process write at a time (flock(2); the kernel unlocks when the process ends)."""
     with disk.opened(folder) as descriptor:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

@@ -2,12 +2,12 @@
 
 A signature file is two lines of text, and nothing else:
 
-    ssh-ed25519 AAAA...      the public key of who signed
+    ssh-ed25519 AAAA...      the public key of the signer
     base64                   64 bytes, Ed25519 (RFC 8032) over the bytes of the model file
 
-The first line only says whom to look up: what is trusted is decided by the keys that edgesan brings along
-(`models/edgesan.pub`) and by `trusted_keys` in the configuration. Keys are OpenSSH's own files, so `ssh-keygen -lf`
-prints the same fingerprints, and `ssh-keygen -t ed25519` makes keys as good as those of `edgesan keys new`.
+The first line only names the key. Trusted are the key that comes with edgesan (`models/edgesan.pub`) and `trusted_keys`
+in the configuration. Keys are files in OpenSSH's format: `ssh-keygen -lf` prints the same fingerprints, and `ssh-keygen
+-t ed25519` makes keys that are as good as those of `edgesan keys new`.
 """
 
 import base64
@@ -43,14 +43,14 @@ MOST_FILE_BYTES: Final = 4096  # of a key or signature file: both are far smalle
 
 @dataclass(frozen=True)
 class Key:
-    """A public key. Its name is what somebody wrote behind it, and no part of it."""
+    """A public key. Its name is a comment behind it, and not part of the key."""
 
     raw: bytes
     name: str = field(default="", compare=False)
 
     @property
     def fingerprint(self) -> str:
-        """As `ssh-keygen -l` prints it."""
+        """The fingerprint, as `ssh-keygen -l` prints it."""
         return "SHA256:" + base64.b64encode(hashlib.sha256(WIRE_HEAD + self.raw).digest()).decode().rstrip("=")
 
     @property
@@ -64,7 +64,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Signer:
-    """Whose valid signature a model carries, and whether that key is trusted here."""
+    """The key of a valid signature, and whether it is trusted here."""
 
     key: Key
     trusted: bool
@@ -74,42 +74,42 @@ class Signer:
 
 
 def parse_key(line: str) -> Key:
-    """A public key from its line of text, `ssh-ed25519 AAAA... name`.
+    """Parse a public key from its line of text, `ssh-ed25519 AAAA... name`.
 
     Raises:
-        ValueError: it is no such line.
+        ValueError: the line has another form.
     """
     kind, _, rest = line.strip().partition(" ")
     encoded, _, name = rest.partition(" ")
     wire = base64.b64decode(encoded, validate=True)
     if kind != KIND or not wire.startswith(WIRE_HEAD) or len(wire) != len(WIRE_HEAD) + KEY_BYTES:
-        raise ValueError(f"no {KIND} key")
+        raise ValueError(f"it is not an {KIND} key")
     if not name.isprintable():
         raise ValueError("its name holds control characters")
     return Key(wire[len(WIRE_HEAD) :], name.strip())
 
 
 def bundled() -> list[Key]:
-    """The keys that come with edgesan, one a line.
+    """Read the keys that come with edgesan, one on each line.
 
     Raises:
-        SignatureError: their file is gone or damaged.
+        SignatureError: their file is missing or damaged.
     """
     try:
         return [parse_key(line) for line in BUNDLED_KEY.read_text(encoding="ascii").splitlines()]
     except OSError as error:
         raise SignatureError(
-            f"cannot read edgesan's own key {BUNDLED_KEY}: {error.strerror}; install it again"
+            f"cannot read edgesan's own key {BUNDLED_KEY}: {error.strerror}; install edgesan again"
         ) from error
     except ValueError as error:
-        raise SignatureError(f"edgesan's own key {BUNDLED_KEY} is damaged ({error}); install it again") from error
+        raise SignatureError(f"edgesan's own key {BUNDLED_KEY} is damaged ({error}); install edgesan again") from error
 
 
 def configured(lines: Iterable[str]) -> list[Key]:
-    """The keys of the configuration's `trusted_keys`.
+    """Parse the keys of the configuration's `trusted_keys`.
 
     Raises:
-        ConfigError: one of them is no public key.
+        ConfigError: one of them is not a public key.
     """
     keys = []
     for line in lines:
@@ -117,28 +117,33 @@ def configured(lines: Iterable[str]) -> list[Key]:
             keys.append(parse_key(line))
         except ValueError as error:
             raise ConfigError(
-                f"trusted_keys holds {line[:24]!r}, which is no public key ({error}): write the line of a .pub file,"
+                f"trusted_keys holds {line[:24]!r}, which is not a public key ({error}): write the line of a .pub file,"
                 f" {KIND} AAAA... name; `edgesan keys new` makes one"
             ) from error
     return keys
 
 
 def signature_path(model: Path) -> Path:
-    """Where the signature of a model lies: beside it."""
+    """Return the path of a model's signature: beside the model."""
     return model.with_name(f"{model.name}.sig")
 
 
 def read(signature: Path) -> bytes:
-    """What is in a signature file, or too much to be one. Raises OSError."""
+    """Read a signature file; of a file that is too large to be one, only the beginning. Raises OSError."""
     with signature.open("rb") as file:
         return file.read(MOST_FILE_BYTES + 1)
 
 
 def verify(model: Path, content: bytes, trusted: list[Key], *, allow_unsigned: bool) -> Signer | None:
-    """Who signed these bytes of a model file; None if nobody did, which is refused unless that is allowed.
+    """Verify the signature of a model file, and return its signer; None if there is no signature.
 
-    `allow_unsigned` accepts that nobody signed, or that a stranger did. A signature file that is there and is not a
-    right signature of these bytes is damage or deceit, whatever is allowed.
+    A signature file that does not match these bytes means damage or an attack: it is always refused.
+
+    Args:
+        model: the model file; its signature is beside it.
+        content: the bytes of the model file.
+        trusted: the keys whose models may run.
+        allow_unsigned: also accept no signature, or a valid one by an untrusted key.
 
     Raises:
         SignatureError: the signature is missing, unreadable, malformed, over other bytes, or by an untrusted key.
@@ -150,7 +155,7 @@ def verify(model: Path, content: bytes, trusted: list[Key], *, allow_unsigned: b
         if allow_unsigned:
             return None
         raise SignatureError(
-            f"{model} is not signed: there is no {path}; get it from where the model came, sign the model yourself"
+            f"{model} is not signed: there is no {path}; download the signature, too, sign the model yourself"
             " (`edgesan sign`), or run it unsigned with --allow-unsigned"
         ) from error
     except OSError as error:
@@ -159,15 +164,15 @@ def verify(model: Path, content: bytes, trusted: list[Key], *, allow_unsigned: b
         signer, signature = _parse(text)
     except ValueError as error:
         raise SignatureError(
-            f"{path} is no signature ({error}): expected a line with the key and a line with the signature;"
-            " get it again from where the model came, or sign the model again"
+            f"{path} is not a signature ({error}): expected a line with the key and a line with the signature;"
+            " download it again, or sign the model again"
         ) from error
     try:
         Ed25519PublicKey.from_public_bytes(signer.raw).verify(signature, content)
     except InvalidSignature as error:
         raise SignatureError(
             f"{model} is not what {signer.fingerprint} signed: {path} is over other bytes, so one of the two was"
-            " changed or is damaged; get both again from where they came, or sign the model again"
+            " changed or is damaged; download both again, or sign the model again"
         ) from error
     for key in trusted:
         if key == signer:
@@ -176,16 +181,16 @@ def verify(model: Path, content: bytes, trusted: list[Key], *, allow_unsigned: b
         return Signer(signer, trusted=False)
     raise SignatureError(
         f"{model} is signed by the untrusted key {signer.fingerprint}; trusted are"
-        f" {', '.join(map(str, trusted)) or 'none'}: if you know that this key is its maker's, add its line"
-        f" to trusted_keys: {signer.line!r}"
+        f" {', '.join(map(str, trusted)) or 'none'}: if you know that this is the key of the model's maker, add its"
+        f" line to trusted_keys: {signer.line!r}"
     )
 
 
 def _parse(text: bytes) -> tuple[Key, bytes]:
-    """The signer and the signature of a signature file, which has one right spelling only.
+    """Return the signer and the signature of a signature file, which has exactly one valid spelling.
 
     Raises:
-        ValueError: it is not of the form.
+        ValueError: the file has another form.
     """
     lines = text.decode("ascii").split("\n")
     if len(lines) != 3:
@@ -194,7 +199,7 @@ def _parse(text: bytes) -> tuple[Key, bytes]:
     if len(signature) != SIGNATURE_BYTES:
         raise ValueError(f"it holds {len(signature)} bytes, not {SIGNATURE_BYTES}")
     if text != _format(signer, signature):
-        raise ValueError("something is beside the key and the signature")
+        raise ValueError("it holds more than the key and the signature")
     return signer, signature
 
 
@@ -203,30 +208,32 @@ def _format(signer: Key, signature: bytes) -> bytes:
 
 
 def sign(model: Path, content: bytes, private: Ed25519PrivateKey) -> Path:
-    """Sign these bytes of a model file; where the signature was put, entirely or not at all.
+    """Sign the bytes of a model file, and return the path of the signature, which is written entirely or not at all.
 
     Raises:
-        SinkError: the place beside the model cannot be written.
+        SinkError: the folder of the model cannot be written.
     """
     path = signature_path(model)
     try:
         disk.write_whole(path, _format(public_half(private), private.sign(content)))
     except OSError as error:
-        raise SinkError(f"cannot write {path}: {error.strerror}; put the model where you may write") from error
+        raise SinkError(
+            f"cannot write {path}: {error.strerror}; put the model in a folder that you may write to"
+        ) from error
     return path
 
 
 def public_half(private: Ed25519PrivateKey, name: str = "") -> Key:
-    """The public key of a private one."""
+    """Return the public key of a private one."""
     return Key(private.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw), name)
 
 
 def new_key(path: Path) -> Key:
-    """Make a key pair: the private half at `path`, for its owner's eyes only (mode 0600), the public one at `path`.pub.
+    """Make a key pair: the private key at `path`, readable by its owner only (mode 0600), the public key at `path`.pub.
 
     Raises:
         ConfigError: one of the files exists; a key is never overwritten.
-        SinkError: the place cannot be written.
+        SinkError: the folder cannot be written.
     """
     private = Ed25519PrivateKey.generate()
     key = public_half(private, path.name)
@@ -244,15 +251,15 @@ def new_key(path: Path) -> Key:
 
 
 def public_path(private: Path) -> Path:
-    """Where `new_key` puts the public half: beside the private one."""
+    """Return where `new_key` puts the public key: beside the private one."""
     return private.with_name(f"{private.name}.pub")
 
 
 def private_key(path: Path) -> Ed25519PrivateKey:
-    """A private key from its file: OpenSSH's form, Ed25519, without a passphrase, readable by its owner only.
+    """Read a private key: Ed25519 in OpenSSH's format, without a passphrase, readable by its owner only.
 
     Raises:
-        ConfigError: it is not such a file.
+        ConfigError: the file is not such a key.
     """
     try:
         with path.open("rb") as file:
@@ -267,9 +274,9 @@ def private_key(path: Path) -> Ed25519PrivateKey:
     try:
         key = load_ssh_private_key(text, None)
     except TypeError as error:
-        raise ConfigError(f"{path} is locked with a passphrase: give a key without one") from error
+        raise ConfigError(f"{path} is locked with a passphrase: use a key without one") from error
     except (ValueError, UnsupportedAlgorithm) as error:
-        raise ConfigError(f"{path} is no private key of OpenSSH's form: `edgesan keys new` makes one") from error
+        raise ConfigError(f"{path} is not a private key in OpenSSH's format: `edgesan keys new` makes one") from error
     if not isinstance(key, Ed25519PrivateKey):
-        raise ConfigError(f"{path} is no Ed25519 key, but of another kind: `edgesan keys new` makes one")
+        raise ConfigError(f"{path} is not an Ed25519 key: `edgesan keys new` makes one")
     return key

@@ -249,4 +249,6 @@ class Transmitter:
             "refused": refused,
         }
         fresh = time.monotonic_ns() - self._newest_ns <= FRESH_NS
-        return status.report(self._config, self._decoder, self._status, self._claims, self._metrics, wall, fresh=fresh)
+        own = self._metrics.summary(time.monotonic_ns())
+        transmission = status.Transmission(self._claims, own, wall, fresh)
+        return status.report(self._config, self._decoder, self._status, transmission)

@@ -121,9 +121,7 @@ class FineTuned(nn.Module):
         return logits
 
 
-def fit(  # noqa: PLR0913 - what a training is
-    net: nn.Module, data: AttackData, *, epochs: int, seed: int, rate: float, name: str
-) -> Scorer:
+def fit(net: nn.Module, data: AttackData, *, epochs: int, seed: int, rate: float, name: str) -> Scorer:
     """Train `net` (pictures to logits [N, 2]), and return it as a scorer.
 
     Pictures are mirrored and shifted by up to four pixels while it learns; `Linear` sees them as they are.

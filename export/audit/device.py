@@ -114,7 +114,7 @@ def composed(model: Model, chips: Chips, alpha: float) -> Iterator[Output]:
     for chip in tqdm(chips, desc="frames", leave=False):
         margins = (MARGIN, MARGIN, MARGIN, MARGIN)
         picture = cv2.copyMakeBorder(np.ascontiguousarray(chip[..., ::-1]), *margins, cv2.BORDER_REPLICATE)
-        sanitizer = sanitize.FrameSanitizer(model.encoder, detector, sanitize.Settings(), alpha, 0, entropy)
+        sanitizer = sanitize.FrameSanitizer(model.encoder, detector, sanitize.Settings(alpha=alpha, hold_ns=0), entropy)
         renderer = render.Renderer(model.decoder)
         frame = leave(sanitizer, renderer, np.asarray(picture, np.uint8), 1, time.monotonic_ns())
         yield Output(decode(encode(frame)), sanitizer.tracker.tracks, detector)

@@ -67,7 +67,7 @@ def test_every_finding_has_its_mark_and_its_cure_is_below_it() -> None:
         "       cure: rest",
         "✗ e    no",
         "       cure: buy",
-        "1 to repair, 1 to know of",
+        "failures: 1, warnings: 1",
     ]
 
 
@@ -149,8 +149,8 @@ def test_a_camera_that_is_usable_is_found(machine: Machine, monkeypatch: pytest.
     root = machine({"dev/video3": "", "dev/v4l/by-id": None})
     (root / "dev/v4l/by-id/usb-cam").symlink_to(root / "dev/video3")
 
-    def query(node: Path) -> devices.Device:
-        return devices.Device(str(node), "A Camera", "uvcvideo", "v4l2", usable=True)
+    def query(node: Path) -> devices.CameraDevice:
+        return devices.CameraDevice(str(node), "A Camera", "uvcvideo", "v4l2", usable=True)
 
     monkeypatch.setattr(devices, "query", query)
     link = str(root / "dev/v4l/by-id/usb-cam")
@@ -399,11 +399,11 @@ def says(root: Path, name: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("lines", "level", "detail", "cure"),
     [
-        ("arm_64bit=1\n", "fail", "was not told to look", "add camera_auto_detect=1"),
-        ("camera_auto_detect=1\n", "fail", "looked for a camera, and none answers", "push the ribbon in"),
+        ("arm_64bit=1\n", "fail", "does not tell the firmware to look", "add camera_auto_detect=1"),
+        ("camera_auto_detect=1\n", "fail", "looked for a camera, but none answers", "push the ribbon in"),
         ("dtoverlay=imx219,cam0  # mine\n", "fail", "dtoverlay=imx219,cam0 is in config.txt", "another sensor"),
-        ("start_x=1\ncamera_auto_detect=1\n", "fail", "the old stack", "remove start_x=1"),
-        ("# camera_auto_detect=1\n", "fail", "was not told to look", "add camera_auto_detect=1"),
+        ("start_x=1\ncamera_auto_detect=1\n", "fail", "the old camera stack", "remove start_x=1"),
+        ("# camera_auto_detect=1\n", "fail", "does not tell the firmware to look", "add camera_auto_detect=1"),
     ],
 )
 def test_a_camera_that_does_not_answer_has_a_line_of_config_txt_as_cure(

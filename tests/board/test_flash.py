@@ -86,7 +86,7 @@ def test_the_table_shows_cards_first_and_why_others_are_none() -> None:
     assert [line.split()[0] for line in lines[:3]] == ["/dev/sdb", "/dev/mmcblk0", "/dev/loop3"]
     assert lines[0].split(None, 3)[3] == "Maker Stick"
     assert all("refused, " in line for line in lines[3:])
-    assert flash.table([]) == "no card is here: put one in, or a reader"
+    assert flash.table([]) == "no card was found: insert one, or connect a card reader"
 
 
 def test_a_link_to_a_system_disk_is_refused_as_that_disk(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_a_file_is_written_only_where_it_was_asked_for(image: Path, tmp_path: Pa
     assert f"{precious} is a file of 0.0 MB, and no device: give --to-file if you mean it" in done.stderr
     assert precious.read_bytes() == b"mine"
     assert "is the image itself" in run(image, image, "--to-file").stderr
-    assert "is no file: leave --to-file out" in run(image, "/dev/null", "--to-file").stderr
+    assert "is no file: leave out --to-file" in run(image, "/dev/null", "--to-file").stderr
     assert image.stat().st_size == 4096 * 2500 - 100
 
 
@@ -236,8 +236,8 @@ NO_IMAGES = {
 def test_what_has_no_partition_table_is_not_written(tmp_path: Path, kind: str, packing: str) -> None:
     path = tmp_path / f"board.img{packing}"
     path.write_bytes(PACKERS.get(packing, bytes)(NO_IMAGES[kind]))
-    with pytest.raises(ConfigError, match=r"is no image of a card: expected a partition table .* give the \.img"):
-        flash.flash(path, tmp_path / "card", None, to_file=True, yes=True)
+    with pytest.raises(ConfigError, match=r"is no image of a card: expected a partition table .* name the \.img"):
+        flash.flash(path, tmp_path / "card", None, flash.Options(to_file=True, yes=True))
     assert not (tmp_path / "card").exists()
 
 
@@ -253,7 +253,7 @@ def test_a_file_that_is_there_is_overwritten_only_after_a_yes(image: Path, tmp_p
     card.write_bytes(b"precious")
     refused = run(image, card, "--to-file")
     assert (refused.returncode, card.read_bytes()) == (2, b"precious")
-    assert "would be lost: give --yes, as nobody can be asked here" in refused.stderr
+    assert "would be lost: give --yes, as there is no terminal to ask at" in refused.stderr
 
     def answered(word: bytes) -> int:
         ours, its = pty.openpty()
@@ -289,9 +289,7 @@ def test_nothing_is_written_through_a_link(image: Path, tmp_path: Path, there: b
 
 def test_nobody_to_ask_is_no_yes(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.stdin", open("/dev/null"))  # noqa: SIM115
-    with pytest.raises(
-        ConfigError, match=r"all that is on /dev/loop3 \(100\.0 MB, no name\) would be lost: give --yes"
-    ):
+    with pytest.raises(ConfigError, match=r"everything on /dev/loop3 \(100\.0 MB, no name\) would be lost: give --yes"):
         flash._ask(flash.choose(Path("/dev/loop3"), flash.devices(LISTING), to_file=False))
     sys.stdin.close()
 
@@ -302,7 +300,7 @@ def test_a_damaged_download_is_an_error(image: Path, tmp_path: Path, packing: st
     packed.write_bytes(PACKERS[packing](image.read_bytes())[:-40])
     done = run(packed, tmp_path / "card", "--to-file")
     assert done.returncode == 2
-    assert "fetch it again" in done.stderr
+    assert "download it again" in done.stderr
     assert "cannot read" in run(tmp_path / f"none.img{packing}", tmp_path / "card", "--to-file").stderr
 
 
@@ -323,7 +321,7 @@ def test_a_card_that_gives_back_something_else_is_an_error(tmp_path: Path) -> No
     card.write_bytes(b"abcd")
     good = hashlib.sha256(b"cd").hexdigest()
     flash.verify(card, [Range(2, 2, good)])
-    with pytest.raises(SinkError, match="came back as something else at byte 1"):
+    with pytest.raises(SinkError, match="does not hold what was written at byte 1"):
         flash.verify(card, [Range(1, 2, good)])
 
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from edgesan.board import update
-from edgesan.config import DEMO_MODEL
-from edgesan.errors import ConfigError
+from edgesan.config import DEMO_MODEL, Config, load
+from edgesan.errors import ConfigError, ModelError
 from edgesan.model import rollback
 from tests.support import COMMAND, Maker, free_port
 
@@ -65,7 +65,7 @@ class Board:
         restart = " ".join(self.restart)
         command = [*COMMAND, "install", str(model), "--config", str(self.config), "--models", str(self.models)]
         return subprocess.run(
-            [*command, "--restart", restart, "--watch", "3", *more], capture_output=True, text=True, check=False
+            [*command, "--restart", restart, "--watch", "1", *more], capture_output=True, text=True, check=False
         )
 
     def version(self) -> int:
@@ -99,7 +99,7 @@ def test_a_new_model_is_installed_watched_and_kept(running: Board) -> None:
     done = running.install(new)
     assert done.returncode == 0, done.stderr
     assert "default v3" in done.stdout
-    assert "was watched for 3 s; the one before: first" in done.stdout
+    assert "was watched for 1 s; the model before: first" in done.stdout
     assert running.current().startswith("default-v3-")
     assert (running.models / running.current() / "model.onnx").read_bytes() == new.read_bytes()
     assert running.version() == 3
@@ -113,20 +113,20 @@ def test_a_new_model_is_installed_watched_and_kept(running: Board) -> None:
     assert running.current().startswith("default-v3-")
 
 
-def test_a_model_that_stops_the_frames_is_taken_back_by_itself(running: Board) -> None:
-    """Its first frames come, then the camera gives none to it: a clip that ends, as this unit is started with it."""
+def test_a_model_that_stops_the_frames_is_taken_back_by_itself(running: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its first frames come, then the unit ends."""
     assert running.version() == 2
     # The restart that installs it ends soon after; the one that takes it back does not.
     script = running.folder / "restart.py"
     script.write_text(
         "import os, sys\n"
-        f"if os.readlink('{running.models}/current') != 'first':\n    sys.argv += ['--duration', '4']\n" + RESTART
+        f"if os.readlink('{running.models}/current') != 'first':\n    sys.argv += ['--duration', '1.5']\n" + RESTART
     )
-    done = running.install(running.maker.model("b.onnx", version=7), "--watch", "600")
-    assert done.returncode == 4, done.stdout + done.stderr
-    assert "default v7" in done.stderr
-    assert "was taken back: the sanitize unit does not run for 10 s" in done.stderr
-    assert "`current` is first as before, which runs again" in done.stderr
+    config, watching = load(running.config, {"token": "abc"}), update.Watch(600, stall_s=1)
+    with pytest.raises(ModelError, match="`current` is first as before, which runs again") as failure:
+        update.install(running.maker.model("b.onnx", version=7), config, running.models, running.restart, watching)
+    assert "default v7" in str(failure.value)
+    assert "was taken back: the sanitize unit does not run for 1 s" in str(failure.value)
     assert running.current() == "first"
     assert running.version() == 2, (
         "what the version that failed has raised is taken back, else the old one could not run"
@@ -219,7 +219,7 @@ def watched(monkeypatch: pytest.MonkeyPatch, said: list[dict[str, Any] | None], 
         last[0] = next(told, last[0])
         return last[0]
 
-    return update.watch(look, "new", seconds)
+    return update.watch(look, "new", update.Watch(seconds))
 
 
 def test_frames_that_keep_coming_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,10 +246,8 @@ def test_frames_that_stop_are_told(monkeypatch: pytest.MonkeyPatch, said: list[A
 
 
 def test_a_board_that_serves_nothing_cannot_be_watched() -> None:
-    from edgesan.config import Config
-
     with pytest.raises(ConfigError, match="could not be watched: `out` names no http"):
-        update.viewer(Config(out=("clip.mkv",)))
+        update.status_reader(Config(out=("clip.mkv",)))
 
 
 def test_the_record_is_as_it_was_before(tmp_path: Path) -> None:

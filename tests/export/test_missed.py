@@ -70,7 +70,9 @@ def test_a_missed_face_is_not_recognised_in_200_frames(
     sights: list[Sight], matcher: ort.InferenceSession, sanitizer_model: Model
 ) -> None:
     detector, renderer = faces.Detector(640), Renderer(sanitizer_model.decoder)
-    sanitizer = sanitize.FrameSanitizer(sanitizer_model.encoder, Blind(320), sanitize.Settings(), 0.5, 10**9)
+    sanitizer = sanitize.FrameSanitizer(
+        sanitizer_model.encoder, Blind(320), sanitize.Settings(alpha=0.5, hold_ns=10**9)
+    )
     black = embed(matcher, np.zeros((faces.CHIP, faces.CHIP, 3), np.uint8))
     found, matches, known, known_black, likeness = 0, 0, 0, 0, []
     for number, sight in enumerate(sights):

@@ -32,7 +32,7 @@ def test_what_is_no_result_of_a_way_is_refused() -> None:
         with pytest.raises(ValueError, match="claims of the sanitize process are"):
             isolation.unpack(wrong)
     for place, probe in enumerate(PROBES["sanitize"]):
-        for result in range(256):
+        for result in (*range(0, 256, 17), 1, 2, 38, 133, 134, *range(252, 256)):
             changed = good[:place] + bytes([result]) + good[place + 1 :]
             if probe.possible(result):
                 assert isolation.pack(isolation.unpack(changed)) == changed

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+from edgesan.config import DEMO_MODEL
 from tests.isolation.support import program
-from tests.support import ROOT, report
+from tests.support import report
 
 # Everything that goes anywhere goes by this machine's `lo`, where a tap hears it: a default route into it.
 LISTENING = r"""
@@ -66,11 +67,11 @@ def test_nothing_calls_home(tmp_path: Path) -> None:
     """Not onnxruntime, whose telemetry would, nor anything else; without CI, which switches some of them off."""
     port = "18080"
     served = listened_to(
-        "-m", "edgesan", "run", "--camera", "demo", "--frames", "40",
+        "-m", "edgesan", "run", "--camera", "demo", "--frames", "10",
         "--out", f"http://127.0.0.1:{port}", "--out", str(tmp_path / "clip.mkv"),
     )  # fmt: skip
     assert served["code"] == 0, served["said"]
     report("egress, CI unset", f"{served['heard']} packets, all of this machine's own", len(served["strangers"]))
     assert served["strangers"] == []
-    for command in (["doctor"], ["inspect", str(ROOT / "edgesan" / "models" / "default.onnx")]):
+    for command in (["doctor"], ["inspect", str(DEMO_MODEL)]):
         assert listened_to("-m", "edgesan", *command)["strangers"] == []

@@ -303,7 +303,7 @@ BAD: dict[str, tuple[Damage, str]] = {
     "a version larger than any": (lambda p: metadata(p, version=2**60), "larger than 2^53"),
     "a claim larger than any number": (claim_of_a_huge_number, "larger than 2^53"),
     "a claim that is no number": (lambda p: metadata(p, claims=[{"value": float("nan")}]), "infinite"),
-    "a name that is no text": (no_text, "no text"),
+    "a name that is no text": (no_text, "a name that is not text"),
     "an integer division": (integer_division, "divides integers"),
     "an address as weights": (address, "unknown kind"),
     "an operator that no sanitizer needs": (
@@ -342,8 +342,8 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path) -> None:
     files = {
         "missing.onnx": (None, "No such file"),
         "empty.onnx": (b"", "holds 0 bytes"),
-        "text.onnx": (b"this is no model" * 10, "no ONNX file"),
-        "truncated.onnx": (whole[: len(whole) // 2], "no ONNX file"),
+        "text.onnx": (b"this is no model" * 10, "not an ONNX file"),
+        "truncated.onnx": (whole[: len(whole) // 2], "not an ONNX file"),
         "picture.onnx": ((DEMO_MODEL.parent / "yunet.onnx").read_bytes(), "not a sanitizer"),
     }
     for name, (content, words) in files.items():
@@ -607,7 +607,7 @@ UNFIT: dict[str, tuple[Callable[[], bytes], str]] = {
             [*READ, PAINT[0], node("Expand", ["colour", "picture"], ["all"]), node("Slice", ["all", "zero", "one", "zero"], ["sanitized"])],
             SHAPES | {"zero": ints(0), "one": ints(1)},
         ),
-        "for faces [16, 112, 112, 3] it gives [1, 112, 112, 3]",
+        "for faces [16, 112, 112, 3] its output is [1, 112, 112, 3]",
     ),
 }  # fmt: skip
 
@@ -782,7 +782,7 @@ BOMBS: dict[str, tuple[Callable[[], bytes], str]] = {
     "an attribute twice": (
         lambda: twice(costly(*PLANES, *chain("AveragePool", 1, [], kernel_shape=[1, 1], pads=[0] * 4))), "has an attribute twice",
     ),
-    "a node that makes nothing": (lambda: costly(FLOATS, node("Neg", ["floats"], []), node("Neg", ["floats"], ["much"])), "makes nothing"),
+    "a node that makes nothing": (lambda: costly(FLOATS, node("Neg", ["floats"], []), node("Neg", ["floats"], ["much"])), "has no output"),
     "a shape behind an operator of later days": (
         lambda: costly(FLOATS, node("Cast", ["alpha"], ["long"], to=TensorProto.INT64), node("ReduceMax", ["floats", "long"], ["much"]), opset=18),
         "long of a ReduceMax is computed",
@@ -904,7 +904,7 @@ def test_a_model_that_swaps_the_faces_of_a_batch_is_refused(where: str) -> None:
         "codes": answer["codes"][::-1] if where == "encoder" else answer["codes"],
         "samples": [[1 - n, *rest] for n, *rest in answer["samples"]],
     }
-    for words, sealed in (("the encoder|the decoder", told), ("the whole, all faces at once", answer)):
+    for words, sealed in (("the encoder|the decoder", told), ("the whole graph, all faces at once", answer)):
         metadata(proto, known_answer=sealed)
         with pytest.raises(ModelError, match=f"wrong known answer on this machine .({words})"):
             prepare(Path("x.onnx"), proto.SerializeToString())

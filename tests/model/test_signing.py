@@ -109,24 +109,24 @@ BAD_SIGNATURES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "binary": (lambda p: signing.signature_path(p).write_bytes(b"\xff" * 64), "'ascii' codec can't decode"),
     "huge": (lambda p: signing.signature_path(p).write_bytes(b"\n" * 10**6), "it has 4097 line ends, not 2"),
     "of one line": (lambda p: resigned(p, lambda lines: f"{lines[1]}\n"), "it has 1 line ends, not 2"),
-    "without a key": (lambda p: resigned(p, lambda lines: f"me\n{lines[1]}\n"), "no ssh-ed25519 key"),
+    "without a key": (lambda p: resigned(p, lambda lines: f"me\n{lines[1]}\n"), "it is not an ssh-ed25519 key"),
     "of another kind of key": (
         lambda p: resigned(p, lambda lines: lines[0].replace("ed25519", "rsa", 1) + f"\n{lines[1]}\n"),
-        "no ssh-ed25519 key",
+        "it is not an ssh-ed25519 key",
     ),
     "with a key that is no base64": (
         lambda p: resigned(p, lambda lines: f"ssh-ed25519 A\n{lines[1]}\n"),
-        "is no signature",
+        "is not a signature",
     ),
-    "that is no base64": (lambda p: resigned(p, lambda lines: f"{lines[0]}\n*{lines[1]}\n"), "is no signature"),
+    "that is no base64": (lambda p: resigned(p, lambda lines: f"{lines[0]}\n*{lines[1]}\n"), "is not a signature"),
     "too short": (lambda p: resigned(p, short_signature), "it holds 63 bytes, not 64"),
     "with a name behind the key": (
         lambda p: resigned(p, lambda lines: f"{lines[0]} edgesan\n{lines[1]}\n"),
-        "something is beside the key",
+        "it holds more than the key",
     ),
     "with Windows line ends": (
         lambda p: signing.signature_path(p).write_bytes(signing.signature_path(p).read_bytes().replace(b"\n", b"\r\n")),
-        "is no signature",
+        "is not a signature",
     ),
     "of zeros": (lambda p: resigned(p, other_signature), "is over other bytes"),
     "with one bit flipped": (lambda p: resigned(p, flipped_signature), "is over other bytes"),
@@ -187,7 +187,7 @@ def test_a_signature_makes_no_sanitizer_of_a_file(maker: Maker) -> None:
     path = maker.folder / "poem.onnx"
     path.write_text("roses are red\n" * 100)
     maker.sign(path)
-    with pytest.raises(ModelError, match="no ONNX file"):
+    with pytest.raises(ModelError, match="not an ONNX file"):
         load_model(path, trusted_keys=(maker.key.line,))
 
 
@@ -273,12 +273,12 @@ def pem(key: Any, password: bytes | None = None) -> bytes:
     ("content", "mode", "words"),
     [
         (None, 0o600, "No such file or directory"),
-        (b"", 0o600, "no private key of OpenSSH's form"),
-        (b"roses are red", 0o600, "no private key of OpenSSH's form"),
-        (signing.BUNDLED_KEY.read_bytes(), 0o600, "no private key of OpenSSH's form"),
-        (pem(Ed25519PrivateKey.generate())[:200], 0o600, "no private key of OpenSSH's form"),
+        (b"", 0o600, "not a private key in OpenSSH's format"),
+        (b"roses are red", 0o600, "not a private key in OpenSSH's format"),
+        (signing.BUNDLED_KEY.read_bytes(), 0o600, "not a private key in OpenSSH's format"),
+        (pem(Ed25519PrivateKey.generate())[:200], 0o600, "not a private key in OpenSSH's format"),
         (pem(Ed25519PrivateKey.generate()), 0o644, "others may read the private key"),
-        (pem(ec.generate_private_key(ec.SECP256R1())), 0o600, "is no Ed25519 key"),
+        (pem(ec.generate_private_key(ec.SECP256R1())), 0o600, "is not an Ed25519 key"),
     ],
 )
 def test_a_bad_private_key_is_refused_in_words_of_its_own(
@@ -301,7 +301,7 @@ def test_a_key_with_a_passphrase_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("line", ["", "me", "ssh-ed25519", "ssh-ed25519 ä", "ssh-ed25519 AAAA", "ssh-rsa AAAA me"])
 def test_a_trusted_key_that_is_none_is_refused(line: str) -> None:
-    with pytest.raises(ConfigError, match="which is no public key"):
+    with pytest.raises(ConfigError, match="which is not a public key"):
         load_model(DEMO_MODEL, trusted_keys=(line,))
 
 
@@ -343,12 +343,12 @@ def test_a_damaged_record_is_an_error_and_is_not_replaced(tmp_path: Path, conten
 
 def test_a_record_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
     rollback.record(tmp_path).mkdir()
-    with pytest.raises(RollbackError, match="cannot read which versions have run"):
+    with pytest.raises(RollbackError, match="cannot read the record of model versions"):
         rollback.remember(tmp_path, "default", 9)
 
 
 def test_a_record_that_cannot_be_written_is_an_error() -> None:
-    with pytest.raises(RollbackError, match=r"cannot remember in /proc/edgesan/versions.json .*--allow-rollback"):
+    with pytest.raises(RollbackError, match=r"cannot record in /proc/edgesan/versions.json .*--allow-rollback"):
         rollback.remember(Path("/proc/edgesan"), "default", 9)
 
 
@@ -512,7 +512,7 @@ def test_what_may_not_run_is_not_signed(maker: Maker, capsys: pytest.CaptureFixt
     path = maker.folder / "poem.onnx"
     path.write_text("roses are red\n" * 100)
     assert main(["sign", str(path), "--key", str(maker.key_file)]) == 4
-    assert "no ONNX file" in capsys.readouterr().err
+    assert "not an ONNX file" in capsys.readouterr().err
     assert not signing.signature_path(path).exists()
 
 
