@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -185,7 +185,7 @@ def scorer(net: nn.Module) -> Scorer:
     return odds
 
 
-def clone(net: nn.Module) -> dict[str, Any]:
+def clone(net: nn.Module) -> dict[str, Tensor]:
     """Return a copy of a network's weights."""
     return {k: v.clone() for k, v in net.state_dict().items()}
 
