@@ -121,7 +121,9 @@ class FineTuned(nn.Module):
         return logits
 
 
-def fit(net: nn.Module, data: AttackData, *, epochs: int, seed: int, rate: float, name: str) -> Scorer:
+def fit(  # noqa: PLR0913 - a training has that many settings, and each is named where it is given
+    net: nn.Module, data: AttackData, *, epochs: int, seed: int, rate: float, name: str
+) -> Scorer:
     """Train `net` (pictures to logits [N, 2]), and return it as a scorer.
 
     Pictures are mirrored and shifted by up to four pixels while it learns; `Linear` sees them as they are.
