@@ -95,7 +95,7 @@ def join(parts: Iterable[Faces]) -> Faces:
 
 
 def load(root: Path, sets: Sequence[str]) -> Faces:
-    """Read the faces that a training may look at: these sets of a folder, or a folder of people.
+    """Read the faces that a training learns from and validates on: of these sets, or of a folder of people.
 
     Args:
         root: a folder with a .tar file of each set, or, where it holds no .tar file, a folder of people.
@@ -105,8 +105,10 @@ def load(root: Path, sets: Sequence[str]) -> Faces:
         DataError: as `load_set` and `load_folder`.
     """
     if any(root.glob("*.tar")) or not any(path.is_dir() for path in root.glob("*")):
-        return join(load_set(root, name) for name in sets)
-    return load_folder(root)
+        faces = join(load_set(root, name) for name in sets)
+    else:
+        faces = load_folder(root)
+    return faces.where(training_rows(faces) | validation_rows(faces))
 
 
 def load_set(root: Path, name: str) -> Faces:

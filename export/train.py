@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         r, contracts = with_networks(recipes.read(a.recipe), a.utility, a.privacy)
         options = Options(a.networks, a.out or Path("runs") / r.name, a.minutes, a.start, a.cache, contracts)
-        train(r, training_faces(a.data, r), options)
+        train(r, data.load(a.data, r.sets), options)
         distributed.wait()  # the first process still measures and saves: leaving earlier would cut its connections
     except ExportError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -78,16 +78,6 @@ def parser() -> argparse.ArgumentParser:
             'providers.toml beside it, or as TOML here: mean=127.5 scale=128 order=\'"BGR"\' classes=\'["M", "F"]\'',
         )
     return made
-
-
-def training_faces(folder: Path, r: Recipe) -> data.Faces:
-    """Read the faces that a training of this recipe learns from and validates on.
-
-    Raises:
-        DataError: they are missing or broken.
-    """
-    faces = data.load(folder, r.sets)
-    return faces.where(data.training_rows(faces) | data.validation_rows(faces))
 
 
 def with_networks(

@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from export import data
 from export import recipe as recipes
 from export.errors import ExportError, RecipeError
 from export.recipe import Recipe
-from export.train import training_faces
 from export.training.loop import Options, train
 
 Line = dict[str, Any]  # the last line of a training's log, and the recipe's name
@@ -65,7 +65,7 @@ def points(table: dict[str, Any], base: Recipe) -> list[Recipe]:
 def trial(r: Recipe, folders: Folders) -> Line:
     """Train once; return the last line of the log."""
     options = Options(folders.networks, folders.out / r.name, start=folders.start, cache=folders.out)
-    train(r, training_faces(folders.data, r), options)
+    train(r, data.load(folders.data, r.sets), options)
     lines = (options.out / "log.jsonl").read_text().splitlines()
     return {"name": r.name} | dict(json.loads(lines[-1]))
 

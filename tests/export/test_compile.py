@@ -135,9 +135,7 @@ def test_a_model_file_of_an_older_format_is_upgraded_and_gives_the_same_to_the_l
     proto = format_1
     assert "Shape" in {node.op_type for node in proto.graph.node}
     onnx.save(proto, str(old))
-    with pytest.raises(
-        ModelError, match=r"has the format 1; .* lay it out anew .python -m export.compile old.onnx --out"
-    ):
+    with pytest.raises(ModelError, match=r"has the format 1; .* convert it .python -m export.compile old.onnx --out"):
         load_model(old, allow_unsigned=True)
     assert compiler.main([str(old), "--out", str(new)]) == 0
     assert f"{new}: {old} in format 2; sign it anew" in capsys.readouterr().out

@@ -42,10 +42,12 @@ def folder(tmp_path: Path, clip: list[Pixels]) -> Path:
 
 
 def test_a_folder_in_lfws_layout_is_read_and_split_by_people(folder: Path) -> None:
-    read = data.load(folder, ["lfw"])
+    read = data.load_folder(folder)
     assert read.chips.shape == (4, 112, 112, 3)
     assert read["hair"].tolist() == ["dark", "dark", "short", "short"]
-    assert len(set(zip(read["identity"].tolist(), read["identity_split"].tolist(), strict=True))) == 2
+    split = dict(zip(read["identity"].tolist(), read["identity_split"].tolist(), strict=True))
+    assert split == {"Ann": "test", "Bob": "train"}
+    assert set(data.load(folder, ["lfw"])["identity"].tolist()) == {"Bob"}, "a training sees nobody of the test split"
 
 
 def test_a_folders_chips_are_those_that_the_camera_cuts(folder: Path) -> None:

@@ -34,7 +34,7 @@ def test_a_folder_of_people_is_trained_on(
     done = train.main([str(tmp_path / "small.toml"), "--data", str(folder_of_people), *arguments])
     assert done == 0, capsys.readouterr().err
     trained = checkpoint.load_checkpoint(tmp_path / "run")
-    faces = train.training_faces(folder_of_people, trained.recipe)
+    faces = data.load(folder_of_people, trained.recipe.sets)
     assert set(faces["identity_split"].tolist()) == {"train", "val"}
     assert (trained.classes, trained.data_digest) == (["F", "M"], faces.digest())
 
