@@ -96,7 +96,7 @@ def stored_ratios(folder: Path, machine: Machine) -> Mapping[str, float]:
         if (results.machine.processor, results.machine.cores, results.machine.int8) == kind and results.ratios:
             return results.ratios
     raise SystemExit(
-        f"error: {folder} holds no ratios of {machine.processor} with {machine.cores} cores ({', '.join(machine.int8)});"
+        f"error: {folder} holds no ratios of {machine.processor}, {machine.cores} cores ({', '.join(machine.int8)});"
         " store them with `python -m benchmarks.aims --store`, on the version to compare with"
     )
 

@@ -9,7 +9,6 @@ user count their open files.
 import argparse
 import http.client
 import json
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,7 +26,7 @@ import psutil
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from edgesan.bench import get, machine
+from edgesan.bench import free_port, get, machine
 from edgesan.capture import DEMO_CLIP
 from edgesan.errors import EdgesanError
 
@@ -201,13 +200,6 @@ def measure(arguments: argparse.Namespace, options: list[str]) -> list[dict[str,
         if process.returncode or len(rows) < 3 * BLOCKS:
             raise SystemExit(f"error: the run ended with {process.returncode} after {len(rows)} samples: {printed}")
     return rows
-
-
-def free_port() -> int:
-    """Return a port that nothing listens at."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def main() -> int:

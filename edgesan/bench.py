@@ -498,9 +498,7 @@ def wire(clip: Clip, config: Config, seconds: float, viewers: int = 1) -> WireRo
 @contextmanager
 def running(camera: Path, config: Config, viewers: int = 1) -> Iterator[tuple[int, subprocess.Popen[bytes], float]]:
     """Start `edgesan run` with so many viewers; lend its port, its process, and the seconds until the first frame."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "edgesan", "run", f"--camera={camera}", f"--out=http://127.0.0.1:{port}"]
     command += [f"--model={config.model}", f"--threads={config.threads}", f"--detect-every={config.detect_every}"]
     command += [f"--trusted-keys={key}" for key in config.trusted_keys]
@@ -522,6 +520,13 @@ def running(camera: Path, config: Config, viewers: int = 1) -> Iterator[tuple[in
                     watcher.join(5)
         finally:
             process.terminate()
+
+
+def free_port() -> int:
+    """Return a port of this machine that nothing listens at."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def _watch(process: subprocess.Popen[bytes], port: int) -> None:

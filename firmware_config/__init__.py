@@ -1,1 +1,1 @@
-"""What puts edgesan onto a board: see README.md here."""
+"""What puts edgesan on a board: see README.md here."""

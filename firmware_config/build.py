@@ -1,11 +1,13 @@
-"""`python -m firmware_config.build`: edgesan, put into your own Raspberry Pi OS image; needs no root, only mtools.
+"""`python -m firmware_config.build`: put edgesan into your own Raspberry Pi OS image; no root, only mtools.
 
-    python -m firmware_config.build raspios.img.xz --settings board.toml --out board.img
-    python -m firmware_config.build --debian --settings board.toml --out board.img     root only: from Debian's packages alone
-    python -m firmware_config.build --bundle --slots update.pem --key update.key --out update.raucb     a signed update of such an image
+    python -m firmware_config.build raspios.img.xz --settings board.toml --out board.img python -m firmware_config.build
+    --debian --settings board.toml --out board.img
+                                                                root only: an image of Debian's packages alone
+    python -m firmware_config.build --bundle --slots update.pem --key update.key --out update.raucb
+                                                                a signed update of such an image, made with --slots
     python -m firmware_config.build --payload FOLDER            only what goes into an image, for another way
 
-The network is needed here, to fetch the wheels; the board needs none at its first boot.
+Building needs the network, to download the wheels; the board needs none at its first boot.
 """
 
 import argparse
@@ -39,17 +41,15 @@ DEVICES: Final = ["pi5-64bit", "pi4-64bit", "pi3-64bit"]  # the Imager's names
 
 
 def wheels(folder: Path, python: str = PYTHON, machine: str = MACHINE) -> None:
-    """Fetch the wheels of the runtime for the board's Python, and build edgesan's own from this tree.
+    """Download the wheels of the runtime for the board's Python, and build edgesan's own from this tree.
 
     Raises:
-        SinkError: pip could not.
+        SinkError: pip failed.
     """
     needed = tomllib.loads((TREE / "pyproject.toml").read_text())["project"]["dependencies"]
-    platforms = [f"--platform=manylinux_2_{minor}_{machine}" for minor in GLIBC] + [
-        f"--platform=manylinux2014_{machine}"
-    ]
-    pip("download", "--only-binary=:all:", "--implementation=cp", f"--python-version={python}", *platforms,
-        f"--dest={folder}", *needed)  # fmt: skip
+    platforms = [f"--platform=manylinux_2_{minor}_{machine}" for minor in GLIBC]
+    options = [*platforms, f"--platform=manylinux2014_{machine}", f"--python-version={python}", f"--dest={folder}"]
+    pip("download", "--only-binary=:all:", "--implementation=cp", *options, *needed)
     with tempfile.TemporaryDirectory(prefix="edgesan-") as name:  # a copy: building leaves traces
         copy = Path(name) / "tree"
         copy.mkdir()
@@ -60,27 +60,27 @@ def wheels(folder: Path, python: str = PYTHON, machine: str = MACHINE) -> None:
 
 
 def pip(*arguments: str, **environment: str) -> None:
-    """Raises SinkError: with pip's own words."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments],
-        env=os.environ | environment, check=False, capture_output=True, text=True,
-    )  # fmt: skip
+    """Run pip; raise SinkError with its own message if it fails."""
+    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
+    done = subprocess.run(command, env=os.environ | environment, check=False, capture_output=True, text=True)
     if done.returncode:
         raise SinkError(f"pip {arguments[0]} failed; it needs the network, or --wheels: {done.stderr.strip()}")
 
 
 def payload(folder: Path, settings: Settings, ready: Path | None = None) -> None:
-    """Lay out all that a board needs, for `install.py`, which lies in it: see its first lines.
+    """Lay out all that a board needs, with `install.py`, whose first lines describe it.
 
     Args:
         folder: empty, or not there.
-        ready: a folder of wheels that were fetched before.
+        settings: the board's.
+        ready: a folder of wheels that were downloaded before; None: download them.
 
     Raises:
-        ConfigError: the model may not be run. SinkError: the wheels could not be fetched.
+        ConfigError: the model may not run.
+        SinkError: the wheels could not be downloaded.
     """
     run = settings.run
-    try:  # here, and not only on the board, where nobody looks
+    try:  # here, and not only on the board, where nobody would see it
         load_model(run.model, 1, run.trusted_keys, allow_unsigned=run.allow_unsigned)
     except EdgesanError as error:
         raise ConfigError(f"the board would refuse the model: {error}") from error
@@ -112,10 +112,11 @@ def payload(folder: Path, settings: Settings, ready: Path | None = None) -> None
 
 
 def copy_image(source: Path, target: Path) -> None:
-    """Unpack, and leave holes where there is nothing.
+    """Unpack an image, with holes where it is empty.
 
     Raises:
-        ConfigError: it cannot be read, or the target is there already. SinkError: no room.
+        ConfigError: it cannot be read, or the target is there already.
+        SinkError: no room.
     """
     if target.exists():
         raise ConfigError(f"{target} exists: name another file with --out")
@@ -133,7 +134,7 @@ def copy_image(source: Path, target: Path) -> None:
 
 
 def manifest(image: Path, settings: Settings) -> dict[str, Any]:
-    """What Raspberry Pi Imager 2 reads with --repo; its os-list-schema.json has the words. Not tried with the Imager here."""
+    """Return what Raspberry Pi Imager 2 reads with --repo, by its os-list-schema.json. Not tried with the Imager."""
     digest = hashlib.sha256()
     with image.open("rb") as file:
         while block := file.read(CHUNK):
@@ -153,37 +154,37 @@ def manifest(image: Path, settings: Settings) -> dict[str, Any]:
     return {"os_list": [entry]}
 
 
-def main(argv: list[str] | None = None) -> int:
-    """The exit code is that of the error tree in `edgesan.errors`."""
+def arguments_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command."""
     parser = argparse.ArgumentParser(
         prog="python -m firmware_config.build",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "image", type=Path, nargs="?", metavar="IMAGE", help="Raspberry Pi OS trixie, 64-bit: .img, .img.xz"
-    )
-    parser.add_argument(
-        "--settings", type=Path, metavar="FILE", help="what the board is told: see firmware_config/README.md"
-    )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="the image to write (default: edgesan-HOSTNAME.img)")
-    parser.add_argument("--wheels", type=Path, metavar="FOLDER", help="wheels that were fetched before")
-    parser.add_argument("--payload", type=Path, metavar="FOLDER", help="write only the payload, into this folder")
-    parser.add_argument("--fetch", type=Path, metavar="FOLDER", help="fetch only the wheels, into this folder")
-    parser.add_argument(
-        "--debian", action="store_true", help="make the image of Debian's packages, and its block map: USB cameras only"
-    )
-    parser.add_argument(
-        "--slots",
-        type=Path,
-        metavar="CERTIFICATE",
-        help="with --debian: two roots, and signed updates of them: see firmware_config/slots.py",
-    )
-    parser.add_argument("--bundle", action="store_true", help="make such an update; --key signs it")
-    parser.add_argument("--key", type=Path, metavar="FILE", help="the private key of the certificate")
-    parser.add_argument("--compress", action="store_true", help="with --debian: also as .xz, to be published")
-    parser.add_argument("--manifest", type=Path, metavar="FILE", help="also a manifest for Raspberry Pi Imager")
+    add = parser.add_argument
+    add("image", type=Path, nargs="?", metavar="IMAGE", help="Raspberry Pi OS trixie, 64-bit: .img, .img.xz")
+    add("--settings", type=Path, metavar="FILE", help="the board's settings: see edgesan/board/settings.py")
+    add("--out", type=Path, metavar="FILE", help="the image to write (default: edgesan-HOSTNAME.img)")
+    add("--wheels", type=Path, metavar="FOLDER", help="wheels that were downloaded before")
+    add("--payload", type=Path, metavar="FOLDER", help="write only the payload, into this folder")
+    add("--fetch", type=Path, metavar="FOLDER", help="download only the wheels, into this folder")
+    debian_help = "make the image of Debian's packages, and its block map: USB cameras only"
+    add("--debian", action="store_true", help=debian_help)
+    slots_help = "with --debian: two roots, and signed updates of them: see firmware_config/slots.py"
+    add("--slots", type=Path, metavar="CERTIFICATE", help=slots_help)
+    add("--bundle", action="store_true", help="make such an update; --key signs it")
+    add("--key", type=Path, metavar="FILE", help="the private key of the certificate")
+    add("--compress", action="store_true", help="with --debian: also write it as .xz, for publishing")
+    add("--manifest", type=Path, metavar="FILE", help="also write a manifest for Raspberry Pi Imager")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Build what the options ask for; the exit codes are those of `edgesan.errors`."""
+    parser = arguments_parser()
     arguments = parser.parse_args(argv)
+    if wrong := _wrong(arguments):
+        parser.error(wrong)
     try:
         if arguments.fetch:
             wheels(arguments.fetch)
@@ -192,51 +193,65 @@ def main(argv: list[str] | None = None) -> int:
         if arguments.payload:
             payload(arguments.payload, settings, arguments.wheels)
             print(f"{arguments.payload}: install it with python3 {arguments.payload / 'install.py'} [--root FOLDER]")
-            return 0
-        if arguments.slots and not (arguments.debian or arguments.bundle):
-            parser.error("--slots goes with --debian or --bundle: Raspberry Pi OS has one root")
-        if arguments.bundle:
-            if arguments.slots is None or arguments.key is None:
-                parser.error("a bundle needs --slots CERTIFICATE and --key FILE")
+        elif arguments.bundle:
             out = arguments.out or Path("edgesan.raucb")
-            with (
-                tempfile.TemporaryDirectory(prefix="edgesan-") as name,
-                slots.tree(out.parent, arguments.slots) as tree,
-            ):
-                payload(Path(name) / "payload", settings, arguments.wheels)
-                slots.with_runtime(tree, Path(name) / "payload")
-                slots.bundle(tree, out, arguments.slots, arguments.key)
+            make_bundle(out, settings, arguments)
             print(f"{out}: {out.stat().st_size / 1e9:.1f} GB; on the board: sudo rauc install {out.name}")
-            return 0
-        if (arguments.image is None) != arguments.debian:
-            parser.error("name the image of Raspberry Pi OS, or --debian, or --bundle, or --payload FOLDER")
-        out = arguments.out or Path(f"edgesan-{settings.hostname}.img")
-        with tempfile.TemporaryDirectory(prefix="edgesan-") as name:
-            payload(Path(name) / "payload", settings, arguments.wheels)
-            if arguments.debian and arguments.slots:
-                with slots.tree(out.parent, arguments.slots) as tree:
-                    slots.image(tree, out)
-            elif arguments.debian:
-                debian.image(out)
-            else:
-                copy_image(arguments.image, out)
-            try:
-                inject(out, settings, Path(name) / "payload")
-            except EdgesanError:
-                out.unlink()  # half of it is of no use
-                raise
-        if arguments.debian:
-            debian.publish(out, compress=arguments.compress)
-        if arguments.manifest:
-            arguments.manifest.write_text(json.dumps(manifest(out, settings), indent=2) + "\n")
+        else:
+            out = arguments.out or Path(f"edgesan-{settings.hostname}.img")
+            make_image(out, settings, arguments)
+            print(f"{out}: {out.stat().st_size / 1e9:.1f} GB; write it with sudo edgesan flash {out} DEVICE")
     except subprocess.CalledProcessError as error:
         print(f"firmware_config.build: {error.cmd[0]} ended with {error.returncode}: see above", file=sys.stderr)
         return SinkError.exit_code
     except EdgesanError as error:
         print(f"firmware_config.build: {error}", file=sys.stderr)
         return error.exit_code
-    print(f"{out}: {out.stat().st_size / 1e9:.1f} GB; write it with sudo edgesan flash {out} DEVICE")
     return 0
+
+
+def _wrong(arguments: argparse.Namespace) -> str:
+    """Return what is wrong with a combination of options, or nothing."""
+    if arguments.fetch or arguments.payload:
+        return ""
+    if arguments.slots and not (arguments.debian or arguments.bundle):
+        return "--slots goes with --debian or --bundle: Raspberry Pi OS has one root"
+    if arguments.bundle:
+        complete = arguments.slots is not None and arguments.key is not None
+        return "" if complete else "a bundle needs --slots CERTIFICATE and --key FILE"
+    if (arguments.image is None) != arguments.debian:
+        return "name the image of Raspberry Pi OS, or --debian, or --bundle, or --payload FOLDER"
+    return ""
+
+
+def make_bundle(out: Path, settings: Settings, arguments: argparse.Namespace) -> None:
+    """Make a signed update with the runtime in it."""
+    with tempfile.TemporaryDirectory(prefix="edgesan-") as name, slots.tree(out.parent, arguments.slots) as tree:
+        payload(Path(name) / "payload", settings, arguments.wheels)
+        slots.with_runtime(tree, Path(name) / "payload")
+        slots.bundle(tree, out, arguments.slots, arguments.key)
+
+
+def make_image(out: Path, settings: Settings, arguments: argparse.Namespace) -> None:
+    """Make an image with the payload and the settings in it."""
+    with tempfile.TemporaryDirectory(prefix="edgesan-") as name:
+        payload(Path(name) / "payload", settings, arguments.wheels)
+        if arguments.debian and arguments.slots:
+            with slots.tree(out.parent, arguments.slots) as tree:
+                slots.image(tree, out)
+        elif arguments.debian:
+            debian.image(out)
+        else:
+            copy_image(arguments.image, out)
+        try:
+            inject(out, settings, Path(name) / "payload")
+        except EdgesanError:
+            out.unlink()  # half of it is of no use
+            raise
+    if arguments.debian:
+        debian.publish(out, compress=arguments.compress)
+    if arguments.manifest:
+        arguments.manifest.write_text(json.dumps(manifest(out, settings), indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""An image from Debian's packages alone: for USB cameras on a Pi 3, 4 or Zero 2 W, for other Arm boards, and for QEMU.
+"""An image of Debian's packages alone: for USB cameras on a Pi 3, 4 or Zero 2 W, for other Arm boards, and for QEMU.
 
-`python -m firmware_config.build --debian` runs it. The layout is Raspberry Pi OS's: a FAT partition `bootfs` with the Pi's
-firmware, the kernel and cloud-init's files, and an ext4 partition `rootfs`. So the same payload goes into both, and the
-same first boot installs it. A CSI camera does not work: Debian's kernel has no driver for one.
+`python -m firmware_config.build --debian` makes it. The layout is that of Raspberry Pi OS: a FAT partition `bootfs`
+with the Pi's firmware, the kernel and cloud-init's files, and an ext4 partition `rootfs`. So both take the same
+payload, and the same first boot installs it. A CSI camera does not work, as Debian's kernel has no driver for one.
 
-Nothing in the image is newer than EPOCH, every identity is fixed, and `packages.txt` beside it tells the versions: of one root it
-comes out the same each time.
+Nothing in the image is newer than EPOCH, every identity is fixed, and `packages.txt` beside it lists the versions: the
+same root gives the same image each time.
 """
 
 import hashlib
@@ -23,12 +23,17 @@ MIRROR: Final = "http://deb.debian.org/debian"
 EPOCH: Final = 1_764_547_200  # 2025-12-01
 SIZE: Final = 4 * 2**30  # a power of 2, as QEMU's card readers ask for
 ROOT_UUID: Final = "5a17e000-edce-4a11-8000-000000000001"
-PACKAGES: Final = (
-    "cloud-guest-utils", "cloud-init", "dbus", "dosfstools", "e2fsprogs", "firmware-brcm80211", "initramfs-tools",
-    "iproute2", "iw", "kmod", "linux-image-arm64", "netbase", "netplan.io", "openssh-server", "python3", "python3-venv",
-    "raspi-firmware", "rauc", "rauc-service", "sudo", "systemd", "systemd-resolved", "systemd-sysv",
-    "systemd-timesyncd", "udev", "wireless-regdb", "wpasupplicant", "zstd",
-)  # fmt: skip
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+PACKAGES: Final = _words("""
+    cloud-guest-utils cloud-init dbus dosfstools e2fsprogs firmware-brcm80211 initramfs-tools iproute2 iw kmod
+    linux-image-arm64 netbase netplan.io openssh-server python3 python3-venv raspi-firmware rauc rauc-service
+    sudo systemd systemd-resolved systemd-sysv systemd-timesyncd udev wireless-regdb wpasupplicant zstd
+""")
 FILES: Final = {
     "etc/hostname": "edgesan\n",
     "etc/hosts": "127.0.0.1 localhost\n127.0.1.1 edgesan\n::1 localhost\n",
@@ -76,21 +81,24 @@ image edgesan.img {{
 SETTLE_TIMES: Final = f"""
 dumpe2fs -h "$IMAGEOUTFILE" | awk '
     /^Inode count:/ {{ count = $3; print "ssv lastcheck @{EPOCH}" }}
-    /^Free inodes:/ {{ for (i = 2; i <= count - $3; i++) print "sif <" i "> ctime @{EPOCH}\\nsif <" i "> atime @{EPOCH}" }}
+    /^Free inodes:/ {{
+        for (i = 2; i <= count - $3; i++) print "sif <" i "> ctime @{EPOCH}\\nsif <" i "> atime @{EPOCH}"
+    }}
 ' | debugfs -w -f - "$IMAGEOUTFILE" > /dev/null
 """
-# Maintainer scripts would take an emulated processor most of an hour. So while packages are configured, a small root of the same
-# release for the host's own processor lies in /native, and these programs are links into it; the image's own wait beside
-# them as NAME.arm64 (dpkg-divert(1)). All else is emulated. None of them is one that goes into an initrd, which is made at the
-# end, when the libraries of the host are out of its sight.
+# Maintainer scripts would take an emulated processor most of an hour. So while packages are configured, /native holds a
+# small root of the same release for the host's own processor, and these programs are links into it; the image's own
+# programs wait beside them as NAME.arm64 (dpkg-divert(1)). Everything else is emulated. None of them goes into an
+# initrd, which is made at the end, when the host's libraries are out of sight.
+PROGRAMS: Final = _words("""
+    basename bash cat chgrp chmod chown cmp comm cp cpio cut dash date dd diff dirname dpkg-deb dpkg-divert
+    dpkg-query dpkg-trigger env expr find getent grep gzip head id install ln ls md5sum mkdir mktemp mv openssl
+    perl printenv printf python3.13 readlink realpath rm rmdir run-parts sed seq sha256sum sort stat systemd-hwdb
+    tail tar tee test touch tr true uname uniq update-alternatives wc xargs zstd [
+""")
 NATIVE: Final = " ".join(
-    f"usr/bin/{name}" for name in (  # noqa: SIM905 - it reads best so
-        "basename bash cat chgrp chmod chown cmp comm cp cpio cut dash date dd diff dirname dpkg-deb dpkg-divert dpkg-query"
-        " dpkg-trigger env expr find getent grep gzip head id install ln ls md5sum mkdir mktemp mv openssl perl printenv"
-        " printf python3.13 readlink realpath rm rmdir run-parts sed seq sha256sum sort stat systemd-hwdb tail tar tee"
-        " test touch tr true uname uniq update-alternatives wc xargs zstd ["
-    ).split()
-) + " usr/lib/dracut/dracut-install usr/sbin/depmod"  # fmt: skip
+    (*(f"usr/bin/{name}" for name in PROGRAMS), "usr/lib/dracut/dracut-install", "usr/sbin/depmod")
+)
 LIBRARIES: Final = "usr/lib/x86_64-linux-gnu"
 SETUP: Final = f"""set -e
 env --unset=APT_CONFIG mmdebstrap --quiet --mode=root --variant=essential --architectures=amd64 \\
@@ -120,26 +128,35 @@ for file in {NATIVE}; do rm "$1/$file"; dpkg-divert --quiet --root="$1" --rename
 """
 X86_64: Final = re.compile(rb"\x7fELF\x02\x01.{12}\x3e\x00", re.DOTALL)  # elf(5): 64 bits, little-endian, EM_X86_64
 MMDEBSTRAP: Final = (
-    "env", "INITRD=No", "mmdebstrap", "--mode=root", "--variant=minbase", "--architectures=arm64", "--components=main,non-free-firmware",
-    "--aptopt=APT::Install-Recommends \"false\"", "--dpkgopt=force-confdef", "--dpkgopt=force-confold",
-    "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-include=/usr/share/doc/*/copyright",
-    "--dpkgopt=path-exclude=/usr/share/man/*", "--dpkgopt=path-exclude=/usr/share/locale/*",
-    f"--setup-hook={SETUP}", f"--extract-hook={EXTRACTED}", f"--essential-hook={BEFORE}", f"--customize-hook={AFTER}",
-    f"--include={','.join(PACKAGES)}", RELEASE,
-)  # fmt: skip
-
-
+    *_words("env INITRD=No mmdebstrap --mode=root --variant=minbase --architectures=arm64"),
+    "--components=main,non-free-firmware",
+    '--aptopt=APT::Install-Recommends "false"',
+    *_words("--dpkgopt=force-confdef --dpkgopt=force-confold"),
+    *_words("--dpkgopt=path-exclude=/usr/share/doc/* --dpkgopt=path-include=/usr/share/doc/*/copyright"),
+    *_words("--dpkgopt=path-exclude=/usr/share/man/* --dpkgopt=path-exclude=/usr/share/locale/*"),
+    f"--setup-hook={SETUP}",
+    f"--extract-hook={EXTRACTED}",
+    f"--essential-hook={BEFORE}",
+    f"--customize-hook={AFTER}",
+    f"--include={','.join(PACKAGES)}",
+    RELEASE,
+)
 CACHE: Final = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgesan"
 
 
 def root() -> Path:
-    """The root file system as a tar file, kept: it takes minutes."""
+    """Return the root file system as a tar file, which is kept, as making it takes minutes."""
     digest = hashlib.sha256("\0".join(MMDEBSTRAP).encode()).hexdigest()[:12]
     return cached(f"root-{digest}.tar.zst", MMDEBSTRAP)
 
 
 def cached(name: str, mmdebstrap: tuple[str, ...]) -> Path:
-    """What this command makes, in ~/.cache/edgesan; made there if it is not. `name` must tell all that it is made from."""
+    """Return what this command makes, in ~/.cache/edgesan, and make it if it is missing.
+
+    Args:
+        name: of the file; another command must have another name.
+        mmdebstrap: the command, without its target.
+    """
     tar = CACHE / name
     if not tar.exists():
         tar.parent.mkdir(parents=True, exist_ok=True)
@@ -153,13 +170,13 @@ def cached(name: str, mmdebstrap: tuple[str, ...]) -> Path:
 
 
 def image(out: Path) -> Path:
-    """Write the image `out`, with its list of packages beside it. Root only: files keep their owners.
+    """Write the image, with its list of packages beside it. Root only, as files keep their owners.
 
     Returns:
-        `out`: 4 GiB, of which the empty part takes no place; a first boot grows the root to the card.
+        `out`: 4 GiB, whose empty part takes no space; the first boot grows the root to the card.
 
     Raises:
-        SinkError: the root is not as it should be.
+        SinkError: the root holds programs of the host.
     """
     with tempfile.TemporaryDirectory(prefix="edgesan-", dir=out.parent) as folder:
         tree = Path(folder)
@@ -167,37 +184,34 @@ def image(out: Path) -> Path:
         settle(tree)
         check(tree)
         lay_out(tree, out)
-        installed = subprocess.run(
-            ["dpkg-query", f"--admindir={tree}/var/lib/dpkg", "--show", "--showformat=${Package} ${Version}\\n"],
-            check=True, stdout=subprocess.PIPE, text=True,
-        ).stdout  # fmt: skip
-        out.with_suffix(".packages.txt").write_text(installed, encoding="utf-8")
+        query = ["dpkg-query", f"--admindir={tree}/var/lib/dpkg", "--show", "--showformat=${Package} ${Version}\\n"]
+        installed = subprocess.run(query, check=True, stdout=subprocess.PIPE, text=True)
+        out.with_suffix(".packages.txt").write_text(installed.stdout, encoding="utf-8")
     return out
 
 
 def lay_out(tree: Path, out: Path, layout: str = LAYOUT, size: int = SIZE) -> None:
-    """A card of this tree: the same bytes of the same tree."""
+    """Write the image of a card with this tree; the same tree gives the same bytes."""
     date(tree)
     with tempfile.TemporaryDirectory(prefix="edgesan-", dir=out.parent) as folder:
         work = Path(folder)
         (work / "genimage.cfg").write_text(layout, encoding="utf-8")
-        run(
-            "genimage", "--config", str(work / "genimage.cfg"), "--rootpath", str(tree), "--inputpath", str(work),
-            "--tmppath", str(work / "tmp"), "--outputpath", str(work), E2FSPROGS_FAKE_TIME=str(EPOCH), SETTLE_TIMES=SETTLE_TIMES,
-        )  # fmt: skip
+        paths = [f"--config={work / 'genimage.cfg'}", f"--rootpath={tree}", f"--inputpath={work}"]
+        paths += [f"--tmppath={work / 'tmp'}", f"--outputpath={work}"]
+        run("genimage", *paths, E2FSPROGS_FAKE_TIME=str(EPOCH), SETTLE_TIMES=SETTLE_TIMES)
         (work / "edgesan.img").replace(out)
     os.truncate(out, size)
 
 
 def publish(image: Path, *, compress: bool) -> None:
-    """Its block map; and itself compressed, which `edgesan flash`, bmaptool and Raspberry Pi Imager read."""
+    """Write the image's block map; and also the compressed image, which edgesan, bmaptool and the Pi's Imager read."""
     run("bmaptool", "create", "--output", str(image.with_suffix(".bmap")), str(image))
     if compress:
         run("xz", "--quiet", "--keep", "--force", "-T0", "-3", str(image))
 
 
 def settle(tree: Path) -> None:
-    """What makes a system of these packages: mount points, names, the network, and where the first boot reads its orders."""
+    """Make a system of the packages: mount points, names, the network, and where the first boot reads its settings."""
     for name, text in FILES.items():
         path = tree / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -211,7 +225,7 @@ def settle(tree: Path) -> None:
 
 
 def check(tree: Path) -> None:
-    """Nothing of the host's own programs may be left.
+    """Check that none of the host's own programs is left.
 
     Raises:
         SinkError: there is one, in a file or inside an initrd.
@@ -225,13 +239,12 @@ def check(tree: Path) -> None:
                 if path.name.startswith("initrd.img"):
                     content = _unpacked(content + file.read())
             if X86_64.search(content):
-                raise SinkError(
-                    f"/{path.relative_to(tree)} holds a program for x86-64: expected Arm alone; remove {CACHE} and try again"
-                )
+                name, cure = path.relative_to(tree), f"remove {CACHE} and try again"
+                raise SinkError(f"/{name} holds a program for x86-64: expected only programs for Arm; {cure}")
 
 
 def _unpacked(initrd: bytes) -> bytes:
-    """Two archives, of which the second is packed."""
+    """Unpack an initrd: two archives, of which the second is packed."""
     first, _, second = initrd.partition(b"TRAILER!!!")
     packed = second.lstrip(b"\0")
     return first + subprocess.run(["zstd", "-dcq"], input=packed, check=True, stdout=subprocess.PIPE).stdout
@@ -246,5 +259,5 @@ def date(tree: Path) -> None:
 
 
 def run(*command: str, **more: str) -> None:
-    """A program of the system, with every time in what it makes set to EPOCH."""
+    """Run a program of the system; every time in what it makes is EPOCH."""
     subprocess.run(command, check=True, env=os.environ | {"SOURCE_DATE_EPOCH": str(EPOCH), "LC_ALL": "C.UTF-8"} | more)

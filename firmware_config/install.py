@@ -1,12 +1,14 @@
 #!/usr/bin/env python3
-"""Installs edgesan from the folder that this file lies in, without a network: at a board's first boot, or (`--root`)
-into a folder that becomes one. Needs the board's own Python and nothing else. Whoever runs it twice has it once.
+"""Install edgesan from the folder that holds this file, without a network.
+
+It runs at a board's first boot, or (`--root`) installs into a folder that becomes a board. It needs the board's own
+Python and nothing else. Running it twice does no harm.
 
     wheels/    unpacked to /opt/edgesan/lib; nothing of the system's Python is touched
     root.tar   units, users, rules, configuration: unpacked over /
     settings/  edgesan.toml and token.env, for /etc/edgesan
     model/     model.onnx and its signature, for /var/lib/edgesan/models; `current` points to it
-    SHA256SUMS of the wheels and root.tar: an SD card may be worn
+    SHA256SUMS of the wheels and root.tar, as a worn SD card changes files
 """
 
 import argparse
@@ -29,10 +31,18 @@ BUNDLE = Path("/opt/edgesan/BUNDLE")
 UNITS = ("edgesan-sanitize.service", "edgesan-transmit.service")
 SETTLE = "edgesan-settle.service"  # at boot only
 SECRETS = ("token.env",)
+# What the units import: compiled at the installation, see `compile_imports`.
 IMPORTED = (
-    "edgesan.cli", "edgesan.pipeline", "edgesan.sanitize", "edgesan.capture.opencv", "edgesan.transmit.unit",
-    "edgesan.transmit.http", "edgesan.board.doctor", "onnx", "onnxruntime",
-)  # fmt: skip
+    "edgesan.cli",
+    "edgesan.pipeline",
+    "edgesan.sanitize",
+    "edgesan.capture.opencv",
+    "edgesan.transmit.unit",
+    "edgesan.transmit.http",
+    "edgesan.board.doctor",
+    "onnx",
+    "onnxruntime",
+)
 
 
 class InstallError(Exception):
@@ -40,7 +50,7 @@ class InstallError(Exception):
 
 
 def check_sums(source: Path) -> None:
-    """Raises InstallError if a file is missing, or is not as it was written."""
+    """Raise InstallError if a file is missing, or is not as it was written."""
     for line in (source / "SHA256SUMS").read_text().splitlines():
         wanted, name = line.split("  ", 1)
         file = source / name
@@ -49,7 +59,7 @@ def check_sums(source: Path) -> None:
 
 
 def check_python(source: Path, root: Path) -> None:
-    """Raises InstallError if the wheels are not for the Python that will run them."""
+    """Raise InstallError if the wheels are not for the Python that will run them."""
     wanted = (source / "PYTHON").read_text().split()  # 3.13 aarch64
     if root == Path("/"):
         here = [".".join(map(str, sys.version_info[:2])), platform.machine()]
@@ -63,7 +73,7 @@ def check_python(source: Path, root: Path) -> None:
 
 
 def unpack(wheels: Path, lib: Path) -> None:
-    """Unpack all wheels into one folder; the old one goes when the new one is whole."""
+    """Unpack all wheels into one folder; the old folder is removed when the new one is whole."""
     new, old = lib.with_name("lib.new"), lib.with_name("lib.old")
     for folder in (new, old):
         shutil.rmtree(folder, ignore_errors=True)
@@ -73,7 +83,7 @@ def unpack(wheels: Path, lib: Path) -> None:
             for entry in archive.infolist():
                 top, _, rest = entry.filename.partition("/")
                 name = entry.filename
-                if top.endswith(".data"):  # PEP 427: what belongs elsewhere than into the library
+                if top.endswith(".data"):  # PEP 427: what does not belong into the library
                     kind, _, name = rest.partition("/")
                     if kind not in ("purelib", "platlib"):
                         continue  # commands, headers: not needed
@@ -82,7 +92,7 @@ def unpack(wheels: Path, lib: Path) -> None:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     with archive.open(entry) as content, target.open("wb") as file:
                         shutil.copyfileobj(content, file)
-    os.sync()  # or a power cut within half a minute would leave empty files under the new name
+    os.sync()  # otherwise a power cut within half a minute would leave empty files under the new name
     if lib.exists():
         lib.rename(old)
     new.rename(lib)
@@ -90,7 +100,7 @@ def unpack(wheels: Path, lib: Path) -> None:
 
 
 def check_owner(folder: os.stat_result, target: Path) -> None:
-    """Raises InstallError if this is root, and somebody else may decide where the names in the folder lead."""
+    """Raise InstallError if this is root, and another user may decide where the names in the folder lead."""
     loose = folder.st_mode & 0o022 and not folder.st_mode & stat.S_ISVTX
     if os.geteuid() == 0 and (folder.st_uid or loose):
         raise InstallError(f"others than root may change the folder of {target}: chown root and chmod go-w it")
@@ -100,7 +110,8 @@ def put(content: bytes, target: Path, mode: int = 0o644) -> None:
     """Put a file in its place, whole; a link there is replaced, not followed.
 
     Raises:
-        InstallError: this is root, and somebody else may decide what the folder's names mean. OSError: no room, no rights.
+        InstallError: this is root, and another user may decide where the names in the folder lead.
+        OSError: no room, or no rights.
     """
     check_owner(next(place for place in target.parents if place.exists()).stat(), target)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -120,10 +131,11 @@ def put(content: bytes, target: Path, mode: int = 0o644) -> None:
 
 
 def install(source: Path, root: Path) -> None:
-    """Everything but starting it.
+    """Install everything, and start nothing.
 
     Raises:
-        InstallError: the payload is damaged, or not for this system. OSError: no room, no rights.
+        InstallError: the payload is damaged, or not for this system.
+        OSError: no room, or no rights.
     """
     check_sums(source)
     check_python(source, root)
@@ -148,7 +160,7 @@ def install(source: Path, root: Path) -> None:
 
 
 def place_model(model: Path, models: Path) -> None:
-    """A folder of its own for these bytes; `current` is switched to it, as `edgesan install` does."""
+    """Put the model into a folder of its own, and switch `current` to it, as `edgesan install` does."""
     content = (model / "model.onnx").read_bytes()
     folder = models / f"first-{hashlib.sha256(content).hexdigest()[:12]}"
     for file in sorted(model.iterdir()):
@@ -159,16 +171,18 @@ def place_model(model: Path, models: Path) -> None:
     link.replace(models / "current")
 
 
-def warm() -> None:
-    """Python keeps what it compiles where root imports it. The units may write nothing there, and would compile it at each start."""
-    subprocess.run(
-        [sys.executable, "-s", "-P", "-c", f"import {', '.join(IMPORTED)}"],
-        env=os.environ | {"PYTHONPATH": "/opt/edgesan/lib", "ORT_DISABLE_TELEMETRY": "1"}, check=False,
-    )  # fmt: skip
+def compile_imports() -> None:
+    """Import everything once, as root, so that Python keeps the compiled modules.
+
+    The units may not write there, and would compile them at each start.
+    """
+    environment = os.environ | {"PYTHONPATH": "/opt/edgesan/lib", "ORT_DISABLE_TELEMETRY": "1"}
+    imports = f"import {', '.join(IMPORTED)}"
+    subprocess.run([sys.executable, "-s", "-P", "-c", imports], env=environment, check=False)
 
 
 def start() -> None:
-    """Here and now, on the board."""
+    """Start everything on this board."""
     for command in (
         ["systemd-tmpfiles", "--create", "/usr/lib/tmpfiles.d/edgesan.conf"],
         ["systemctl", "daemon-reload"],
@@ -184,18 +198,20 @@ def start() -> None:
 
 
 def main() -> int:
-    """The exit code: 0, or 1 and the reason, also as FAILED.txt beside this file: the card can be read elsewhere."""
+    """Install; return 0, or 1 with the reason in FAILED.txt beside this file: another machine can read the card."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--root", type=Path, default=Path("/"), metavar="FOLDER", help="install below here (default: /)"
     )
     parser.add_argument("--source", type=Path, default=Path(__file__).parent, metavar="FOLDER", help="the payload")
-    parser.add_argument("--no-start", action="store_true", help="start nothing; so it is, too, with --root")
-    parser.add_argument("--compile", action="store_true", help="with --root: compile all, for this very Python")
+    parser.add_argument("--no-start", action="store_true", help="start nothing (also so with --root)")
+    parser.add_argument(
+        "--compile", action="store_true", help="with --root: compile all modules, for this version of Python"
+    )
     arguments = parser.parse_args()
     here = arguments.root == Path("/")
-    if here and BUNDLE.exists():  # else the first boot of a new root would bring back what the card was made with
-        print("edgesan: it came with this root, in a bundle: nothing to install")
+    if here and BUNDLE.exists():  # otherwise the first boot of a new root would bring back the card's first version
+        print("edgesan: this root came with it, in a bundle: nothing to install")
         return 0
     os.umask(0o022)  # the units' users must be able to read it
     failed = arguments.source / "FAILED.txt"
@@ -204,21 +220,19 @@ def main() -> int:
         install(arguments.source, arguments.root)
     except (InstallError, OSError, subprocess.SubprocessError, zipfile.BadZipFile) as error:
         print(f"edgesan: not installed: {error}", file=sys.stderr)
-        with suppress(OSError, InstallError):  # nowhere to say it but here
+        with suppress(OSError, InstallError):  # the message above must do
             put(f"{error}\n\n{traceback.format_exc()}".encode(), failed)
         return 1
     if here:
-        for name in SECRETS:  # on the board they are root's alone; on the card, everybody's
+        for name in SECRETS:  # on the board only root reads them; on the card, everybody can
             (arguments.source / "settings" / name).unlink(missing_ok=True)
-        warm()
+        compile_imports()
         os.sync()
         if not arguments.no_start:
             start()
     elif arguments.compile:
-        compileall.compile_dir(
-            arguments.root / "opt/edgesan/lib", quiet=2, workers=0, invalidation_mode=PycInvalidationMode.UNCHECKED_HASH,
-            stripdir=str(arguments.root),
-        )  # fmt: skip
+        library, mode = arguments.root / "opt/edgesan/lib", PycInvalidationMode.UNCHECKED_HASH
+        compileall.compile_dir(library, quiet=2, workers=0, invalidation_mode=mode, stripdir=str(arguments.root))
     print(f"edgesan: installed into {arguments.root}")
     return 0
 

@@ -1,10 +1,10 @@
-"""Two root file systems on a card, A and B, and signed updates that write the one which does not run. An option.
+"""An option: two root file systems on a card, A and B, and signed updates that write the one which does not run.
 
-    python -m firmware_config.build --debian --slots update.pem --settings board.toml --out board.img
-    python -m firmware_config.build --bundle --slots update.pem --key update.key --out update.raucb
+    python -m firmware_config.build --debian --slots update.pem --settings board.toml --out board.img python -m
+    firmware_config.build --bundle --slots update.pem --key update.key --out update.raucb
 
-RAUC verifies and writes (https://rauc.readthedocs.io); `root-slots/usr/lib/edgesan/slots` decides what boots. What belongs to one board, its
-settings, token and models, is not in a bundle: the running system carries it over.
+RAUC verifies and writes (https://rauc.readthedocs.io); `root-slots/usr/lib/edgesan/slots` decides what boots. A bundle
+holds nothing that belongs to one board: the running system carries its settings, token and models over.
 """
 
 import shutil
@@ -55,7 +55,7 @@ slots="$RAUC_SLOT_MOUNT_POINT/{PROGRAM}"
 
 @contextmanager
 def tree(near: Path, certificate: Path) -> Iterator[Path]:
-    """Debian's root as a folder, ready for either slot, while the block lasts. Root only: files keep their owners."""
+    """Lend Debian's root as a folder, ready for either slot. Root only, as files keep their owners."""
     with tempfile.TemporaryDirectory(prefix="edgesan-", dir=near) as name:
         debian.run("tar", "--extract", "--numeric-owner", "--file", str(debian.root()), "--directory", name)
         debian.settle(Path(name))
@@ -77,17 +77,19 @@ def with_runtime(tree: Path, payload: Path) -> None:
 
 
 def prepare(tree: Path, certificate: Path) -> None:
-    """Make a root one that can lie in either slot, and that takes bundles signed with this certificate's key.
+    """Prepare a root for either slot, and for bundles that are signed with this certificate's key.
 
     Raises:
         ConfigError: it is not a certificate.
     """
     if "BEGIN CERTIFICATE" not in read(certificate) or "PRIVATE KEY" in read(certificate):
-        raise ConfigError(f"{certificate} is not a certificate alone: docs/board.md has the command that makes one")
+        raise ConfigError(
+            f"{certificate} must hold a certificate and no key: docs/board.md has the command that makes one"
+        )
     shutil.copytree(FILES, tree, dirs_exist_ok=True)
     (tree / PROGRAM).chmod(0o755)
     shutil.copyfile(certificate, tree / "etc/rauc/keyring.pem")
-    fstab = tree / "etc/fstab"  # the kernel's words say which root it is
+    fstab = tree / "etc/fstab"  # the kernel's command line says which root it is
     fstab.write_text("".join(line for line in fstab.read_text().splitlines(keepends=True) if " / " not in line))
     for hook in HOOKS:
         (tree / "etc" / hook / "z50-raspi-firmware").unlink(missing_ok=True)
@@ -111,7 +113,8 @@ def bundle(tree: Path, out: Path, certificate: Path, key: Path, version: str = _
     """Sign a root as a bundle: an ext4 file system as small as it gets, which grows to its slot.
 
     Raises:
-        ConfigError: `out` is there already. CalledProcessError: RAUC or e2fsprogs said no.
+        ConfigError: `out` is there already.
+        CalledProcessError: RAUC or e2fsprogs failed.
     """
     if out.exists():
         raise ConfigError(f"{out} exists: name another file with --out")
@@ -126,14 +129,13 @@ def bundle(tree: Path, out: Path, certificate: Path, key: Path, version: str = _
         (folder / "manifest.raucm").write_text(MANIFEST.format(version=version))
         (folder / "hook").write_text(HOOK)
         (folder / "hook").chmod(0o755)
-        debian.run(
-            "rauc", "bundle", f"--cert={certificate}", f"--key={key}", f"--keyring={certificate}",
-            "--mksquashfs-args=-comp zstd -Xcompression-level 6", str(folder), str(out),
-        )  # fmt: skip
+        signing = [f"--cert={certificate}", f"--key={key}", f"--keyring={certificate}"]
+        packing = "--mksquashfs-args=-comp zstd -Xcompression-level 6"
+        debian.run("rauc", "bundle", *signing, packing, str(folder), str(out))
 
 
 def read(path: Path) -> str:
-    """Raises ConfigError: it cannot be read."""
+    """Read a text; raise ConfigError if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -1,4 +1,4 @@
-"""The fault table: every stage fails in every way that could be made, and what left is searched for what the camera saw.
+"""The fault table: every stage fails in every way that could be made; what left is searched for what the camera saw.
 
 The camera is the bundled clip under a pattern (the canary). Each fault is put into a real run, in its own process,
 after some frames that went well. Then every frame that left is searched for the pattern, at several scales, and every

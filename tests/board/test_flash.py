@@ -25,8 +25,18 @@ GB = 10**9
 
 
 def disk(path: str, size: int = 32 * GB, **more: Any) -> dict[str, Any]:
-    row = {"path": path, "size": size, "vendor": None, "model": "Disk", "tran": None, "rm": False, "hotplug": False,
-           "ro": False, "type": "disk", "mountpoints": [None]}  # fmt: skip
+    row = {
+        "path": path,
+        "size": size,
+        "vendor": None,
+        "model": "Disk",
+        "tran": None,
+        "rm": False,
+        "hotplug": False,
+        "ro": False,
+        "type": "disk",
+        "mountpoints": [None],
+    }
     return row | more
 
 
@@ -36,17 +46,37 @@ def part(path: str, *mounts: str, **more: Any) -> dict[str, Any]:
 
 LISTING = {
     "blockdevices": [
-        disk("/dev/nvme0n1", 512 * GB, model="Fast 512", tran="nvme", children=[
-            part("/dev/nvme0n1p1", "/boot/efi"),
-            part("/dev/nvme0n1p2", children=[disk("/dev/mapper/crypt", type="crypt", children=[
-                disk("/dev/mapper/root", type="lvm", mountpoints=["/"])])]),
-        ]),
+        disk(
+            "/dev/nvme0n1",
+            512 * GB,
+            model="Fast 512",
+            tran="nvme",
+            children=[
+                part("/dev/nvme0n1p1", "/boot/efi"),
+                part(
+                    "/dev/nvme0n1p2",
+                    children=[
+                        disk(
+                            "/dev/mapper/crypt",
+                            type="crypt",
+                            children=[disk("/dev/mapper/root", type="lvm", mountpoints=["/"])],
+                        )
+                    ],
+                ),
+            ],
+        ),
         disk("/dev/sda", 4000 * GB, model="Big 4T", tran="sata"),
         disk("/dev/sdb", model="Stick", vendor="Maker ", tran="usb", rm=True),
         disk("/dev/sdc", model="Mounted", tran="usb", rm=True, children=[part("/dev/sdc1", "/media/me/photos")]),
         disk("/dev/sdd", model="Home", tran="usb", hotplug=True, children=[part("/dev/sdd1", "/home")]),
         disk("/dev/sde", model="Locked", tran="usb", rm=True, ro=True),
-        disk("/dev/sdf", model="Raid", tran="usb", rm=True, children=[part("/dev/sdf1", children=[disk("/dev/md0", type="raid1")])]),
+        disk(
+            "/dev/sdf",
+            model="Raid",
+            tran="usb",
+            rm=True,
+            children=[part("/dev/sdf1", children=[disk("/dev/md0", type="raid1")])],
+        ),
         disk("/dev/sdg", 0, model="Empty reader", tran="usb", rm=True),
         disk("/dev/mmcblk0", model=None, tran="mmc", hotplug=True, children=[part("/dev/mmcblk0p1")]),
         disk("/dev/sdh", model="Swap", tran="usb", rm=True, children=[part("/dev/sdh1", "[SWAP]")]),
@@ -54,7 +84,7 @@ LISTING = {
         disk("/dev/loop4", 10**8, type="loop", model=None, mountpoints=["/snap/core/1"]),
         disk("/dev/sr0", type="rom", rm=True),
     ]
-}  # fmt: skip
+}
 REFUSED = {
     "/dev/nvme0n1": r"/dev/nvme0n1 \(512\.0 GB, Fast 512\) is refused: the running system is on it \(/, /boot/efi\)",
     "/dev/sda": r"/dev/sda \(4000\.0 GB, Big 4T\) is refused: it cannot be taken out",
@@ -136,7 +166,8 @@ def bmap(image: Path, *, digest: str | None = None) -> Path:
     )
     path = image.with_name(f"{image.name}.bmap")
     path.write_text(
-        f'<?xml version="1.0" ?><bmap version="2.0"><ImageSize> {len(content)} </ImageSize><BlockSize> 4096 </BlockSize>'
+        f'<?xml version="1.0" ?><bmap version="2.0"><ImageSize> {len(content)} </ImageSize>'
+        "<BlockSize> 4096 </BlockSize>"
         f"<ChecksumType> sha256 </ChecksumType><BlockMap>{rows}</BlockMap></bmap>"
     )
     return path
@@ -226,9 +257,13 @@ NO_IMAGES = {
     "no partition": boot_record(bytes(16)),
     "a partition of no sectors": boot_record(struct.pack("<B3xB3xII", 0, 0x0C, 8192, 0)),
     "a partition from sector 0 on": boot_record(struct.pack("<B3xB3xII", 0, 0x0C, 0, 99)),
-    "a lone partition": b"\xeb\x58\x90mkfs.fat" + b"This is not a bootable disk. " * 15 + bytes(64) + b"\x55\xaa" + bytes(8192),
+    "a lone partition": b"\xeb\x58\x90mkfs.fat"
+    + b"This is not a bootable disk. " * 15
+    + bytes(64)
+    + b"\x55\xaa"
+    + bytes(8192),
     "an archive inside": gzip.compress(boot_record(TABLE[:16])),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("packing", ["", *PACKERS])

@@ -68,8 +68,11 @@ def test_the_settings_become_cloud_inits_files(tmp_path: Path) -> None:
     assert head == b"#cloud-config"
     user = json.loads(text)
     assert (user["hostname"], user["timezone"], user["ssh_pwauth"], user["enable_ssh"]) == (
-        "porch", "Europe/Vienna", False, True,
-    )  # fmt: skip
+        "porch",
+        "Europe/Vienna",
+        False,
+        True,
+    )
     (account,) = user["users"]
     assert (account["name"], account["ssh_authorized_keys"], account["lock_passwd"]) == ("me", [KEY], True)
     radio = json.loads(files["network-config"])["network"]["wifis"]["wlan0"]
@@ -91,8 +94,11 @@ def test_the_boards_configuration_is_read_by_both_units_and_holds_no_secret(tmp_
     assert b"correct-horse-battery" not in path.read_bytes()
     there = load(path, {"role": "transmit", "token": "correct-horse-battery"})
     assert (there.camera, there.alpha, there.background, there.out) == (
-        "picamera", 0.5, "plain", ("http://0.0.0.0:8080",),
-    )  # fmt: skip
+        "picamera",
+        0.5,
+        "plain",
+        ("http://0.0.0.0:8080",),
+    )
     assert there.zone == ("0,0,0.5,0.5",)
     assert there.require_isolation
     assert load(path, {"role": "sanitize"}).model == Path("/var/lib/edgesan/models/current/model.onnx")
@@ -170,10 +176,17 @@ def stock_image(path: Path, boot_mib: int = 64) -> Path:
     boot = path.with_suffix(".vfat")
     subprocess.run(
         ["mkfs.vfat", "-F", "32", "-s", "1", "-n", "bootfs", "-C", boot, str(boot_mib * 1024)],
-        check=True, env=environment, capture_output=True,
-    )  # fmt: skip
-    for name, text in {"cmdline.txt": CMDLINE + "\n", "config.txt": "camera_auto_detect=1\n", "user-data": "#cloud-config\n",
-                       "meta-data": "", "network-config": ""}.items():  # fmt: skip
+        check=True,
+        env=environment,
+        capture_output=True,
+    )
+    for name, text in {
+        "cmdline.txt": CMDLINE + "\n",
+        "config.txt": "camera_auto_detect=1\n",
+        "user-data": "#cloud-config\n",
+        "meta-data": "",
+        "network-config": "",
+    }.items():
         subprocess.run(["mcopy", "-i", boot, "-", f"::{name}"], input=text, text=True, check=True, env=environment)
     with path.open("r+b") as file:
         file.seek(start * 512)
@@ -211,9 +224,18 @@ def test_a_payload_is_written_into_a_stock_image_and_read_back(image: Path, whee
     (tmp_path / "board.toml").write_text(SETTINGS)
     out, listing = tmp_path / "out.img", tmp_path / "porch.rpi-imager-manifest"
     code = build.main(
-        [str(image), "--settings", str(tmp_path / "board.toml"), "--out", str(out), "--wheels", str(wheels),
-         "--manifest", str(listing)]
-    )  # fmt: skip
+        [
+            str(image),
+            "--settings",
+            str(tmp_path / "board.toml"),
+            "--out",
+            str(out),
+            "--wheels",
+            str(wheels),
+            "--manifest",
+            str(listing),
+        ]
+    )
     assert code == 0
     (tmp_path / "card").mkdir()
     extract(out, tmp_path / "card")
@@ -255,9 +277,19 @@ def test_flash_writes_such_an_image_and_tells_it_another_name(image: Path, wheel
     assert json.loads(fat.read("user-data").removeprefix(b"#cloud-config\n"))["hostname"] == "door"
     assert Fat(tmp_path / "out.img").read("user-data") == seed(Settings())["user-data"]
     bare = subprocess.run(
-        [*COMMAND, "flash", str(image), str(tmp_path / "b.img"), "--to-file", "--settings", str(tmp_path / "door.toml")],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [
+            *COMMAND,
+            "flash",
+            str(image),
+            str(tmp_path / "b.img"),
+            "--to-file",
+            "--settings",
+            str(tmp_path / "door.toml"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert bare.returncode == 2
     assert "holds no edgesan yet: make it with python -m firmware_config.build" in bare.stderr
 

@@ -1,4 +1,4 @@
-"""Two slots: what the bootloader's backend remembers, who judges a new root, and whose bundles are taken. Guests: tests/qemu."""
+"""Two slots: the record of the bootloader's backend, the test of a new root, and signed bundles; guests: tests/qemu."""
 
 import http.server
 import json
@@ -28,7 +28,9 @@ SYSTEMCTL = """\
 #!/bin/sh
 case $1 in reboot) shift; echo "reboot $*" >> "$REBOOTS";; show) cat "$UNITS";; esac
 """
-RAUC = f'#!/bin/sh\n[ "$*" = "status mark-good booted" ] && exec {PROGRAM} set-state $(sed "s/.*slot=//" "$EDGESAN_CMDLINE") good\n'
+RAUC = f"""#!/bin/sh
+[ "$*" = "status mark-good booted" ] && exec {PROGRAM} set-state $(sed "s/.*slot=//" "$EDGESAN_CMDLINE") good
+"""
 
 
 class Card:
@@ -53,10 +55,13 @@ class Card:
 
     def ask(self, *arguments: str, code: int = 0) -> str:
         environment = os.environ | {
-            "EDGESAN_BOOT": str(self.boot), "EDGESAN_CMDLINE": str(self.folder / "cmdline"),
-            "EDGESAN_CONFIG": str(self.folder / "edgesan.toml"), "REBOOTS": str(self.folder / "reboots"),
-            "UNITS": str(self.folder / "units"), "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
-        }  # fmt: skip
+            "EDGESAN_BOOT": str(self.boot),
+            "EDGESAN_CMDLINE": str(self.folder / "cmdline"),
+            "EDGESAN_CONFIG": str(self.folder / "edgesan.toml"),
+            "REBOOTS": str(self.folder / "reboots"),
+            "UNITS": str(self.folder / "units"),
+            "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
+        }
         done = subprocess.run(
             [sys.executable, str(PROGRAM), *arguments], env=environment, capture_output=True, text=True, check=False
         )
@@ -227,13 +232,17 @@ def test_a_slot_that_rauc_cannot_mark_is_left(card: Card) -> None:
 def root(folder: Path) -> Path:
     """As much of a root as the card and a bundle ask for."""
     for name, text in {
-        "boot/vmlinuz-6.12.9-arm64": "old", "boot/vmlinuz-6.12.48-arm64": "new", "boot/initrd.img-6.12.48-arm64": "initrd",
-        "usr/lib/linux-image-6.12.48-arm64/broadcom/bcm2711-rpi-4-b.dtb": "tree", "etc/fstab": debian.FILES["etc/fstab"],
+        "boot/vmlinuz-6.12.9-arm64": "old",
+        "boot/vmlinuz-6.12.48-arm64": "new",
+        "boot/initrd.img-6.12.48-arm64": "initrd",
+        "usr/lib/linux-image-6.12.48-arm64/broadcom/bcm2711-rpi-4-b.dtb": "tree",
+        "etc/fstab": debian.FILES["etc/fstab"],
         "boot/firmware/config.txt": "arm_64bit=1\nkernel=vmlinuz-6.12.48-arm64\ninitramfs initrd.img-6.12.48-arm64\n",
         "boot/firmware/cmdline.txt": debian.FILES["boot/firmware/cmdline.txt"],
-        "boot/firmware/vmlinuz-6.12.48-arm64": "new", "boot/firmware/bootcode.bin": "firmware",
+        "boot/firmware/vmlinuz-6.12.48-arm64": "new",
+        "boot/firmware/bootcode.bin": "firmware",
         "etc/kernel/postinst.d/z50-raspi-firmware": "",
-    }.items():  # fmt: skip
+    }.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     return folder
@@ -265,9 +274,16 @@ def test_the_first_slot_of_a_card_is_what_debian_made(tmp_path: Path) -> None:
     slots.first(tree)
     boot = tree / "boot/firmware"
     assert sorted(path.relative_to(boot).as_posix() for path in boot.rglob("*")) == [
-        "A", "A/bcm2711-rpi-4-b.dtb", "A/cmdline.txt", "A/initrd.img", "A/vmlinuz", "bootcode.bin", "cmdline.txt",
-        "config.txt", "tryboot.txt",
-    ]  # fmt: skip
+        "A",
+        "A/bcm2711-rpi-4-b.dtb",
+        "A/cmdline.txt",
+        "A/initrd.img",
+        "A/vmlinuz",
+        "bootcode.bin",
+        "cmdline.txt",
+        "config.txt",
+        "tryboot.txt",
+    ]
     assert (boot / "A/vmlinuz").read_text() == "new", "6.12.48 is newer than 6.12.9"
     assert (boot / "config.txt").read_text() == CONFIG
     assert (boot / "tryboot.txt").read_text() == CONFIG.replace("A/", "B/")

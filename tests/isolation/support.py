@@ -33,13 +33,17 @@ def program(text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """A process of its own: what it gives up is gone for good."""
     return subprocess.run(
         [sys.executable, "-c", textwrap.dedent(text), *arguments],
-        capture_output=True, text=True, check=False, cwd=ROOT, timeout=60,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        timeout=60,
+    )
 
 
 @dataclass
 class Target:
-    """A user's home, a daemon, a terminal and another process of the user's: what a process that was taken over wants."""
+    """What a process that was taken over would attack: a user's home, a daemon, a terminal and another process."""
 
     path: Path
     user: int | None  # None: whoever runs the tests
@@ -76,9 +80,16 @@ class Target:
             path = [each for each in path if "packages" in each or each == str(ROOT)]
         environment = os.environ | {"HOME": str(self.home), "PYTHONPATH": ":".join(path), "ORT_DISABLE_TELEMETRY": "1"}
         return subprocess.run(
-            [python, "-P", "-c", textwrap.dedent(text), *arguments], capture_output=True, text=True, check=False,
-            cwd=self.path, timeout=120, env=environment, pass_fds=[self.terminal], **self.identity(),
-        )  # fmt: skip
+            [python, "-P", "-c", textwrap.dedent(text), *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=self.path,
+            timeout=120,
+            env=environment,
+            pass_fds=[self.terminal],
+            **self.identity(),
+        )
 
     def close(self) -> None:
         self.victim.kill()

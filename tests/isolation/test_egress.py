@@ -66,10 +66,8 @@ def test_the_bug_hears_who_calls_home() -> None:
 def test_nothing_calls_home(tmp_path: Path) -> None:
     """Not onnxruntime, whose telemetry would, nor anything else; without CI, which switches some of them off."""
     port = "18080"
-    served = listened_to(
-        "-m", "edgesan", "run", "--camera", "demo", "--frames", "10",
-        "--out", f"http://127.0.0.1:{port}", "--out", str(tmp_path / "clip.mkv"),
-    )  # fmt: skip
+    outs = [f"--out=http://127.0.0.1:{port}", f"--out={tmp_path / 'clip.mkv'}"]
+    served = listened_to("-m", "edgesan", "run", "--camera=demo", "--frames=10", *outs)
     assert served["code"] == 0, served["said"]
     report("egress, CI unset", f"{served['heard']} packets, all of this machine's own", len(served["strangers"]))
     assert served["strangers"] == []

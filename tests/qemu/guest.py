@@ -1,9 +1,8 @@
-"""A board that is none: QEMU runs an image's own kernel on an emulated Arm processor. Slow: no latency is told by it."""
+"""An emulated board: QEMU runs an image's own kernel on an Arm processor. It is slow, and shows no latency."""
 
 import os
 import re
 import signal
-import socket
 import subprocess
 import time
 import urllib.error
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgesan.board.settings import Fat
+from tests.support import free_port
 
 # A connection that a booting board drops is nobody's to close; it may be collected during a later test.
 IGNORED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -21,19 +21,29 @@ TOKEN = "a-token-of-the-test"
 MACHINES = {
     # Its clock counts instructions, one a nanosecond: no busy host makes its time-outs bite, and none is told by it.
     "virt": (
-        "-accel", "tcg,thread=single", "-icount", "shift=0", "-M", "virt", "-cpu", "cortex-a72", "-smp", "2", "-m", "2048",
-        "-device", "virtio-blk-device,drive=disk", "-device", "virtio-net-device,netdev=net", "-device", "virtio-rng-device",
+        "-accel",
+        "tcg,thread=single",
+        "-icount",
+        "shift=0",
+        "-M",
+        "virt",
+        "-cpu",
+        "cortex-a72",
+        "-smp",
+        "2",
+        "-m",
+        "2048",
+        "-device",
+        "virtio-blk-device,drive=disk",
+        "-device",
+        "virtio-net-device,netdev=net",
+        "-device",
+        "virtio-rng-device",
     ),
-    # Its clock is ours: where it counts instructions, its USB controller (QEMU 7.2) keeps it from going on, and no packet arrives.
-    # This address is a maker's, and so the interface is called eth0.
+    # Its clock is this machine's: where it counts instructions, its USB controller (QEMU 7.2) stops it, and no packet
+    # arrives. This address is a maker's, and so the interface is called eth0.
     "raspi3b": ("-accel", "tcg,thread=multi", "-M", "raspi3b", "-device", "usb-net,netdev=net,mac=00:e0:4c:00:00:01"),
-}  # fmt: skip
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+}
 
 
 class Guest:
@@ -57,7 +67,7 @@ class Guest:
         self.kill()
 
     def start(self) -> None:
-        """Switch it on. The kernel and its words come from the boot partition, where a Pi's firmware would find them."""
+        """Switch it on. Kernel and command line come from the boot partition, where a Pi's firmware would find them."""
         fat = Fat(self.image)
         names = fat._tool("mdir", "-b", "::").decode().split()
         for prefix in ("vmlinuz", "initrd.img", "bcm2837-rpi-3-b.dtb"):
@@ -70,11 +80,21 @@ class Guest:
         forward = f"hostfwd=tcp:127.0.0.1:{self._ssh_port}-:22,hostfwd=tcp:127.0.0.1:{self.port}-:8080"
         drive = "sd" if self._machine == "raspi3b" else "none,id=disk"
         command = [
-            "qemu-system-aarch64", *MACHINES[self._machine],
-            "-kernel", str(self._part("vmlinuz")), "-initrd", str(self._part("initrd.img")),
-            "-append", " ".join([*words, "console=ttyAMA0,115200"]), "-drive", f"if={drive},file={self.image},format=raw",
-            "-netdev", f"user,id=net,restrict=on,{forward}", "-nographic", "-no-reboot",
-        ]  # fmt: skip
+            "qemu-system-aarch64",
+            *MACHINES[self._machine],
+            "-kernel",
+            str(self._part("vmlinuz")),
+            "-initrd",
+            str(self._part("initrd.img")),
+            "-append",
+            " ".join([*words, "console=ttyAMA0,115200"]),
+            "-drive",
+            f"if={drive},file={self.image},format=raw",
+            "-netdev",
+            f"user,id=net,restrict=on,{forward}",
+            "-nographic",
+            "-no-reboot",
+        ]
         if self._machine == "raspi3b":
             command += ["-dtb", str(self._part("bcm2837-rpi-3-b.dtb"))]
         with self._log.open("ab") as log:
@@ -105,14 +125,32 @@ class Guest:
             CalledProcessError: its exit code is not 0, if `check`.
         """
         options = [
-            "StrictHostKeyChecking=no", "UserKnownHostsFile=/dev/null", "LogLevel=ERROR", "ConnectTimeout=240", "BatchMode=yes",
-            "ControlMaster=auto", f"ControlPath=/tmp/edgesan-{os.getpid()}-{self._ssh_port}", "ControlPersist=60",
-        ]  # fmt: skip
+            "StrictHostKeyChecking=no",
+            "UserKnownHostsFile=/dev/null",
+            "LogLevel=ERROR",
+            "ConnectTimeout=240",
+            "BatchMode=yes",
+            "ControlMaster=auto",
+            f"ControlPath=/tmp/edgesan-{os.getpid()}-{self._ssh_port}",
+            "ControlPersist=60",
+        ]
         done = subprocess.run(
-            ["ssh", "-i", str(self._key), "-p", str(self._ssh_port), *(f"-o{option}" for option in options),
-             "pi@127.0.0.1", f"{{ {command} ; }} 2>&1"],
-            input=stdin, stdin=None if stdin is not None else subprocess.DEVNULL, capture_output=True, timeout=timeout_s, check=False,
-        )  # fmt: skip
+            [
+                "ssh",
+                "-i",
+                str(self._key),
+                "-p",
+                str(self._ssh_port),
+                *(f"-o{option}" for option in options),
+                "pi@127.0.0.1",
+                f"{{ {command} ; }} 2>&1",
+            ],
+            input=stdin,
+            stdin=None if stdin is not None else subprocess.DEVNULL,
+            capture_output=True,
+            timeout=timeout_s,
+            check=False,
+        )
         said = (done.stdout + done.stderr).decode(errors="replace")
         if check and done.returncode:
             raise AssertionError(f"{command}: exit code {done.returncode}\n{said}")

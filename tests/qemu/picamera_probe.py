@@ -1,9 +1,10 @@
 """Our capture backend on the real picamera2 and the real libcamera, whose virtual pipeline stands in for a sensor.
 
-Runs inside a Debian trixie root (see `test_picamera.py`). A line for each fact; the first one that does not hold ends it.
+Runs inside a Debian trixie root (see `test_picamera.py`). A line for each fact; the first one that does not hold ends
+it.
 
-The virtual pipeline is no Raspberry Pi's, and picamera2 was written for those. What is bent here, in the library and not
-in edgesan: `pykms` (its preview windows) is empty; no raw stream is asked for; buffers are libcamera's own, since
+The virtual pipeline is no Raspberry Pi's, and picamera2 was written for those. What is bent here, in the library and
+not in edgesan: `pykms` (its preview windows) is empty; no raw stream is asked for; buffers are libcamera's own, since
 picamera2's hold one plane where NV12 has two. /dev/dma_heap comes from dma_heap.c.
 """
 

@@ -1,7 +1,8 @@
 """An image is flashed, boots on an emulated Arm board without a network, and sanitizes what its camera sees.
 
 One board lives through all of these tests, in their order. Its camera is `vivid`, the kernel's own: colour bars, and
-nobody in them; for faces it is shown the bundled clip. All figures are of emulation: they say that it works, not how fast.
+nobody in them; for faces it is shown the bundled clip. All figures are of emulation: they say that it works, not how
+fast.
 """
 
 import base64
@@ -119,7 +120,8 @@ def disk(folder: Path, key: Path, maker: Maker, row: Row) -> Path:
     data = disk.stat().st_blocks * 512 / 1e6
     row(
         "Debian image with the payload",
-        f"{data:.0f} MB of data, made in {time.monotonic() - started_s:.0f} s ({'its root was kept' if kept else 'root included'})",
+        f"{data:.0f} MB of data, made in {time.monotonic() - started_s:.0f} s"
+        f" ({'its root was kept' if kept else 'root included'})",
     )
     return disk
 
@@ -204,8 +206,10 @@ def test_both_units_run_and_the_stream_is_sanitized_canvas(board: Guest, row: Ro
     picture = pixels(board.get("/snapshot.jpg"))
     assert picture.shape == (SIZE[1], SIZE[0], 3)
     raw = board.run(
-        "v=/tmp/raw.png; sudo systemctl stop edgesan-sanitize; sudo PYTHONPATH=/opt/edgesan/lib python3 -c \"import cv2; c = cv2.VideoCapture('/dev/video0');"
-        " c.set(3, 640); c.set(4, 360); cv2.imwrite('$v', c.read()[1])\" && base64 -w0 $v; sudo systemctl start edgesan-sanitize"
+        "v=/tmp/raw.png; sudo systemctl stop edgesan-sanitize; sudo PYTHONPATH=/opt/edgesan/lib python3 -c"
+        " \"import cv2; c = cv2.VideoCapture('/dev/video0');"
+        " c.set(3, 640); c.set(4, 360); cv2.imwrite('$v', c.read()[1])\""
+        " && base64 -w0 $v; sudo systemctl start edgesan-sanitize"
     )
     camera = cv2.imdecode(np.frombuffer(base64.b64decode(raw.splitlines()[-1]), np.uint8), cv2.IMREAD_COLOR)
     assert roughness(picture) < 2 < roughness(camera)
@@ -301,7 +305,8 @@ def look_at(board: Guest, camera: str, detect_every: int) -> None:
     a processor that never rests counts them.
     """
     board.run(
-        f"sudo sed -i -e '/^fps/d' -e '1i fps = 2' -e 's/^camera = .*/camera = \"{camera}\"/' -e 's/^detect_every.*/detect_every = {detect_every}/'"
+        f"sudo sed -i -e '/^fps/d' -e '1i fps = 2' -e 's/^camera = .*/camera = \"{camera}\"/'"
+        f" -e 's/^detect_every.*/detect_every = {detect_every}/'"
         " /etc/edgesan/edgesan.toml && sudo systemctl restart edgesan-sanitize"
     )
     deadline_s = time.monotonic() + PATIENCE_S
@@ -379,7 +384,10 @@ def test_after_a_power_cut_it_comes_back(board: Guest, maker: Maker, row: Row) -
     assert not failed, failed
     assert board.run("readlink /var/lib/edgesan/models/current") == before
     row("power cut (kill -9), then boot to first frame", f"{frame_s:.0f} s; {clock(board)}")
-    row("a model on trial when the power failed", board.run("sudo journalctl -u edgesan-settle -o cat _TRANSPORT=stdout"))  # fmt: skip
+    row(
+        "a model on trial when the power failed",
+        board.run("sudo journalctl -u edgesan-settle -o cat _TRANSPORT=stdout"),
+    )
 
 
 def test_it_goes_down_in_good_order(board: Guest) -> None:

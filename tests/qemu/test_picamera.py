@@ -1,4 +1,4 @@
-"""The real picamera2, on the real libcamera, gives our capture backend its frames; a virtual camera stands in for a sensor.
+"""The real picamera2, on the real libcamera, gives our capture backend its frames; the camera is a virtual one.
 
 In a root of Debian trixie, since libcamera comes from a system and not from PyPI. Nothing here speaks of a sensor, an
 ISP, raw or low-resolution streams, exposure, or time.
@@ -24,14 +24,17 @@ PACKAGES = (
 FROM_PYPI = "picamera2==0.3.38 opencv-python-headless==5.0.0.93"
 AUTHORITIES = Path("/etc/ssl/certs/ca-certificates.crt")  # this machine's may know a proxy's
 MAKE = (
-    "mmdebstrap", "--mode=root", "--variant=minbase", '--aptopt=APT::Install-Recommends "false"',
+    "mmdebstrap",
+    "--mode=root",
+    "--variant=minbase",
+    '--aptopt=APT::Install-Recommends "false"',
     f"--include={PACKAGES}",
     f"--customize-hook=copy-in {HERE}/dma_heap.c /usr/src",
     '--customize-hook=chroot "$1" gcc -O -Wall -Werror -shared -fPIC -o /usr/lib/dma_heap.so /usr/src/dma_heap.c',
     *([f"--customize-hook=copy-in {AUTHORITIES} /etc/ssl/certs"] if AUTHORITIES.exists() else []),
     f'--customize-hook=chroot "$1" pip install --quiet --break-system-packages {FROM_PYPI}',
     "trixie",
-)  # fmt: skip
+)
 
 
 @pytest.mark.board
@@ -55,11 +58,27 @@ def test_our_backend_gets_real_frames_through_the_real_picamera2(
     shutil.copy(HERE / "picamera_probe.py", root / "opt/edgesan")
     # /proc is mounted in a namespace of its own, which ends with the command: no mount is left behind.
     run = subprocess.run(
-        ["unshare", "--mount", "--pid", "--fork", "--kill-child", f"--root={root}", "--mount-proc", "env", "-i",
-         "PATH=/usr/bin", "LD_PRELOAD=/usr/lib/dma_heap.so", "LIBCAMERA_LOG_LEVELS=*:ERROR",
-         "python3", "/opt/edgesan/picamera_probe.py"],
-        capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+        [
+            "unshare",
+            "--mount",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            f"--root={root}",
+            "--mount-proc",
+            "env",
+            "-i",
+            "PATH=/usr/bin",
+            "LD_PRELOAD=/usr/lib/dma_heap.so",
+            "LIBCAMERA_LOG_LEVELS=*:ERROR",
+            "python3",
+            "/opt/edgesan/picamera_probe.py",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     log = Path("build/picamera.log")
     log.parent.mkdir(exist_ok=True)
     log.write_text(run.stdout + run.stderr, encoding="utf-8")

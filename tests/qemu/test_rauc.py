@@ -1,8 +1,9 @@
 """A signed update of the whole system: written to the other slot, tried, kept if frames flow, and left if they do not.
 
-The guest is a small Debian of this machine's own processor kind (x86-64: its root is made in minutes), with our own system.conf,
-backend, health unit and bundle hook, and with stand-ins for the two units of edgesan. The test plays a Pi's firmware: it
-reads config.txt, or tryboot.txt once after `reboot '0 tryboot'`, follows `os_prefix`, and hands over what lies there.
+The guest is a small Debian of this machine's own processor kind (x86-64: its root is made in minutes), with our own
+system.conf, backend, health unit and bundle hook, and with stand-ins for the two units of edgesan. The test plays a
+Pi's firmware: it reads config.txt, or tryboot.txt once after `reboot '0 tryboot'`, follows `os_prefix`, and hands over
+what lies there.
 """
 
 import hashlib
@@ -21,7 +22,8 @@ from edgesan.board.settings import Fat
 from firmware_config import debian, slots
 from tests.firmware_config.test_slots import signer
 from tests.qemu.conftest import Row
-from tests.qemu.guest import IGNORED, PATIENCE_S, Guest, free_port
+from tests.qemu.guest import IGNORED, PATIENCE_S, Guest
+from tests.support import free_port
 
 pytestmark = [pytest.mark.board, pytest.mark.slow, IGNORED]
 PACKAGES = (
@@ -32,15 +34,35 @@ SMALL_INITRD = """\
 mkdir -p "$1/etc/initramfs-tools/conf.d" && echo MODULES=list > "$1/etc/initramfs-tools/conf.d/small"
 printf 'virtio_blk\\nvirtio_pci\\n' > "$1/etc/initramfs-tools/modules"
 """
-MASKED = ("e2scrub_reap.service", "getty@tty1.service", "systemd-binfmt.service", "systemd-udev-settle.service",
-          "apt-daily.timer", "apt-daily-upgrade.timer", "e2scrub_all.timer", "fstrim.timer", "dpkg-db-backup.timer",
-          "modprobe@.service", "sys-kernel-debug.mount", "sys-kernel-tracing.mount", "dev-hugepages.mount", "dev-mqueue.mount")  # fmt: skip
+MASKED = (
+    "e2scrub_reap.service",
+    "getty@tty1.service",
+    "systemd-binfmt.service",
+    "systemd-udev-settle.service",
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "e2scrub_all.timer",
+    "fstrim.timer",
+    "dpkg-db-backup.timer",
+    "modprobe@.service",
+    "sys-kernel-debug.mount",
+    "sys-kernel-tracing.mount",
+    "dev-hugepages.mount",
+    "dev-mqueue.mount",
+)
 MAKE = (
-    "mmdebstrap", "--mode=root", "--variant=minbase", '--aptopt=APT::Install-Recommends "false"',
-    "--dpkgopt=path-exclude=/usr/share/doc/*", "--dpkgopt=path-exclude=/usr/share/man/*",
-    "--dpkgopt=path-exclude=/usr/share/locale/*", f"--essential-hook={SMALL_INITRD}", f"--include={PACKAGES}", "trixie",
-)  # fmt: skip
-# What the runtime would do, as far as the health check sees it. HEALTH is the whole difference between a good root and a sick one.
+    "mmdebstrap",
+    "--mode=root",
+    "--variant=minbase",
+    '--aptopt=APT::Install-Recommends "false"',
+    "--dpkgopt=path-exclude=/usr/share/doc/*",
+    "--dpkgopt=path-exclude=/usr/share/man/*",
+    "--dpkgopt=path-exclude=/usr/share/locale/*",
+    f"--essential-hook={SMALL_INITRD}",
+    f"--include={PACKAGES}",
+    "trixie",
+)
+# What the runtime would do, as the health check sees it. A good root and a bad one differ only in HEALTH.
 STAND_IN = """\
 import http.server
 
@@ -67,7 +89,9 @@ FILES = {
     "usr/lib/systemd/system/edgesan-sanitize.service": UNIT.format(command="/usr/bin/sleep infinity"),
     "usr/lib/systemd/system/edgesan-transmit.service": UNIT.format(command="/usr/bin/python3 /usr/share/stand-in.py"),
     # As Debian's hook for a Pi writes it.
-    "boot/firmware/config.txt": "arm_64bit=1\n\nenable_uart=1\nupstream_kernel=1\n\nkernel=vmlinuz-6\ninitramfs initrd.img-6\n",
+    "boot/firmware/config.txt": (
+        "arm_64bit=1\n\nenable_uart=1\nupstream_kernel=1\n\nkernel=vmlinuz-6\ninitramfs initrd.img-6\n"
+    ),
     "boot/firmware/cmdline.txt": debian.FILES["boot/firmware/cmdline.txt"],
 }
 
@@ -88,19 +112,42 @@ class Board(Guest):
         self._said_before = len(self.console()) if self._log.exists() else 0
         self._ssh_port = free_port()
         command = [
-            "qemu-system-x86_64", "-M", "q35,sata=off,smbus=off,hpet=off", "-cpu", "qemu64", "-m", "1024", "-accel", "tcg",
-            "-nodefaults", "-kernel", str(folder / "vmlinuz"), "-initrd", str(folder / "initrd.img"),
-            "-append", " ".join([*words, "console=ttyS0,115200", *PATIENCE]),
-            "-drive", f"if=virtio,file={self.image},format=raw", "-device", "virtio-rng-pci",
-            "-netdev", f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{self._ssh_port}-:22",
-            "-device", "virtio-net-pci,netdev=net,romfile=", "-serial", "stdio", "-display", "none", "-no-reboot",
-        ]  # fmt: skip
+            "qemu-system-x86_64",
+            "-M",
+            "q35,sata=off,smbus=off,hpet=off",
+            "-cpu",
+            "qemu64",
+            "-m",
+            "1024",
+            "-accel",
+            "tcg",
+            "-nodefaults",
+            "-kernel",
+            str(folder / "vmlinuz"),
+            "-initrd",
+            str(folder / "initrd.img"),
+            "-append",
+            " ".join([*words, "console=ttyS0,115200", *PATIENCE]),
+            "-drive",
+            f"if=virtio,file={self.image},format=raw",
+            "-device",
+            "virtio-rng-pci",
+            "-netdev",
+            f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{self._ssh_port}-:22",
+            "-device",
+            "virtio-net-pci,netdev=net,romfile=",
+            "-serial",
+            "stdio",
+            "-display",
+            "none",
+            "-no-reboot",
+        ]
         with self._log.open("ab") as log:
             self._qemu = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self.started_s = time.monotonic()
 
     def until_settled(self) -> list[str]:
-        """Switch it on again whenever it resets, until it stays up and nothing is to be tried: the slots that were booted."""
+        """Switch it on again whenever it resets, until it stays up with nothing to try; return the slots it booted."""
         self.booted, deadline_s = [], time.monotonic() + 3 * PATIENCE_S
         while time.monotonic() < deadline_s:
             assert self._qemu is not None
