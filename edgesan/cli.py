@@ -448,12 +448,12 @@ def _sign(arguments: argparse.Namespace) -> int:
 def _install(arguments: argparse.Namespace) -> int:
     from edgesan.board import settings, update
 
+    if arguments.settle == (arguments.model is not None):
+        raise ConfigError("name the model to install: edgesan install MODEL (or give --settle alone, at boot)")
     path = arguments.config or settings.CONFIG
     token = board_token(path)  # by systemd's file, as the transmit unit has it
     config = load(path, {"token": token} if token else {})
     models = arguments.models or settings.MODELS
-    if arguments.settle == (arguments.model is not None):
-        raise ConfigError("name the model to install: edgesan install MODEL (or give --settle alone, at boot)")
     if arguments.settle:
         print(update.settle(config, models))
         return 0

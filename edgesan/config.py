@@ -341,7 +341,9 @@ def load(path: Path | None, overrides: dict[str, Any]) -> Config:
         try:
             table = tomllib.loads(path.read_text(encoding="utf-8"))
         except OSError as error:
-            raise ConfigError(f"cannot read the configuration {path}: {error.strerror}") from error
+            raise ConfigError(
+                f"cannot read the configuration {path}: {error.strerror}; name a TOML file that you may read"
+            ) from error
         except (ValueError, RecursionError) as error:  # TOMLDecodeError, or a number of 5000 digits
             raise ConfigError(f"{path} is not TOML: {error}") from error
         values = typed(path, table)

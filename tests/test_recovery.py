@@ -20,7 +20,7 @@ from edgesan.frames import Pixels
 from tests.capture.webcam import Webcam
 from tests.support import free_port, report
 
-KILLS = int(os.environ.get("EDGESAN_KILLS", "3"))
+KILLS = int(os.environ.get("EDGESAN_KILLS", "2"))
 WITHIN_S = 5.0
 GROWTH_MB = (
     8.0  # of the survivor, over all kills: glibc's arenas and the allocator of a start; a leak grows with the kills
