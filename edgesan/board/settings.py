@@ -2,7 +2,7 @@
 
     hostname = "porch"                 # then the page is at http://porch.local:8080/
     user = "pi"                        # the user who may log in, only with an ssh_key
-    ssh_key = ["ssh-ed25519 AAAA..."]  # without one, nobody may log in
+    ssh_key = ["ssh-ed25519 AAAA..."]  # without a key, no login is possible
     timezone = "Europe/Vienna"
 
     [wifi]                             # without it, the board uses the cable

@@ -208,15 +208,15 @@ def status(frames: int, sha256: str = "new", *, up: bool = True) -> dict[str, An
 
 
 def watched(monkeypatch: pytest.MonkeyPatch, said: list[dict[str, Any] | None], seconds: float = 3) -> str:
-    """What the watch says of a board that says this, every half second; the last one for ever."""
+    """Watch a board with these statuses, one every half second; the last one stays."""
     now = [0.0]
     monkeypatch.setattr("edgesan.board.update.time.monotonic", lambda: now[0])
     monkeypatch.setattr("edgesan.board.update.time.sleep", lambda s: now.__setitem__(0, now[0] + s))
-    told = iter(said)
+    statuses = iter(said)
     last: list[dict[str, Any] | None] = [None]
 
     def look() -> dict[str, Any] | None:
-        last[0] = next(told, last[0])
+        last[0] = next(statuses, last[0])
         return last[0]
 
     return update.watch(look, "new", update.Watch(seconds))
@@ -241,7 +241,7 @@ def test_frames_that_keep_coming_are_enough(monkeypatch: pytest.MonkeyPatch) -> 
         ([status(5), status(60), status(70, "old")], "another model runs for 10 s"),
     ],
 )
-def test_frames_that_stop_are_told(monkeypatch: pytest.MonkeyPatch, said: list[Any], why: str) -> None:
+def test_frames_that_stop_are_reported(monkeypatch: pytest.MonkeyPatch, said: list[Any], why: str) -> None:
     assert watched(monkeypatch, said, 30) == why
 
 
