@@ -169,7 +169,7 @@ def test_a_note_of_a_trial_that_is_damaged_or_old_takes_nothing_back(running: Bo
     assert "not on trial any more" in done.stdout
     assert (running.current(), note.exists()) == ("first", False)
     both = subprocess.run([*settle, str(DEMO_MODEL)], capture_output=True, text=True, check=False)
-    assert "say which model to install" in both.stderr
+    assert "name the model to install" in both.stderr
 
 
 def test_a_unit_that_does_not_start_is_taken_back_at_once(running: Board) -> None:
