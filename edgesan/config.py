@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from edgesan.errors import ConfigError
+from edgesan.message import MOST_SIDE
 
 BACKGROUNDS = ("plain", "keep")
 GONE_BACKGROUNDS = ("pixelate", "blur", "black")
@@ -205,7 +206,7 @@ def check(c: Config) -> None:
     if c.rotate not in TURNS:
         raise ConfigError(f"rotate is {c.rotate}: choose one of {', '.join(map(str, TURNS))}, degrees clockwise")
     if c.size is not None and not _is_size(c.size):
-        raise ConfigError(f"size is {c.size!r}: write it as WIDTHxHEIGHT, such as 640x480, each within 16..7680")
+        raise ConfigError(f"size is {c.size!r}: write it as WIDTHxHEIGHT, such as 640x480, each within 16..{MOST_SIDE}")
     check_safety(c)
     for text in c.zone:
         _zone(text)
@@ -238,7 +239,7 @@ def check_safety(c: Config) -> None:
 def _is_size(text: str) -> bool:
     width, cross, height = text.partition("x")
     numbers = cross and len(text) <= 9 and width.isdecimal() and height.isdecimal()
-    return bool(numbers) and 16 <= int(width) <= 7680 and 16 <= int(height) <= 7680
+    return bool(numbers) and 16 <= int(width) <= MOST_SIDE and 16 <= int(height) <= MOST_SIDE
 
 
 def check_sinks(c: Config) -> None:

@@ -25,6 +25,7 @@ VERSION: Final = 1
 FRAME: Final = 1
 STATUS: Final = 2
 MOST_BYTES: Final = 2048
+FRESH_NS: Final = 1_000_000_000  # age up to which a frame counts as live
 MOST_FACES: Final = 16
 MOST_CODE: Final = 128  # bytes of a code
 MOST_SIDE: Final = 7680  # pixels of a picture, each way

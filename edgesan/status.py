@@ -31,14 +31,14 @@ def report(config: Config, model: Verified, status: Status | None, transmission:
         transmission: the share of the transmit process.
     """
     claims, own = transmission.claims, transmission.metrics
-    said = {
+    common = {
         "version": __version__,
         "background": config.background,
         "wall": transmission.wall,
         "warnings": warnings(config, model),
     }
     if status is None:
-        return said | {"camera_up": False, "isolation": isolation.report(claims), "totals": {}, "ms": {}}
+        return common | {"camera_up": False, "isolation": isolation.report(claims), "totals": {}, "ms": {}}
     both = [*isolation.unpack(status.results), *claims]
     counters = dict(zip(COUNTERS, status.counters, strict=True))
     faces_now = counters.pop("faces_now")
@@ -57,7 +57,7 @@ def report(config: Config, model: Verified, status: Status | None, transmission:
         "measured": facts.strongest_attack,
         "signature": str(model.signer or "unsigned"),
     }
-    return said | {
+    return common | {
         "camera": config.camera_name,
         "size": [status.width, status.height],
         "camera_up": transmission.fresh,

@@ -64,12 +64,12 @@ class Log:
         self._budget, self._at_s = float(LOG_BURST), time.monotonic()
         self._full = False
 
-    def take(self) -> None:
+    def redirect_output(self) -> None:
         """In the child: send standard output and standard error to the pipe."""
         for stream in (1, 2):
             os.dup2(self._write_fd, stream)
 
-    def given(self) -> None:
+    def close_child_end(self) -> None:
         """In the parent: close the end that the child has."""
         os.close(self._write_fd)
 
@@ -204,12 +204,12 @@ class Supervisor:
         if self._pipes and self._sanitize is None and now_s >= self._sanitize_due_s:
             self._log = Log()
             self._sanitize = self._fork("sanitize", self._run_sanitize)
-            self._log.given()
+            self._log.close_child_end()
             if self._transmit is None or self._transmit.ready:
                 self._sanitize.control.send(START)
 
-    def _fork(self, name: str, live: Callable[[ControlChannel], int]) -> Child:
-        """Fork a child that runs `live` and ends with the exit code that it returns."""
+    def _fork(self, name: str, main: Callable[[ControlChannel], int]) -> Child:
+        """Fork a child that runs `main` and ends with the exit code that it returns."""
         ours, theirs = ControlChannel.pair()
         sys.stderr.flush()
         pid = os.fork()
@@ -230,7 +230,7 @@ class Supervisor:
             for unit in (self._listener, self._client):
                 if unit:
                     unit.close()
-            code = live(theirs)
+            code = main(theirs)
         except EdgesanError as error:
             print(f"edgesan: {error}", file=sys.stderr)
             code = error.exit_code
@@ -246,7 +246,7 @@ class Supervisor:
         pipes, log = self._pipes, self._log
         assert pipes
         assert log
-        log.take()
+        log.redirect_output()
         # Any other descriptor, also one that edgesan itself inherited, could hold a picture.
         keep = {0, 1, 2, pipes.frames_out, pipes.frames_in, pipes.requests_in, control.read_fd, control.write_fd}
         for fd in {int(name) for name in os.listdir("/proc/self/fd")} - keep:
@@ -268,9 +268,8 @@ class Supervisor:
 
     def _run_transmit(self, files: list[OutputFile], channel: socket.socket, control: ControlChannel) -> int:
         """Run as the transmit process."""
-        self._end_with_parent(
-            signal.SIGTERM if files else signal.SIGKILL
-        )  # to finish files, or to free the port at once
+        # SIGTERM lets it finish its files; SIGKILL frees the port at once.
+        self._end_with_parent(signal.SIGTERM if files else signal.SIGKILL)
         if self._channel:
             self._channel.close()
         if self._pipes:

@@ -39,10 +39,17 @@ class Checkpoint:
 
 
 def save(path: Path, content: object) -> None:
-    """Write what `torch.save` makes of it, whole or not at all."""
+    """Write what `torch.save` makes of it, whole or not at all.
+
+    Raises:
+        ExportError: the place cannot be written.
+    """
     packed = io.BytesIO()
     torch.save(content, packed)
-    disk.write_whole(path, packed.getvalue())
+    try:
+        disk.write_whole(path, packed.getvalue())
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:

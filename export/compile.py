@@ -327,7 +327,7 @@ def main(arguments: list[str] | None = None) -> int:
         faces = data.load(a.data, load_checkpoint(a.run).recipe.sets)
         claims = json.loads(a.claims.read_text())["claims"] if a.claims else []
         report = compile_model(a.run, faces, a.out, claims, a.alpha_default)
-    except (ExportError, ModelError) as error:
+    except (ExportError, ModelError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{a.out}: {a.out.stat().st_size / 2**20:.2f} MiB")

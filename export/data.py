@@ -22,11 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from edgesan.faces import CHIP, Detector, alignment, cut
+from edgesan.faces import CHIP, Detector, alignment, cut, spread
 from export.errors import DataError
 
 SEARCHED = 640  # pixels: the longest side of the copy in which a folder's faces are searched
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+MOST_VALIDATION = 512  # pictures on which a training measures itself
 COLUMNS = ("file", "identity", "gender", "age", "identity_split", "closed_set_split")
 
 
@@ -114,31 +115,49 @@ def load_set(root: Path, name: str) -> Faces:
     Raises:
         DataError: a file, a column or a picture is missing, or a picture is not a 112x112 RGB chip.
     """
-    table, pictures = root / f"{name}.csv", root / f"{name}.tar"
-    for path in (table, pictures):
-        if not path.is_file():
-            raise DataError(f"{path} is not there: a set is a .tar of chips and a .csv of the same name")
-    with table.open(newline="") as handle:
-        rows = list(csv.DictReader(handle))
-    if not rows or not set(COLUMNS) <= rows[0].keys():
-        raise DataError(f"{table} has no rows or lacks one of the columns {', '.join(COLUMNS)}")
-    columns = {c: np.array([row[c] for row in rows]) for c in COLUMNS} | {"set": np.full(len(rows), name)}
-    chips = np.empty((len(rows), CHIP, CHIP, 3), np.uint8)
-    index = {row["file"]: i for i, row in enumerate(rows)}
+    columns, pictures = read_labels(root, name), set_file(root, f"{name}.tar")
+    files = columns["file"].tolist()
+    chips = np.empty((len(files), CHIP, CHIP, 3), np.uint8)
+    index = {file: i for i, file in enumerate(files)}
     missing = set(index)
     with tarfile.open(pictures) as tar:
-        for member in tqdm(tar, total=len(rows), desc=f"reading {name}", leave=False):
-            handle_ = tar.extractfile(member)
-            if handle_ is None or member.name not in index:
+        for member in tqdm(tar, total=len(files), desc=f"reading {name}", leave=False):
+            content = tar.extractfile(member)
+            if content is None or member.name not in index:
                 continue
-            chip = cv2.imdecode(np.frombuffer(handle_.read(), np.uint8), cv2.IMREAD_COLOR_RGB)
+            chip = cv2.imdecode(np.frombuffer(content.read(), np.uint8), cv2.IMREAD_COLOR_RGB)
             if chip is None or chip.shape != (CHIP, CHIP, 3):
                 raise DataError(f"{member.name} in {pictures} is not a picture of {CHIP}x{CHIP} pixels")
             chips[index[member.name]] = chip
             missing.discard(member.name)
     if missing:
-        raise DataError(f"{pictures} lacks {len(missing)} of the pictures that {table} lists, such as {min(missing)}")
+        raise DataError(f"{pictures} lacks {len(missing)} of the pictures that its CSV lists, such as {min(missing)}")
     return Faces(chips, columns)
+
+
+def read_labels(root: Path, name: str) -> dict[str, NDArray[np.str_]]:
+    """Read the labels of a set as `Faces.columns`, with its name in the column `set`.
+
+    Raises:
+        DataError: the CSV or a column of it is missing.
+    """
+    table = set_file(root, f"{name}.csv")
+    with table.open(newline="") as handle:
+        rows = list(csv.DictReader(handle))
+    if not rows or not set(COLUMNS) <= rows[0].keys():
+        raise DataError(f"{table} has no rows or lacks one of the columns {', '.join(COLUMNS)}")
+    return {c: np.array([row[c] for row in rows]) for c in COLUMNS} | {"set": np.full(len(rows), name)}
+
+
+def set_file(root: Path, name: str) -> Path:
+    """Return the path of a set's file.
+
+    Raises:
+        DataError: it is not there.
+    """
+    if not (root / name).is_file():
+        raise DataError(f"{root / name} is not there: a set is a .tar of chips and a .csv of the same name")
+    return root / name
 
 
 def load_folder(root: Path, held_out: float = 0.2) -> Faces:
@@ -166,15 +185,14 @@ def load_folder(root: Path, held_out: float = 0.2) -> Faces:
         picture = cv2.imread(str(path))
         if picture is None:
             raise DataError(f"{path} cannot be read as a picture")
-        found = detector(np.asarray(picture, np.uint8))
+        found = [face for face in detector(np.asarray(picture, np.uint8)) if spread(face.landmarks)]
         if not found:
             continue
         largest = max(found, key=lambda face: float(face.box[2] * face.box[3]))
         chips.append(cut(np.asarray(picture, np.uint8), alignment(largest.landmarks)))
-        share = int(hashlib.sha256(person.encode()).hexdigest()[:8], 16) / 2**32
-        split = "test" if share < held_out else "val" if share < 1.5 * held_out else "train"
         row = {a: people[person][a] or "" for a in attributes}
-        rows.append(row | {"file": str(path.relative_to(root)), "identity": person, "identity_split": split})
+        row |= {"file": str(path.relative_to(root)), "identity": person, "identity_split": _split(person, held_out)}
+        rows.append(row)
     if not chips:
         raise DataError(f"no face in any of the {len(paths)} pictures of {root}")
     names = {name for row in rows for name in row} | set(COLUMNS)
@@ -194,6 +212,12 @@ def _read_people(root: Path) -> tuple[list[str], dict[str, dict[str, str]]]:
         reader = csv.DictReader(handle)
         person, *attributes = reader.fieldnames or [""]
         return attributes, {row[person]: row for row in reader}
+
+
+def _split(person: str, held_out: float) -> str:
+    """Return the split of a person, the same at each reading."""
+    share = int(hashlib.sha256(person.encode()).hexdigest()[:8], 16) / 2**32
+    return "test" if share < held_out else "val" if share < 1.5 * held_out else "train"
 
 
 def view(chip: NDArray[np.uint8], row: int, number: int) -> NDArray[np.uint8]:
@@ -223,13 +247,21 @@ def view(chip: NDArray[np.uint8], row: int, number: int) -> NDArray[np.uint8]:
 
 def training_rows(faces: Faces) -> NDArray[np.bool_]:
     """Return the rows to train on: people of `identity_split = train`, without closed-set val and test pictures."""
-    rows: NDArray[np.bool_] = (faces["identity_split"] == "train") & np.isin(faces["closed_set_split"], ["", "train"])
-    return rows
+    return _rows(faces, "train", ["", "train"])
 
 
 def validation_rows(faces: Faces) -> NDArray[np.bool_]:
     """Return the rows to validate on: people of `identity_split = val`, without closed-set test pictures."""
-    rows: NDArray[np.bool_] = (faces["identity_split"] == "val") & np.isin(
-        faces["closed_set_split"], ["", "train", "val"]
-    )
+    return _rows(faces, "val", ["", "train", "val"])
+
+
+def validation_sample(rows: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Draw at most MOST_VALIDATION of these rows [N]; the same at each call."""
+    drawn: NDArray[np.int64] = np.random.default_rng(0).permutation(np.flatnonzero(rows))[:MOST_VALIDATION]
+    return drawn
+
+
+def _rows(faces: Faces, split: str, closed: Sequence[str]) -> NDArray[np.bool_]:
+    """Return the rows of people of a split, in these splits of the closed set."""
+    rows: NDArray[np.bool_] = (faces["identity_split"] == split) & np.isin(faces["closed_set_split"], closed)
     return rows

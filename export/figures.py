@@ -42,6 +42,7 @@ from export.audit.report import (
     read,
     to_json,
 )
+from export.checkpoint import load_checkpoint
 from export.errors import ExportError
 
 LINEAR, PROBE = "linear on pixels", f"probe on {UTILITY}"  # the two strongest on the bundled model (docs/audit.json)
@@ -68,7 +69,7 @@ def measured(
 
     Args:
         on: the measurements.
-        models: of each column, the model file that stands for it at each alpha.
+        models: for each column, the model file at each alpha.
         unet: the folder of a training of recipes/unet.toml.
         brief: leave out the probe on all columns but the device's.
     """
@@ -115,7 +116,7 @@ def column(on: Measurements, name: str, files: Mapping[float, Path], fresh: tupl
 def authors_column(on: Measurements, run: Path, fresh: tuple[str, ...]) -> Unmeasured:
     """Return the cells of the authors' U-Net."""
     points = {a: point(on, mechanisms.trained(run, a, f"{AUTHORS} at {a:g}"), fresh) for a in AUTHORS_ALPHAS}
-    return Unmeasured(Training(steps=mechanisms.steps_of(run)), points)
+    return Unmeasured(Training(steps=load_checkpoint(run).step), points)
 
 
 def unfiltered(on: Measurements) -> dict[str, Unfiltered]:

@@ -20,21 +20,14 @@ from tqdm import tqdm
 from export import data
 from export.audit.report import Plan
 from export.audit.splits import CLOSED_SETS, OPEN_SETS, closed_set_rows, open_set_rows
-from export.errors import DataError, ExportError
+from export.errors import ExportError
 from export.recipe import Recipe
-
-VALIDATION = 512
 
 
 def labels(root: Path, names: tuple[str, ...]) -> data.Faces:
-    """Read the tables of these sets, without their pictures."""
-    parts = []
-    for name in names:
-        with (root / f"{name}.csv").open(newline="") as handle:
-            rows = list(csv.DictReader(handle))
-        columns = {c: np.array([row[c] for row in rows]) for c in data.COLUMNS} | {"set": np.full(len(rows), name)}
-        parts.append(data.Faces(np.zeros(len(rows), np.uint8), columns))
-    return data.join(parts)
+    """Read the labels of these sets, without their pictures."""
+    tables = [data.read_labels(root, name) for name in names]
+    return data.join(data.Faces(np.zeros(len(table["file"]), np.uint8), table) for table in tables)
 
 
 def chosen(purpose: str, root: Path) -> set[tuple[str, str]]:
@@ -42,8 +35,7 @@ def chosen(purpose: str, root: Path) -> set[tuple[str, str]]:
     if purpose == "training":
         faces = labels(root, Recipe.sets)
         rows = data.training_rows(faces)
-        validation = np.flatnonzero(data.validation_rows(faces) & (faces["gender"] != ""))
-        rows[np.random.default_rng(0).permutation(validation)[:VALIDATION]] = True
+        rows[data.validation_sample(data.validation_rows(faces) & (faces["gender"] != ""))] = True
         return pairs(faces, rows)
     faces = labels(root, CLOSED_SETS)
     closed = pairs(faces, closed_set_rows(faces))
@@ -72,9 +64,7 @@ def pack(purpose: str, root: Path, out: Path, quality: int | None) -> int:
     wanted = chosen(purpose, root)
     out.mkdir(parents=True, exist_ok=True)
     for name in sorted({name for name, _ in wanted}):
-        table, pictures = root / f"{name}.csv", root / f"{name}.tar"
-        if not pictures.is_file():
-            raise DataError(f"{pictures} is not there: a set is a .tar of chips and a .csv of the same name")
+        table, pictures = data.set_file(root, f"{name}.csv"), data.set_file(root, f"{name}.tar")
         with table.open(newline="") as handle, (out / table.name).open("w", newline="") as kept:
             reader = csv.DictReader(handle)
             writer = csv.DictWriter(kept, list(reader.fieldnames or []))
@@ -83,10 +73,10 @@ def pack(purpose: str, root: Path, out: Path, quality: int | None) -> int:
         # compressed, for the headers of small files are a fifth of the whole
         with tarfile.open(pictures) as tar, tarfile.open(out / pictures.name, "w:gz", compresslevel=6) as part:
             for member in tqdm(tar, desc=f"packing {name}", leave=False):
-                handle_ = tar.extractfile(member)
-                if handle_ is None or (name, member.name) not in wanted:
+                file = tar.extractfile(member)
+                if file is None or (name, member.name) not in wanted:
                     continue
-                packet = handle_.read()
+                packet = file.read()
                 if quality is not None:
                     packet = _as_webp(packet, quality)
                 slim = tarfile.TarInfo(member.name)
@@ -113,7 +103,7 @@ def main(arguments: list[str] | None = None) -> int:
         if a.purpose == "audit" and a.quality is not None:
             raise ExportError("an audit looks at the pictures as they are: leave out --quality")
         size = pack(a.purpose, a.data, a.out, a.quality)
-    except (ExportError, FileNotFoundError) as error:
+    except ExportError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print(f"{a.out}: {size / 2**20:.1f} MiB")

@@ -1,7 +1,7 @@
 """Providers' frozen ONNX networks: their input contracts, and the checks that each one passes before a training.
 
 File, operators, shapes and contract are checked when a `Provider` is made. `validate` runs the network on real faces:
-it must run as in onnxruntime, tell faces apart, and have the right gradient. Past that, nothing is checked again.
+it must run as in onnxruntime, tell faces apart, and have the right gradient. Nothing is checked again after that.
 """
 
 import copy
@@ -140,7 +140,7 @@ class Provider(nn.Module):
         return out if self.classes else F.normalize(out.float())
 
 
-class Finder(nn.Module):
+class ChipDetector(nn.Module):
     """The provider's detector (YuNet) on chips, differentiable: is there a face, and where are its landmarks?
 
     A chip stands in a margin of repeated edge pixels, for a detector sees faces in frames. The decoding is that of
@@ -185,7 +185,7 @@ class Providers:
 
     utility: Provider  # embeds faces
     frozen: list[Provider]  # classifiers of the private attribute (plug-and-play)
-    finder: Finder
+    detector: ChipDetector
 
 
 def graph_shapes(path: Path, size: int | None, output: str | None) -> tuple[int, str]:
@@ -293,7 +293,7 @@ def _check_values(provider: Provider, x: Tensor) -> None:
     if off > 1e-3 * max(1.0, float(np.abs(expected).max())):
         raise NetworkError(
             f"{provider.path} computes something else here than in onnxruntime (off by {off:.3g}): "
-            "an attribute of one of its operators is not understood; simplify the file, or tell us"
+            "an attribute of one of its operators is not understood; simplify the file, or report it"
         )
 
 

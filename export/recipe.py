@@ -157,7 +157,7 @@ def _typed(path: Path, key: str, value: object) -> object:
         return float(value)
     kind = str if key == "name" else type(default)
     if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
-        raise RecipeError(f"{path}: {key} must be a {kind.__name__}, not {value!r}")
+        raise RecipeError(f"{path}: {key} must be of type {kind.__name__}, not {value!r}")
     return value
 
 

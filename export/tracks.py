@@ -2,8 +2,8 @@
 
 A found person is followed for five seconds, 150 frames, under one draw of the noise. Until the code was sent instead
 of the picture, each frame brought a sanitized picture of its own. Now a track is encoded when it is new, when its pose
-has changed, and else every 0.2 s: 25 pictures. The attacker embeds what leaves, averages it over the track, and asks a
-logistic regression that learned on tracks of other people.
+has changed, and else every 0.2 s: 25 pictures. The attacker embeds what leaves, averages it over the track, and gives
+it to a logistic regression that learned on tracks of other people.
 
 There is not enough video of different people, so stills stand in for it: *one photo*, aligned a little differently in
 each frame, as a tracker does it; and *ten photos* of the person, one after the other: the worst restless head.
@@ -116,7 +116,7 @@ def half_women(rows: list[list[int]], man: NDArray[np.bool_], count: int) -> Row
 
 
 def chosen(faces: data.Faces, man: NDArray[np.bool_], plan: Plan) -> tuple[Rows, dict[str, Rows]]:
-    """Return the stills to learn on [N, 1], and the photos of those who are judged, by how many they show."""
+    """Return the stills to learn on [N, 1], and the photos of the tracks that are measured, by how many they show."""
     person, _ = faces.labels("identity")
     known = (person >= 0) & (faces["gender"] != "")
     split = faces["identity_split"]
@@ -179,7 +179,7 @@ def main(arguments: list[str] | None = None) -> None:
     p.add_argument("--data", type=Path, required=True, help="folder of sets (.tar and .csv)")
     p.add_argument("--networks", type=Path, required=True, help="folder of the matchers' ONNX networks")
     p.add_argument("--alpha", type=float, help="the dial (default: the model's)")
-    p.add_argument("--people", type=int, default=Plan.people, help="whose tracks are judged (default %(default)s)")
+    p.add_argument("--people", type=int, default=Plan.people, help="whose tracks are measured (default %(default)s)")
     p.add_argument("--learn", type=int, default=Plan.learn, help="stills to learn on (default %(default)s)")
     p.add_argument("--seed", type=int, default=Plan.seed, help="of all that is random (default %(default)s)")
     p.add_argument("--json", type=Path, metavar="FILE", help="write the report there")

@@ -41,7 +41,7 @@ def clip() -> list[Pixels]:
 
 @pytest.fixture
 def sanitized_frame() -> Callable[..., SanitizedFrame]:
-    """Makes frames as the door would: grey of one level, or random."""
+    """Makes frames as the renderer would: grey of one level, or random."""
 
     def make(
         number: int = 1, size: tuple[int, int] = (64, 48), captured_ns: int = 0, level: int = 99

@@ -1,8 +1,8 @@
 """Hostile messages, without end: `make fuzz`, or `python -m tests.fuzz_message --cases 1000000`.
 
-Each case is a valid message of a frame or a status, changed at random: bits, bytes, fields, its length; now and then bytes
-that never were a message. What must come of it is a value that packs to the very same bytes again, or a `Reject`, and
-nothing else. The same seed gives the same cases; the number of a bad one is printed, and `--only` tries it again.
+Each case is a valid message of a frame or a status, changed at random: bits, bytes, fields, its length; now and then
+bytes that never were a message. What must come of it is a value that packs to the very same bytes again, or a `Reject`,
+and nothing else. The same seed gives the same cases; the number of a bad one is printed, and `--only` tries it again.
 """
 
 import argparse
@@ -29,13 +29,25 @@ def frame(rng: random.Random) -> Latents:
     size = rng.choice((1, 16, 64, 128))
     tracks = sorted(rng.sample(range(65536), rng.randint(0, message.most_faces(size, columns * rows))))
     faces = tuple(
-        FaceCode(track, Place(rng.randrange(width), rng.randrange(height), rng.uniform(4, 300), rng.uniform(0, 6.28)), rng.randbytes(size))
+        FaceCode(
+            track,
+            Place(rng.randrange(width), rng.randrange(height), rng.uniform(4, 300), rng.uniform(0, 6.28)),
+            rng.randbytes(size),
+        )
         for track in tracks
-    )  # fmt: skip
+    )
     return Latents(
-        rng.getrandbits(32), rng.getrandbits(63), rng.getrandbits(20), width, height, rng.random(), rng.getrandbits(32), faces,
-        rng.getrandbits(32), Silhouette(columns, rows, bytes(bits)),
-    )  # fmt: skip
+        rng.getrandbits(32),
+        rng.getrandbits(63),
+        rng.getrandbits(20),
+        width,
+        height,
+        rng.random(),
+        rng.getrandbits(32),
+        faces,
+        rng.getrandbits(32),
+        Silhouette(columns, rows, bytes(bits)),
+    )
 
 
 def status(rng: random.Random) -> Status:
@@ -43,7 +55,9 @@ def status(rng: random.Random) -> Status:
     spans = tuple((rng.random(), 9 * rng.random(), 99 * rng.random()) for _ in SPANS)
     counters = tuple(rng.getrandbits(rng.choice((1, 20, 64))) for _ in COUNTERS)
     results = rng.randbytes(rng.choice((0, 1, message.MOST_RESULTS)))
-    return Status(counters, rng.uniform(0, 1e9), 30 * rng.random(), rng.random(), spans, rng.getrandbits(32), 640, 480, results)  # fmt: skip
+    return Status(
+        counters, rng.uniform(0, 1e9), 30 * rng.random(), rng.random(), spans, rng.getrandbits(32), 640, 480, results
+    )
 
 
 def seeds() -> list[bytes]:

@@ -16,7 +16,7 @@ import onnx
 import psutil
 
 from edgesan import faces
-from edgesan.config import DEMO_MODEL
+from edgesan.config import DEMO_MODEL, Config
 from edgesan.frames import Pixels
 from edgesan.model import signing
 
@@ -116,6 +116,10 @@ class Maker:
 
     def sign(self, path: Path) -> None:
         signing.sign(path, path.read_bytes(), signing.private_key(self.key_file))
+
+    def config(self, path: Path, **changes: Any) -> Config:
+        """A device that trusts this maker, and keeps its record beside the maker's key."""
+        return Config(model=path, trusted_keys=(self.key.line,), state_dir=self.folder / "state", **changes)
 
     @property
     def options(self) -> tuple[str, str]:

@@ -55,7 +55,10 @@ def test_the_process_that_sees_raw_pixels_leaves_no_core_dump_and_takes_no_debug
     # what is not dumpable belongs to root in /proc, whoever runs it; and its own word for it (prctl(2))
     assert Path(f"/proc/{pid}/mem").stat().st_uid == 0
     running.end(signal.SIGTERM)
-    own = "import ctypes; from edgesan import isolation; isolation.forbid_dumps(); print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
+    own = (
+        "import ctypes; from edgesan import isolation; isolation.forbid_dumps();"
+        "print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))"
+    )
     said = subprocess.run([sys.executable, "-c", own], capture_output=True, text=True, check=True).stdout
     assert said.strip() == "0"
 
@@ -64,8 +67,10 @@ def test_ctrl_c_reaches_both_processes_and_leaves_none_behind() -> None:
     port = free_port()
     process = subprocess.Popen(
         [*COMMAND, "run", "--camera", "demo", "--out", f"http://127.0.0.1:{port}"],
-        stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     assert process.stderr is not None
     process.stderr.readline()
     time.sleep(0.5)
@@ -207,11 +212,33 @@ def test_every_option_is_on_the_command_line_and_in_the_file_and_none_switches_t
     run_parser = parser()._subparsers._group_actions[0].choices["run"]  # type: ignore[union-attr, index]
     options = {action.dest for action in run_parser._actions} - {"help", "config"}
     assert options == {
-        "model", "camera", "out", "alpha", "background", "zone", "size", "fps", "frames", "duration", "detect_size",
-        "detect_every", "hold", "refresh", "threads", "token", "trusted_keys", "allow_unsigned", "state_dir", "allow_rollback",
-        "require_isolation", "role", "socket", "rotate",
-        "tls_cert", "tls_key",
-    }  # fmt: skip
+        "model",
+        "camera",
+        "out",
+        "alpha",
+        "background",
+        "zone",
+        "size",
+        "fps",
+        "frames",
+        "duration",
+        "detect_size",
+        "detect_every",
+        "hold",
+        "refresh",
+        "threads",
+        "token",
+        "trusted_keys",
+        "allow_unsigned",
+        "state_dir",
+        "allow_rollback",
+        "require_isolation",
+        "role",
+        "socket",
+        "rotate",
+        "tls_cert",
+        "tls_key",
+    }
     assert options == set(Config.__dataclass_fields__)
 
 

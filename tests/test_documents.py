@@ -115,7 +115,7 @@ def test_a_module_that_a_document_runs_is_there_and_has_its_options(command: str
 @pytest.mark.parametrize("page", PAGES)
 def test_every_file_and_module_that_a_document_names_is_there(page: str) -> None:
     code = spans(PAGES[page]) + blocks(PAGES[page])
-    suffixes = "py|toml|md|json|jsonl|onnx|pub|yml"  # other files, such as FAILED.txt, lie on a board
+    suffixes = "py|toml|md|jsonl|json|onnx|pub|yml"  # other files, such as FAILED.txt, lie on a board
     files = [name for text in code for name in re.findall(rf"(?:^|\s)((?:{PACKAGES})/[\w./-]+\.(?:{suffixes}))", text)]
     modules = [name for text in code for name in re.findall(r"^((?:export|benchmarks)\.\w+)", text)]
     files += [f"{name.replace('.', '/')}.py" for name in modules]

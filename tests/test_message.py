@@ -60,15 +60,26 @@ def frames(draw: st.DrawFn) -> Latents:
     size = draw(st.integers(1, MOST_CODE))
     tracks = draw(st.lists(st.integers(0, 65535), max_size=message.most_faces(size, cells), unique=True))
     places = st.builds(
-        Place, st.floats(0, width - STEP / 2, exclude_max=True), st.floats(0, height - STEP / 2, exclude_max=True),
-        st.floats(message.LEAST_FACE, 2 * MOST_SIDE), st.floats(0, math.tau),
-    )  # fmt: skip
+        Place,
+        st.floats(0, width - STEP / 2, exclude_max=True),
+        st.floats(0, height - STEP / 2, exclude_max=True),
+        st.floats(message.LEAST_FACE, 2 * MOST_SIDE),
+        st.floats(0, math.tau),
+    )
     faces = tuple(FaceCode(t, draw(places), draw(st.binary(min_size=size, max_size=size))) for t in sorted(tracks))
     words = st.integers(0, 2**32 - 1)
     return Latents(
-        draw(words), draw(st.integers(0, 2**64 - 1)), draw(words), width, height, draw(st.floats(0, 1)), draw(words), faces,
-        draw(words), Silhouette(columns, rows, bytes(bits)),
-    )  # fmt: skip
+        draw(words),
+        draw(st.integers(0, 2**64 - 1)),
+        draw(words),
+        width,
+        height,
+        draw(st.floats(0, 1)),
+        draw(words),
+        faces,
+        draw(words),
+        Silhouette(columns, rows, bytes(bits)),
+    )
 
 
 @examples
@@ -123,7 +134,9 @@ def test_sixteen_faces_fit_into_one_atomic_write() -> None:
     assert message.parse(content) == frame(*faces, silhouette=grid, alpha=message.grid_alpha(0.5))
 
 
-@pytest.mark.parametrize(("size", "cells", "most"), [(64, 0, 16), (64, 3072, 16), (128, 0, 14), (128, 3072, 11), (1, 3072, 16)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("size", "cells", "most"), [(64, 0, 16), (64, 3072, 16), (128, 0, 14), (128, 3072, 11), (1, 3072, 16)]
+)
 def test_so_many_faces_fit_and_no_more(size: int, cells: int, most: int) -> None:
     assert message.most_faces(size, cells) == most
     grid = Silhouette(cells // 48, 48 if cells else 0, bytes(cells // 8))
@@ -152,9 +165,23 @@ def test_a_frame_number_goes_round() -> None:
 
 
 def test_a_place_at_the_edge_fits_only_if_it_is_inside_once_it_is_rounded() -> None:
-    for x, there in ((0.0, True), (639.8, True), (639.9, False), (640.0, False), (-0.1, False), (math.nan, False), (math.inf, False)):  # fmt: skip
+    for x, there in (
+        (0.0, True),
+        (639.8, True),
+        (639.9, False),
+        (640.0, False),
+        (-0.1, False),
+        (math.nan, False),
+        (math.inf, False),
+    ):
         assert message.fits(Place(x, 0.0, 50.0, 0.0), 640, 480) == there, x
-    for side, there in ((3.9, False), (4.0, True), (2.0 * MOST_SIDE, True), (2.0 * MOST_SIDE + 1, False), (math.nan, False)):  # fmt: skip
+    for side, there in (
+        (3.9, False),
+        (4.0, True),
+        (2.0 * MOST_SIDE, True),
+        (2.0 * MOST_SIDE + 1, False),
+        (math.nan, False),
+    ):
         assert message.fits(Place(0.0, 0.0, side, 0.0), 640, 480) == there, side
 
 
@@ -166,7 +193,9 @@ OUT_OF_RANGE: dict[str, Latents] = {
     "a code of 129 bytes": frame(face(code=bytes(129))),
     "codes of two lengths": frame(face(1, bytes(3)), face(2, bytes(4))),
     "codes of two lengths that add up": frame(face(1, bytes(4)), face(2, bytes(5)), face(3, bytes(3))),
-    "a code that is too long by the bits that are missing": frame(face(1, b"x"), face(2, b"xx"), silhouette=Silhouette(4, 2)),
+    "a code that is too long by the bits that are missing": frame(
+        face(1, b"x"), face(2, b"xx"), silhouette=Silhouette(4, 2)
+    ),
     "too many bytes": frame(*(face(t, bytes(128)) for t in range(15))),
     "one track twice": frame(face(3), face(3)),
     "tracks that fall": frame(face(3), face(2)),
@@ -200,7 +229,7 @@ OUT_OF_RANGE: dict[str, Latents] = {
     "a grid without its bits": frame(silhouette=Silhouette(8, 2, b"x")),
     "bits without a grid": frame(silhouette=Silhouette(0, 0, b"x")),
     "bits behind the last cell": frame(silhouette=Silhouette(3, 3, b"\xff\xc0")),
-}  # fmt: skip
+}
 STATUS_OUT_OF_RANGE: dict[str, dict[str, Any]] = {
     "a counter too few": {"counters": STATUS.counters[1:]},
     "a counter below zero": {"counters": (-1, *STATUS.counters[1:])},
@@ -249,7 +278,7 @@ NOT_READ: dict[str, tuple[bytes, str]] = {
     "one byte": (TWO[:1], "begins with 01"),
     "another version": (put(TWO, 0, "B", 2), "begins with 02; expected version 1"),
     "a kind of the future": (put(TWO, 1, "B", 3), "its kind is 3"),
-    "half a head": (TWO[:HEAD - 1], "the head of a frame has 36"),
+    "half a head": (TWO[: HEAD - 1], "the head of a frame has 36"),
     "a byte too few": (TWO[:-1], "its head says"),
     "a byte too many": (TWO + b"\0", "its head says"),
     "a whole frame behind it": (TWO * 2, "its head says"),
@@ -282,7 +311,7 @@ NOT_READ: dict[str, tuple[bytes, str]] = {
     "a rate below zero": (put(TOLD, SPANS_AT, "f", -1.0), "negative"),
     "a frame that calls itself a status": (put(TWO, 1, "B", 2), "status"),
     "a status that calls itself a frame": (put(TOLD, 1, "B", 1), ""),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("content", "words"), NOT_READ.values(), ids=NOT_READ)

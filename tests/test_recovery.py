@@ -1,4 +1,4 @@
-"""The stream comes back within 5 s, whatever died: `EDGESAN_KILLS=100` (`make wall`) kills each process so many times."""
+"""The stream comes back within 5 s, whichever process died. EDGESAN_KILLS=100 kills each one so many times."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The door: what comes out are places and codes, whatever the detector does; and a code leaves only a few times a second."""
+"""From a raw frame to latents: places and codes, whatever the detector does; few codes of a face a second."""
 
 import math
 import os
@@ -40,7 +40,7 @@ def face(x: float, y: float, side: float = 80, roll: float = 0.0, nose: float = 
 
 
 @pytest.fixture
-def door(sanitizer_model: Model, detector: faces.Detector) -> Make:
+def sanitizer_with(sanitizer_model: Model, detector: faces.Detector) -> Make:
     def make(**changes: Any) -> FrameSanitizer:
         parts = {k: changes.pop(k) for k in ("encoder", "detector", "entropy", "clock") if k in changes}
         settings = Settings(**({"alpha": 0.7, "hold_ns": 10**9} | changes))
@@ -49,15 +49,15 @@ def door(sanitizer_model: Model, detector: faces.Detector) -> Make:
     return make
 
 
-def through(door: FrameSanitizer, pixels: Pixels, number: int = 1) -> Latents:
+def through(sanitizer: FrameSanitizer, pixels: Pixels, number: int = 1) -> Latents:
     """One frame; frames come every 40 ms."""
     captured_ns = 10**12 + number * FRAME_NS
     with lend(pixels, number, captured_ns, captured_ns) as raw:
-        return door(raw)
+        return sanitizer(raw)
 
 
-def test_each_face_of_the_clip_comes_out_as_a_code_at_its_place(door: Make, clip: list[Pixels]) -> None:
-    sanitizer = door()
+def test_each_face_of_the_clip_comes_out_as_a_code_at_its_place(sanitizer_with: Make, clip: list[Pixels]) -> None:
+    sanitizer = sanitizer_with()
     for number, pixels in enumerate(clip[:12]):
         latents = through(sanitizer, pixels, number)
         assert len(latents.faces) == 2
@@ -69,8 +69,8 @@ def test_each_face_of_the_clip_comes_out_as_a_code_at_its_place(door: Make, clip
         assert message.parse(message.pack(latents))
 
 
-def test_a_missed_face_leaves_nothing(door: Make, clip: list[Pixels]) -> None:
-    assert through(door(detector=Blind(320)), clip[0]).faces == ()
+def test_a_missed_face_leaves_nothing(sanitizer_with: Make, clip: list[Pixels]) -> None:
+    assert through(sanitizer_with(detector=Blind(320)), clip[0]).faces == ()
 
 
 def test_a_place_is_where_the_chip_was_cut() -> None:
@@ -82,9 +82,9 @@ def test_a_place_is_where_the_chip_was_cut() -> None:
         assert math.cos(place.roll - roll) == pytest.approx(1, abs=1e-6)
 
 
-def test_a_track_is_encoded_when_new_and_then_every_refresh(door: Make, clip: list[Pixels]) -> None:
+def test_a_track_is_encoded_when_new_and_then_every_refresh(sanitizer_with: Make, clip: list[Pixels]) -> None:
     still = iter(lambda: [face(200, 100)], None)
-    sanitizer = door(detector=Placing(still), refresh_ns=5 * FRAME_NS)
+    sanitizer = sanitizer_with(detector=Placing(still), refresh_ns=5 * FRAME_NS)
     encoded = []
     for number in range(16):
         latents = through(sanitizer, clip[0], number)
@@ -93,41 +93,43 @@ def test_a_track_is_encoded_when_new_and_then_every_refresh(door: Make, clip: li
     assert encoded == [1, 0, 0, 0, 0] * 3 + [1]
 
 
-def live(door: FrameSanitizer, pixels: Pixels, captured_ns: int) -> tuple[Latents, int]:
+def live(sanitizer: FrameSanitizer, pixels: Pixels, captured_ns: int) -> tuple[Latents, int]:
     """One frame as the loop takes it: what leaves, and how many faces were encoded before it left."""
     with lend(pixels, 1, captured_ns, captured_ns) as raw:
-        latents = door(raw, late=True)
-        before = door.encoded
-        door.catch_up(raw)
+        latents = sanitizer(raw, late=True)
+        before = sanitizer.encoded
+        sanitizer.catch_up(raw)
     return latents, before
 
 
-def test_a_swift_frame_waits_for_no_network_and_the_next_one_brings_the_codes(door: Make, clip: list[Pixels]) -> None:
+def test_a_swift_frame_waits_for_no_network_and_the_next_one_brings_the_codes(
+    sanitizer_with: Make, clip: list[Pixels]
+) -> None:
     found = iter([[face(200, 100)]] * 2 + [[face(200, 100), face(60, 60)]] * 4)
-    sanitizer = door(detector=Placing(found), refresh_ns=10**12)
+    sanitizer = sanitizer_with(detector=Placing(found), refresh_ns=10**12)
     told = [live(sanitizer, clip[0], 10**12 + number * FRAME_NS) for number in range(6)]
     assert [before for _, before in told] == [1, 0, 0, 0, 0, 0], "nobody is in a hurry for the first frame"
     assert [len(latents.faces) for latents, _ in told] == [1, 1, 1, 2, 2, 2]
 
 
-def test_a_seldom_frame_waits_for_its_codes(door: Make, clip: list[Pixels]) -> None:
+def test_a_seldom_frame_waits_for_its_codes(sanitizer_with: Make, clip: list[Pixels]) -> None:
     found = iter([[face(200, 100)], [face(200, 100), face(60, 60)]])
-    sanitizer = door(detector=Placing(found))
+    sanitizer = sanitizer_with(detector=Placing(found))
     told = [live(sanitizer, clip[0], 10**12 + number * 10**9) for number in range(2)]
     assert [(before, len(latents.faces)) for latents, before in told] == [(1, 1), (2, 2)]
 
 
-def test_a_turned_dial_waits_for_its_codes(door: Make, clip: list[Pixels]) -> None:
-    sanitizer = door(detector=Placing(iter(lambda: [face(200, 100)], None)))
+def test_a_turned_dial_waits_for_its_codes(sanitizer_with: Make, clip: list[Pixels]) -> None:
+    sanitizer = sanitizer_with(detector=Placing(iter(lambda: [face(200, 100)], None)))
     for number, alpha in enumerate((0.1, 0.2, 0.3, 0.4)):
         sanitizer.alpha = alpha
         latents, before = live(sanitizer, clip[0], 10**12 + number * FRAME_NS)
         assert (before, len(latents.faces)) == (1, 1), "also while it is being turned"
 
 
-def test_a_turned_head_is_encoded_at_once(door: Make, clip: list[Pixels]) -> None:
+def test_a_turned_head_is_encoded_at_once(sanitizer_with: Make, clip: list[Pixels]) -> None:
     turning = iter([[face(200, 100)], [face(203, 101, roll=0.1)], [face(203, 101, nose=18)], [face(203, 101, nose=18)]])
-    sanitizer = door(detector=Placing(turning), refresh_ns=10**12)
+    sanitizer = sanitizer_with(detector=Placing(turning), refresh_ns=10**12)
     encoded = []
     for number in range(4):
         through(sanitizer, clip[0], number)
@@ -135,9 +137,9 @@ def test_a_turned_head_is_encoded_at_once(door: Make, clip: list[Pixels]) -> Non
     assert encoded == [1, 0, 1, 0], "moving and rolling do not change the pose; turning does"
 
 
-def test_at_most_two_faces_a_frame_are_encoded_and_all_come_in_turn(door: Make) -> None:
+def test_at_most_two_faces_a_frame_are_encoded_and_all_come_in_turn(sanitizer_with: Make) -> None:
     crowd = [face(60 + 120 * (i % 5), 60 + 120 * (i // 5)) for i in range(15)]
-    sanitizer = door(detector=Placing(iter(lambda: crowd, None)), refresh_ns=0)
+    sanitizer = sanitizer_with(detector=Placing(iter(lambda: crowd, None)), refresh_ns=0)
     scene = np.random.default_rng(0).integers(0, 256, (480, 640, 3)).astype(np.uint8)
     codes: list[dict[int, bytes]] = []
     for number in range(30):
@@ -150,9 +152,9 @@ def test_at_most_two_faces_a_frame_are_encoded_and_all_come_in_turn(door: Make) 
     assert all(len({frame.get(track) for frame in codes}) >= 1 for track in range(15))
 
 
-def test_of_a_crowd_the_sixteen_largest_leave(door: Make, clip: list[Pixels]) -> None:
+def test_of_a_crowd_the_sixteen_largest_leave(sanitizer_with: Make, clip: list[Pixels]) -> None:
     crowd = [face(30 + 40 * (i % 15), 30 + 40 * (i // 15), side=20 + i / 10) for i in range(163)]
-    sanitizer = door(detector=Placing(iter(lambda: crowd, None)))
+    sanitizer = sanitizer_with(detector=Placing(iter(lambda: crowd, None)))
     scene = np.zeros((480, 640, 3), np.uint8)
     for number in range(12):
         latents = through(sanitizer, scene, number)
@@ -161,9 +163,9 @@ def test_of_a_crowd_the_sixteen_largest_leave(door: Make, clip: list[Pixels]) ->
     assert len(message.pack(latents)) <= message.MOST_BYTES
 
 
-def test_a_turned_dial_drops_the_codes_of_before(door: Make, clip: list[Pixels]) -> None:
+def test_a_turned_dial_drops_the_codes_of_before(sanitizer_with: Make, clip: list[Pixels]) -> None:
     crowd = [face(60 + 120 * i, 100) for i in range(5)]
-    sanitizer = door(detector=Placing(iter(lambda: crowd, None)), refresh_ns=10**12)
+    sanitizer = sanitizer_with(detector=Placing(iter(lambda: crowd, None)), refresh_ns=10**12)
     scene = np.random.default_rng(0).integers(0, 256, (240, 640, 3)).astype(np.uint8)
     for number in range(3):
         latents = through(sanitizer, scene, number)
@@ -176,36 +178,36 @@ def test_a_turned_dial_drops_the_codes_of_before(door: Make, clip: list[Pixels])
     assert len(through(sanitizer, scene, 4).faces) == 4
 
 
-def test_nothing_in_a_zone_leaves(door: Make, clip: list[Pixels]) -> None:
-    everywhere = through(door(), clip[0])
-    right = through(door(zones=(Zone(0.5, 0.0, 0.5, 1.0),)), clip[0])
+def test_nothing_in_a_zone_leaves(sanitizer_with: Make, clip: list[Pixels]) -> None:
+    everywhere = through(sanitizer_with(), clip[0])
+    right = through(sanitizer_with(zones=(Zone(0.5, 0.0, 0.5, 1.0),)), clip[0])
     assert len(everywhere.faces) == 2
     assert [face.place.x < 240 for face in right.faces] == [True]
-    assert through(door(zones=(Zone(0.0, 0.0, 1.0, 1.0),)), clip[0]).faces == ()
+    assert through(sanitizer_with(zones=(Zone(0.0, 0.0, 1.0, 1.0),)), clip[0]).faces == ()
 
 
-def test_a_face_whose_centre_is_outside_leaves_nothing(door: Make, clip: list[Pixels]) -> None:
+def test_a_face_whose_centre_is_outside_leaves_nothing(sanitizer_with: Make, clip: list[Pixels]) -> None:
     outside = [face(-5, 100), face(100, -3), face(700, 100), face(100, 500), face(200, 100)]
-    latents = through(door(detector=Placing(iter([outside]))), clip[0])
+    latents = through(sanitizer_with(detector=Placing(iter([outside]))), clip[0])
     assert [round(face.place.x) for face in latents.faces] == [200]
 
 
-def test_landmarks_in_one_point_or_nowhere_leave_nothing(door: Make, clip: list[Pixels]) -> None:
+def test_landmarks_in_one_point_or_nowhere_leave_nothing(sanitizer_with: Make, clip: list[Pixels]) -> None:
     point, nowhere = face(200, 100), face(100, 100)
     point.landmarks[:], nowhere.landmarks[:] = 50, np.nan
-    assert through(door(detector=Placing(iter([[point, nowhere]]))), clip[0]).faces == ()
+    assert through(sanitizer_with(detector=Placing(iter([[point, nowhere]]))), clip[0]).faces == ()
 
 
-def test_a_track_that_jumps_is_another_one(door: Make, clip: list[Pixels]) -> None:
-    sanitizer = door(detector=Placing(iter([[face(60, 60)], [face(400, 200)]])), hold_ns=0)
+def test_a_track_that_jumps_is_another_one(sanitizer_with: Make, clip: list[Pixels]) -> None:
+    sanitizer = sanitizer_with(detector=Placing(iter([[face(60, 60)], [face(400, 200)]])), hold_ns=0)
     first, second = (through(sanitizer, clip[0], number).faces for number in (0, 1))
     assert len(first) == len(second) == 1
     assert first[0].track != second[0].track
     assert first[0].code != second[0].code
 
 
-def test_one_track_keeps_one_draw_of_noise(door: Make, clip: list[Pixels]) -> None:
-    sanitizer = door()
+def test_one_track_keeps_one_draw_of_noise(sanitizer_with: Make, clip: list[Pixels]) -> None:
+    sanitizer = sanitizer_with()
     through(sanitizer, clip[0])
     before = {track.number: track.noise.copy() for track in sanitizer.tracker.tracks}
     for number, pixels in enumerate(clip[1:6]):
@@ -215,15 +217,15 @@ def test_one_track_keeps_one_draw_of_noise(door: Make, clip: list[Pixels]) -> No
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (2, 3), (33, 1), (271, 481), (2160, 3840)])
-def test_any_size_of_frame_is_told(door: Make, shape: tuple[int, int]) -> None:
-    latents = through(door(), np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8))
+def test_any_size_of_frame_is_told(sanitizer_with: Make, shape: tuple[int, int]) -> None:
+    latents = through(sanitizer_with(), np.random.default_rng(0).integers(0, 256, (*shape, 3)).astype(np.uint8))
     assert (latents.height, latents.width) == shape
     assert message.parse(message.pack(latents))
 
 
 @pytest.mark.parametrize("level", [0, 128, 255])
-def test_a_still_black_or_white_camera_leaves_no_face(door: Make, clip: list[Pixels], level: int) -> None:
-    sanitizer = door()
+def test_a_still_black_or_white_camera_leaves_no_face(sanitizer_with: Make, clip: list[Pixels], level: int) -> None:
+    sanitizer = sanitizer_with()
     for number in range(3):
         assert through(sanitizer, np.full_like(clip[0], level), number).faces == ()
 
@@ -264,8 +266,8 @@ def test_the_noise_is_standard_normal() -> None:
     assert np.isfinite(noise.draw(1000, lambda n: b"\x00" * n)).all()
 
 
-def test_the_spans_add_up(door: Make, clip: list[Pixels]) -> None:
-    sanitizer = door()
+def test_the_spans_add_up(sanitizer_with: Make, clip: list[Pixels]) -> None:
+    sanitizer = sanitizer_with()
     now_ns = time.monotonic_ns()
     with lend(clip[0], 1, now_ns, now_ns) as raw:
         sanitizer(raw)

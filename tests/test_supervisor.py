@@ -1,4 +1,4 @@
-"""`edgesan run`: the parent and its two children, for real; what is killed comes back, and what cannot start again ends the run."""
+"""`edgesan run` with its real processes: what is killed is started again, and what cannot start again ends the run."""
 
 import json
 import os
@@ -35,8 +35,11 @@ class Run:
         with self.log.open("w") as log:
             self.process = psutil.Popen(
                 [sys.executable, "-m", "edgesan", "run", "--camera", "demo", *options],
-                stdout=log, stderr=log, cwd=ROOT, env=os.environ | {"XDG_STATE_HOME": str(folder / "state")},
-            )  # fmt: skip
+                stdout=log,
+                stderr=log,
+                cwd=ROOT,
+                env=os.environ | {"XDG_STATE_HOME": str(folder / "state")},
+            )
 
     def said(self) -> str:
         return self.log.read_text()
@@ -317,7 +320,7 @@ def test_what_the_sanitize_process_prints_has_no_room_for_a_picture(capsys: pyte
     said = capsys.readouterr().err
     assert said.count("x") <= LOG_BURST + 5 * LOG_RATE, "and a little for the time that this takes"
     assert said.count("prints too much") == 1
-    log.given()
+    log.close_child_end()
     log.close()
 
 

@@ -222,8 +222,7 @@ def load_encoder(
     path: Path, threads: int = 1, trusted_keys: Sequence[str] = (), *, allow_unsigned: bool = False
 ) -> Encoder:
     """Load only the half that sees faces; otherwise as `load_model`."""
-    content, signer = _signed(path, trusted_keys, allow_unsigned)
-    facts, halves = verify(path, content, signer)
+    facts, halves = verify(path, *_signed(path, trusted_keys, allow_unsigned))
     with _little_memory():
         return _encoder(path, facts, halves, threads)
 
@@ -232,8 +231,7 @@ def load_decoder(
     path: Path, threads: int = 1, trusted_keys: Sequence[str] = (), *, allow_unsigned: bool = False
 ) -> Decoder:
     """Load only the half that paints; otherwise as `load_model`."""
-    content, signer = _signed(path, trusted_keys, allow_unsigned)
-    facts, halves = verify(path, content, signer)
+    facts, halves = verify(path, *_signed(path, trusted_keys, allow_unsigned))
     with _little_memory():
         return _decoder(path, facts, halves, threads)
 
@@ -419,7 +417,7 @@ def _metadata(path: Path, texts: dict[str, str]) -> Metadata:
     if not isinstance(table, dict) or table.get("format") != FORMAT:
         given = table.get("format") if isinstance(table, dict) else None
         raise ModelError(
-            f"{path} has the format {given!r}; this edgesan reads format {FORMAT}: lay it out anew"
+            f"{path} has the format {given!r}; this edgesan reads format {FORMAT}: convert it"
             f" (python -m export.compile {path.name} --out NEW), or update edgesan"
         )
     names = {f.name for f in fields(Metadata)}

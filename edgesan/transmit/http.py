@@ -27,6 +27,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from edgesan.config import is_loopback
 from edgesan.errors import SinkError
 from edgesan.frames import SanitizedFrame
+from edgesan.message import FRESH_NS
 from edgesan.metrics import Metrics
 from edgesan.transmit.admission import Server, Tokens, host_name, is_foreign
 from edgesan.transmit.prometheus import Exporter
@@ -34,7 +35,6 @@ from edgesan.transmit.prometheus import Exporter
 WEB: Final = Path(__file__).parent.parent / "web"
 BOUNDARY: Final = "edgesan-frame"
 JPEG_QUALITY: Final = 85
-FRESH_NS: Final = 1_000_000_000  # age up to which a picture is served as live
 UNSENT_BYTES: Final = 16384  # of a picture that the kernel may hold before it is sent
 MOST_BODY_BYTES: Final = 256
 HANDSHAKE_S: Final = 5.0

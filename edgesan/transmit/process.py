@@ -19,6 +19,7 @@ from edgesan.config import Config
 from edgesan.control import ALIVE, READY, ControlChannel
 from edgesan.errors import ModelError, Reject
 from edgesan.isolation import IsolationClaim
+from edgesan.message import FRESH_NS
 from edgesan.transmit import sinks
 from edgesan.transmit.sinks import OutputFile, Sink
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:  # numpy must not be loaded before isolation
     from edgesan.model.load import Decoder
     from edgesan.transmit.link import Receiver
 
-FRESH_NS: Final = 1_000_000_000  # age up to which a frame counts as live
 SLATE_S: Final = 0.5  # between two slates, while no live frame comes
 ALIVE_S: Final = 1.0  # between two ALIVE messages to the parent
 RATE_S: Final = 5.0  # over which bytes a second are counted

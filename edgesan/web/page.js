@@ -1,11 +1,11 @@
 "use strict";
-// Shows what /api/status says, once a second, and passes the dial on. It never shows more than the server sent.
+// Shows /api/status once a second, and sends the dial's value to the server.
 
 const $ = (id) => document.getElementById(id);
 const token = new URLSearchParams(location.search).get("token");
 const headers = token ? { Authorization: `Bearer ${token}` } : {};
 let broken = false; // the server went away: open the stream again when it is back
-let turning = false; // the dial is in somebody's hand: do not move it under them
+let turning = false; // the viewer is moving the dial: do not move it
 
 const rate = (bytes) => (bytes < 1000 ? `${bytes.toFixed(0)} B/s` : `${(bytes / 1000).toFixed(1)} kB/s`);
 
@@ -23,7 +23,7 @@ function show(status) {
   if (status.background === "keep" && !warnings.length) warnings.push("the background is RAW"); // never silent
   $("warning").hidden = warnings.length === 0;
   $("warning").textContent = warnings.join(" · ");
-  $("alpha").disabled = !status.model || !status.ready; // nobody would hear it
+  $("alpha").disabled = !status.model || !status.ready; // no sanitizer would receive it
   if (!status.model) return; // no sanitizer runs now
   $("model").textContent = `${status.model.name} v${status.model.version} (${status.model.sha256.slice(0, 8)})`;
   $("private").textContent = status.model.private;

@@ -1,1 +1,1 @@
-"""Measure what a sanitized face still tells, and to whom: `python -m export.audit MODEL`."""
+"""The audit: what a sanitized face still reveals, and to whom: `python -m export.audit MODEL`."""

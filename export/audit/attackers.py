@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -121,7 +121,9 @@ class FineTuned(nn.Module):
         return logits
 
 
-def fit(net: nn.Module, data: AttackData, *, epochs: int, seed: int, rate: float, name: str) -> Scorer:
+def fit(  # noqa: PLR0913 - a training has that many settings, and each is named where it is given
+    net: nn.Module, data: AttackData, *, epochs: int, seed: int, rate: float, name: str
+) -> Scorer:
     """Train `net` (pictures to logits [N, 2]), and return it as a scorer.
 
     Pictures are mirrored and shifted by up to four pixels while it learns; `Linear` sees them as they are.
@@ -185,7 +187,7 @@ def scorer(net: nn.Module) -> Scorer:
     return odds
 
 
-def clone(net: nn.Module) -> dict[str, Any]:
+def clone(net: nn.Module) -> dict[str, Tensor]:
     """Return a copy of a network's weights."""
     return {k: v.clone() for k, v in net.state_dict().items()}
 

@@ -3,8 +3,8 @@
 A run's cells are files in its own folder. The project's are lines of one file, `docs/audit/cells.jsonl`:
 `python -m export.audit.cells FOLDER FILE` adds a run's cells to such a file.
 
-A cell is named by what it says, and by a digest of everything that the figure depends on. So a changed model, data
-set or attacker is measured anew, and nothing else is.
+A cell is named by what it says, and by a digest of everything that the figure depends on. When a model, a data set
+or an attacker has changed, only what depends on it is measured again.
 """
 
 import argparse

@@ -9,8 +9,6 @@ from edgesan.errors import EdgesanError
 from export.audit import report
 from export.errors import ExportError
 
-Main = Callable[[list[str] | None], int]
-
 
 def errors_as_lines(main: Callable[[list[str] | None], None]) -> Callable[..., int]:
     """Make a command of a function: exit status 0, or 1 with an error in one line."""

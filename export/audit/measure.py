@@ -162,7 +162,7 @@ class Measurements:
         return replace(score, pooled=pooled, slices=slices)
 
     def utility(self, m: Mechanism, seen: Tensor | None = None) -> Utility:
-        """Ask the service, unchanged, who is in each test picture.
+        """Measure whether the service, unchanged, recognises who is in each test picture.
 
         Args:
             m: the mechanism.

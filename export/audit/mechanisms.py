@@ -83,11 +83,6 @@ def trained(source: Path, alpha: float, name: str = "edgesan, float32") -> Mecha
     return Mechanism(name, f"{weights}@{alpha:g}", apply, net.noise_dim > 0)
 
 
-def steps_of(run: Path) -> int:
-    """Return how many steps the training in a folder took."""
-    return load_checkpoint(run).step
-
-
 def raw() -> Mechanism:
     """Return the face as it is."""
     return Mechanism("raw", "raw", lambda chips, truth, seed: chips)

@@ -246,8 +246,8 @@ def draw_talk(talk: Talk, folder: Path) -> None:
         pages["top5"] = page_columns(talk, talk_service)
     n, plan = talk.closed_set, talk.plan
     note = (
-        f"int8, after JPEG; {n.people} people, {n.test} test pictures; fresh attackers: {' and '.join(plan.attackers)}, "
-        f"{n.train} pictures, {plan.epochs} epochs, one seed"
+        f"int8, after JPEG; {n.people} people, {n.test} test pictures; "
+        f"fresh attackers: {' and '.join(plan.attackers)}, {n.train} pictures, {plan.epochs} epochs, one seed"
     )
     for name, picture in pages.items():
         picture.supxlabel(note, x=0.005, ha="left", fontsize=5.5, color="gray")

@@ -21,7 +21,7 @@ CURVE = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)  # the dial's curve
 QUICK = Plan(seeds=1, epochs=2, draws=1, mean_draws=4, limit=1500, open_limit=600, track=20, again=60)
 CANVAS = "plain"  # what is around the faces in an output frame
 
-# Of raw faces and of float32 beside int8: the strongest attackers of each kind. Of a baseline: two of them.
+# The strongest attackers, for raw faces and for float32 beside int8; two of them, for a baseline.
 FRESH_BESIDE = (FRESH[0], *(f"probe on {matcher}" for matcher in MATCHERS))
 FRESH_BASELINE = (FRESH[0], f"probe on {MATCHERS[1]}")
 ONE_SEED = ("CNN 1", "gender_faceapi, trained on")  # one seed is enough: they are far from the best

@@ -9,7 +9,7 @@ JPEG, beside what others do to faces. Two protocols:
 
 Every figure (one mechanism, one attacker, one seed) is a cell: a small file. An audit that was stopped continues
 from its cells, and the same command started several times shares them out among its processes. The project keeps the
-cells of its own model in one file: `--known docs/audit/cells.jsonl`. A changed model measures anew only what changed.
+cells of its own model in one file: `--known docs/audit/cells.jsonl`. What has not changed is not measured again.
 `docs/audit.md` says more.
 """
 
@@ -82,7 +82,8 @@ def options_of(a: argparse.Namespace) -> Options:
 
 def parser() -> argparse.ArgumentParser:
     """Return the command line's parser."""
-    p = argparse.ArgumentParser(prog="python -m export.audit", description=__doc__)
+    layout = argparse.RawDescriptionHelpFormatter
+    p = argparse.ArgumentParser(prog="python -m export.audit", description=__doc__, formatter_class=layout)
     p.add_argument("model", type=Path, help="an edgesan .onnx file")
     p.add_argument("--data", type=Path, help="folder of sets (.tar and .csv); --quick can do without")
     p.add_argument("--networks", type=Path, help="folder of the providers' ONNX networks")

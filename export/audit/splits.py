@@ -1,4 +1,4 @@
-"""Whom the audit is about: the closed set, whose people the attackers know, and the open set, whom nobody has seen.
+"""The people of the audit: those of the closed set, whom the attackers know, and strangers, in the open set.
 
 * Closed set: the pictures of lfw, glint and pins that have a `closed_set_split`. Attackers train on other pictures
   of the same people.

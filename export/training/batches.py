@@ -19,7 +19,6 @@ from export.providers import Providers
 from export.recipe import Recipe
 
 MOST_CLASSES = 16  # of an attribute
-MOST_VALIDATION = 512  # pictures
 BATCH = 64  # pictures that are described at a time
 
 
@@ -83,7 +82,7 @@ def gather(faces: data.Faces, r: Recipe, nets: Providers, cache: Path, device: t
     Args:
         faces: chips and labels.
         r: the recipe: which columns, how many views.
-        nets: the teachers: of embeddings (`utility`) and of landmarks (`finder`).
+        nets: the teachers: of embeddings (`utility`) and of landmarks (`detector`).
         cache: the folder in which the targets are kept.
         device: where the training runs.
 
@@ -97,7 +96,7 @@ def gather(faces: data.Faces, r: Recipe, nets: Providers, cache: Path, device: t
     else:
         useful, names = people(faces, rows, r.people_min)
     train = np.flatnonzero(rows & ((private >= 0) | (useful >= 0)))
-    validation = np.flatnonzero(data.validation_rows(faces) & (private >= 0))
+    validation = data.validation_sample(data.validation_rows(faces) & (private >= 0))
     counts = np.bincount(private[train][private[train] >= 0], minlength=len(classes))
     if counts.sum() < r.distill_batch or not len(validation):
         raise DataError(
@@ -108,7 +107,6 @@ def gather(faces: data.Faces, r: Recipe, nets: Providers, cache: Path, device: t
         lacking = [labels[i] for i in range(len(labels)) if not (seen[train] == i).any()]
         if lacking:
             raise DataError(f"no training picture has the {column} {lacking[0]!r}; choose other sets or bins")
-    validation = np.random.default_rng(0).permutation(validation)[:MOST_VALIDATION]
     views = FaceViews(faces.chips, r.views, device)
     targets = teacher_targets(views, nets, cache, faces.digest())
     raw = targets[0, torch.from_numpy(train), : targets.shape[2] - LANDMARKS - LIGHTING]
@@ -195,7 +193,7 @@ def teacher_targets(faces: FaceViews, nets: Providers, cache: Path, digest: str)
         title = f"teachers, view {v + 1} of {faces.count}"
         for rows in tqdm(torch.arange(len(faces.chips)).split(BATCH), desc=title, leave=False):
             x = faces.pictures(torch.full_like(rows, v), rows)
-            score, marks = nets.finder.best(x)
+            score, marks = nets.detector.best(x)
             offsets = (marks - template.to(marks)) / 4  # of about unit variance
             offsets = (offsets * (score > 0.5)[:, None]).clamp(-4, 4)
             parts.append(torch.cat([nets.utility(x), offsets, lighting(x)], 1).cpu())
@@ -206,15 +204,15 @@ def teacher_targets(faces: FaceViews, nets: Providers, cache: Path, digest: str)
 
 
 @torch.no_grad()
-def encode(s: Sanitizer, m: TrainingData) -> Tensor:
+def encode(s: Sanitizer, faces: FaceViews) -> Tensor:
     """Return the encoder's descriptions of all views [views, N, D + 15], on the CPU."""
     s.encoder.eval()
-    rows = torch.arange(len(m.faces.chips))
+    rows = torch.arange(len(faces.chips))
     found = []
-    for v in range(m.faces.count):
+    for v in range(faces.count):
         parts = []
-        for part in tqdm(rows.split(BATCH), desc=f"encoding view {v + 1} of {m.faces.count}", leave=False):
-            x = m.faces.pictures(torch.full_like(part, v), part)
+        for part in tqdm(rows.split(BATCH), desc=f"encoding view {v + 1} of {faces.count}", leave=False):
+            x = faces.pictures(torch.full_like(part, v), part)
             parts.append(s.encoder(unshuffle(x))[..., 0, 0].cpu())
         found.append(torch.cat(parts))
     return torch.stack(found)

@@ -31,13 +31,13 @@ def average_gradients(net: nn.Module) -> None:
             p.grad /= dist.get_world_size()
 
 
-def first_says(value: bool, device: torch.device) -> bool:
-    """Return what the first process says, in all of them."""
+def broadcast(value: bool, device: torch.device) -> bool:
+    """Return the value of the first process, in all of them."""
     if join()[1] == 1:
         return value
-    said = torch.tensor(float(value), device=device)
-    dist.broadcast(said, 0)
-    return bool(said)
+    sent = torch.tensor(float(value), device=device)
+    dist.broadcast(sent, 0)
+    return bool(sent)
 
 
 def wait() -> None:

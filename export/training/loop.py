@@ -19,7 +19,7 @@ from export import checkpoint, data, providers
 from export.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, unpack
 from export.errors import ExportError
 from export.networks import Sanitizer, Unet
-from export.providers import Contract, Finder, Provider, Providers
+from export.providers import ChipDetector, Contract, Provider, Providers
 from export.recipe import Recipe
 from export.training import distributed
 from export.training.batches import TrainingData, attribute, gather
@@ -38,7 +38,7 @@ class Options:
         minutes: the training stops, saved, after so long.
         start: a model file or the folder of another training, to begin from; a stage of 0 steps is taken over from it.
         cache: where the teachers' targets are kept (None: in `out`); trainings on the same data can share it.
-        contracts: input contracts of providers that no `providers.toml` describes, by name (`providers.contract`).
+        contracts: input contracts of providers that no `providers.toml` describes, by name (`providers.read_contract`).
     """
 
     networks: Path
@@ -63,7 +63,7 @@ def train(r: Recipe, faces: data.Faces, options: Options) -> Sanitizer | Unet:
     options.out.mkdir(parents=True, exist_ok=True)
     if rank:
         distributed.wait()  # the first process asks the teachers, the others read its file
-    m = gather(faces, r, nets, options.cache or options.out, device)
+    training_data = gather(faces, r, nets, options.cache or options.out, device)
     if not rank:
         distributed.wait()
     deadline = time.monotonic() + 60 * options.minutes
@@ -73,34 +73,44 @@ def train(r: Recipe, faces: data.Faces, options: Options) -> Sanitizer | Unet:
     if r.unet:
         s = Unet(r.stochastic)
     else:
-        s = Sanitizer(m.features, r.code, r.noise, r.stochastic)
+        s = Sanitizer(training_data.features, r.code, r.noise, r.stochastic)
         origin = begin(s, r, options.start)
     s.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     steps = 0
-    for stage in stages(r, m, s, nets, origin):
+    for stage in stages(r, training_data, s, nets, origin):
         if not run(stage, r, options.out, deadline):
             return s.eval()
         steps += stage.steps
     if rank == 0:
-        prior = m.prior.tolist()
-        done = Checkpoint(s, r, m.classes, prior, m.features, faces.digest(), steps, origin.digest)
+        done = Checkpoint(
+            sanitizer=s,
+            recipe=r,
+            classes=training_data.classes,
+            prior=training_data.prior.tolist(),
+            features=training_data.features,
+            data_digest=faces.digest(),
+            step=steps,
+            started_from=origin.digest,
+        )
         save_checkpoint(options.out, done)
     return s.eval()
 
 
-def stages(r: Recipe, m: TrainingData, s: Sanitizer | Unet, nets: Providers, origin: "Origin") -> Iterator[Stage]:
+def stages(
+    r: Recipe, training_data: TrainingData, s: Sanitizer | Unet, nets: Providers, origin: "Origin"
+) -> Iterator[Stage]:
     """Return the stages in their order; each is made when the one before it is done."""
     if isinstance(s, Unet):
-        yield UnetGame(r, m, s, nets)
+        yield UnetGame(r, training_data, s, nets)
         return
-    yield Distill(r, m, s, nets.utility)
-    privatize = Privatize(r, m, s)
+    yield Distill(r, training_data, s, nets.utility)
+    privatize = Privatize(r, training_data, s)
     if origin.readout:
         privatize.readout.load_state_dict(origin.readout)
     yield privatize
     privatize.readout.requires_grad_(False)
     s.privatizer.requires_grad_(bool(nets.frozen))
-    yield Decode(r, m, s, privatize, nets)
+    yield Decode(r, training_data, s, privatize, nets)
 
 
 def run(stage: Stage, r: Recipe, out: Path, deadline: float) -> bool:
@@ -119,7 +129,7 @@ def run(stage: Stage, r: Recipe, out: Path, deadline: float) -> bool:
         if step % 10 == 0:
             bar.set_postfix({key: f"{value.detach().mean():.3f}" for key, value in shown.items()})
 
-        late = distributed.first_says(time.monotonic() > deadline, stage.m.device)  # all stop at the same step
+        late = distributed.broadcast(time.monotonic() > deadline, stage.data.device)  # all stop at the same step
         last = step + 1 == stage.steps
         if rank == 0 and ((step + 1) % r.evaluate_every == 0 or last or late):
             seconds = round(time.monotonic() - began, 1)  # since this process took it up
@@ -168,13 +178,13 @@ def load_providers(r: Recipe, faces: data.Faces, options: Options, device: torch
         Provider(name, options.networks, options.contracts.get(name)).eval().requires_grad_(False)
         for name in (r.utility, *r.frozen)
     )
-    finder = Finder(DETECTOR).to(device).eval().requires_grad_(False)
+    detector = ChipDetector(DETECTOR).to(device).eval().requires_grad_(False)
     providers.validate(utility, faces.chips[:4])
     for net in frozen:
         providers.validate(net, faces.chips[:4], attribute(faces, r.private, r.private_bins)[1])
     for net in (utility, *frozen):
         net.to(device)
-    return Providers(utility, frozen, finder)
+    return Providers(utility, frozen, detector)
 
 
 @dataclass(frozen=True)

@@ -29,9 +29,9 @@ class Stage:
 
     name: ClassVar[str]
 
-    def __init__(self, r: Recipe, m: TrainingData, sanitizer: nn.Module, learner: nn.Module) -> None:
+    def __init__(self, r: Recipe, data: TrainingData, sanitizer: nn.Module, learner: nn.Module) -> None:
         """Read the stage's steps, learning rate and batch from the recipe, by its name."""
-        self.r, self.m, self.learner = r, m, learner
+        self.r, self.data, self.learner = r, data, learner
         self.steps: int = getattr(r, f"{self.name}_steps")
         self.lr: float = getattr(r, f"{self.name}_lr")
         self.batch = max(2, distributed.share(getattr(r, f"{self.name}_batch")))
@@ -59,22 +59,22 @@ class Stage:
 class Distill(Stage):
     """The encoder becomes the student of the provider's network and of a detector.
 
-    Beside known pictures, whose targets the teachers set once, each step makes `distill_augmented` new ones, about
-    which the provider's network is asked; two faces blended among them (Beyer et al., "Knowledge distillation: a good
+    Beside known pictures, whose targets the teachers set once, each step makes `distill_augmented` new ones, some of
+    them two blended faces, and asks the provider's network about them (Beyer et al., "Knowledge distillation: a good
     teacher is patient and consistent", 2022). So a student of few pictures learns the function, not the pictures.
     """
 
     name = "distill"
 
-    def __init__(self, r: Recipe, m: TrainingData, s: Sanitizer, utility: Provider) -> None:
-        super().__init__(r, m, s, s.encoder)
+    def __init__(self, r: Recipe, data: TrainingData, s: Sanitizer, utility: Provider) -> None:
+        super().__init__(r, data, s, s.encoder)
         self.s, self.utility, self.augmented = s, utility, distributed.share(r.distill_augmented)
 
     def losses(self, views: Tensor, rows: Tensor, new: Tensor | None = None) -> dict[str, Tensor]:
         """Return losses per picture, known pictures first; `appearance` (landmarks, lighting) of known ones alone."""
-        x, targets, d = self.m.faces.pictures(views, rows), self.m.targets[views, rows], self.m.features
+        x, targets, d = self.data.faces.pictures(views, rows), self.data.targets[views, rows], self.data.features
         goal = targets[:, :d]
-        with half(self.m.device):
+        with half(self.data.device):
             if new is not None:
                 with torch.no_grad():
                     goal = torch.cat([goal, self.utility(new).float()])
@@ -83,20 +83,20 @@ class Distill(Stage):
         embedding = F.normalize(descriptions[:, :d])
         return {
             "cosine": (embedding * goal).sum(1),
-            "u": losses.utility_loss(self.m.service(goal), self.m.service(embedding)),
+            "u": losses.utility_loss(self.data.service(goal), self.data.service(embedding)),
             "appearance": (descriptions[: len(rows), d:] - targets[:, d:]).square().mean(1),
         }
 
     def draw(self, n: int) -> tuple[Tensor, Tensor]:
         """Draw n views and n training rows."""
-        return torch.randint(self.r.views, (n,)), self.m.draw_rows(n)
+        return torch.randint(self.r.views, (n,)), self.data.draw_rows(n)
 
     def step(self, step: int) -> dict[str, Tensor]:
         """Learn from one batch of known and new pictures."""
         self.s.encoder.train()
         new = None
         if self.augmented:
-            first, second = (augment(self.m.faces.pictures(*self.draw(self.augmented))) for _ in range(2))
+            first, second = (augment(self.data.faces.pictures(*self.draw(self.augmented))) for _ in range(2))
             # less and less of the second: the normalisation layers end with the statistics of single faces
             part = (1 - step / self.steps) * torch.rand(self.augmented, 1, 1, 1, device=first.device)
             new = first + part * (second - first)
@@ -109,7 +109,7 @@ class Distill(Stage):
     def validate(self) -> Validation:
         """Measure descriptions against the teachers' targets."""
         self.s.encoder.eval()
-        parts = [self.losses(torch.zeros_like(rows), rows) for rows in self.m.validation.split(BATCH)]
+        parts = [self.losses(torch.zeros_like(rows), rows) for rows in self.data.validation.split(BATCH)]
         return {key: round(torch.cat([part[key] for part in parts]).mean().item(), 3) for key in parts[0]}
 
 
@@ -118,18 +118,19 @@ class Privatize(Stage):
 
     name = "privatize"
 
-    def __init__(self, r: Recipe, m: TrainingData, s: Sanitizer) -> None:
-        code, described = r.code + 1, m.features + LANDMARKS + LIGHTING
+    def __init__(self, r: Recipe, data: TrainingData, s: Sanitizer) -> None:
+        code, described = r.code + 1, data.features + LANDMARKS + LIGHTING
         self.s = s
-        self.readout = perceptron(code, described).to(m.device)
-        self.attackers = nn.ModuleList(perceptron(code, len(m.classes), h) for h in r.attackers).to(m.device)
-        super().__init__(r, m, s, nn.ModuleList([s.privatizer, self.readout]))
+        self.readout = perceptron(code, described).to(data.device)
+        self.attackers = nn.ModuleList(perceptron(code, len(data.classes), h) for h in r.attackers).to(data.device)
+        super().__init__(r, data, s, nn.ModuleList([s.privatizer, self.readout]))
         self.state |= {"readout": self.readout, "attackers": self.attackers}
         self.attacker_optimizer = attackers_optimizer(r, self.attackers)
         if self.attacker_optimizer:
             self.state["attacker_optimizer"] = self.attacker_optimizer
-        self.pools = [m.train[labels[m.train.to(m.device)].cpu() >= 0] for labels in (m.private, m.useful)]
-        self.descriptions = encode(s, m)
+        train = data.train.to(data.device)
+        self.pools = [data.train[labels[train].cpu() >= 0] for labels in (data.private, data.useful)]
+        self.descriptions = encode(s, data.faces)
 
     def noisy(self, descriptions: Tensor, alpha: Tensor) -> Tensor:
         """Return what decoder, readout and attackers see [n, code + 1]: noisy codes, and alpha."""
@@ -138,23 +139,23 @@ class Privatize(Stage):
 
     def step(self, step: int) -> dict[str, Tensor]:
         """Train the attackers, then the privatizer against them."""
-        r, m, part = self.r, self.m, self.batch // 2
+        r, data, part = self.r, self.data, self.batch // 2
         rows = torch.cat([pool[torch.randint(len(pool), (part,))] for pool in self.pools])
-        descriptions = self.descriptions[torch.randint(r.views, (2 * part,)), rows].to(m.device)
-        rows = rows.to(m.device)
-        alpha = sample_alpha(r, 2 * part, m.device)
-        self.train_attackers(descriptions, alpha, m.private[rows])
+        descriptions = self.descriptions[torch.randint(r.views, (2 * part,)), rows].to(data.device)
+        rows = rows.to(data.device)
+        alpha = sample_alpha(r, 2 * part, data.device)
+        self.train_attackers(descriptions, alpha, data.private[rows])
 
         # Loss_S: the utility's posterior stays, every attacker's goes to the prior
         noisy = self.noisy(descriptions, alpha)
-        found, d = self.readout(noisy), m.features
-        embedding, targets = F.normalize(found[:, :d]), m.targets[0, rows]
-        logits = m.service(embedding)
-        u = losses.utility_loss(m.service(targets[:, :d]), logits)
+        found, d = self.readout(noisy), data.features
+        embedding, targets = F.normalize(found[:, :d]), data.targets[0, rows]
+        logits = data.service(embedding)
+        u = losses.utility_loss(data.service(targets[:, :d]), logits)
         u = u + r.identity_cosine_weight * (1 - (embedding * targets[:, :d]).sum(1))
-        u = u + F.cross_entropy(1.5 * logits, m.useful[rows], ignore_index=-1, reduction="none")
+        u = u + F.cross_entropy(1.5 * logits, data.useful[rows], ignore_index=-1, reduction="none")
         appearance = (found[:, d:] - targets[:, d:]).square()
-        verdicts = [losses.privacy_loss(m.prior, attacker(noisy)) for attacker in self.attackers]
+        verdicts = [losses.privacy_loss(data.prior, attacker(noisy)) for attacker in self.attackers]
         p = torch.stack(verdicts or [torch.zeros_like(u)]).mean(0)
         ramp = min(1.0, 7 * step / self.steps)
         loss = losses.sanitizer_loss(u, ramp * r.privacy_weight * p, alpha) + r.utility_floor * u
@@ -177,11 +178,12 @@ class Privatize(Stage):
     def validate(self) -> Validation:
         """Measure noisy codes: cosine of the readout to the raw face, and the share that each attacker gets right."""
         result: Validation = {}
-        descriptions = self.descriptions[0, self.m.validation].to(self.m.device)
-        raw, truth = self.m.targets[0, self.m.validation, : self.m.features], self.m.private[self.m.validation]
+        rows = self.data.validation
+        descriptions = self.descriptions[0, rows].to(self.data.device)
+        raw, truth = self.data.targets[0, rows, : self.data.features], self.data.private[rows]
         for a in self.alphas():
-            noisy = self.noisy(descriptions, torch.full((len(descriptions), 1), a, device=self.m.device))
-            embedding = F.normalize(self.readout(noisy)[:, : self.m.features])
+            noisy = self.noisy(descriptions, torch.full((len(descriptions), 1), a, device=self.data.device))
+            embedding = F.normalize(self.readout(noisy)[:, : self.data.features])
             right = [(attacker(noisy).argmax(1) == truth).float().mean().item() for attacker in self.attackers]
             cosine = (embedding * raw).sum(1).mean().item()
             result[f"alpha {a:g}"] = {"cosine": round(cosine, 3), "attackers": [round(share, 3) for share in right]}
@@ -197,20 +199,13 @@ class Decode(Stage):
 
     name = "decode"
 
-    def __init__(
-        self,
-        r: Recipe,
-        m: TrainingData,
-        s: Sanitizer,
-        privatize: Privatize,
-        providers: Providers,
-    ) -> None:
+    def __init__(self, r: Recipe, data: TrainingData, s: Sanitizer, privatize: Privatize, providers: Providers) -> None:
         frozen = providers.frozen
-        super().__init__(r, m, s, nn.ModuleList([s.decoder, s.privatizer]) if frozen else s.decoder)
+        super().__init__(r, data, s, nn.ModuleList([s.decoder, s.privatizer]) if frozen else s.decoder)
         self.s, self.readout, self.descriptions = s, privatize.readout, privatize.descriptions[:2]
-        self.utility, self.finder = providers.utility, providers.finder
-        self.classifiers = Classifiers(frozen, m.classes)
-        self.opacity = torch.from_numpy(OPACITY[..., 0] / 255).float().to(m.device)
+        self.utility, self.detector = providers.utility, providers.detector
+        self.classifiers = Classifiers(frozen, data.classes)
+        self.opacity = torch.from_numpy(OPACITY[..., 0] / 255).float().to(data.device)
 
     def composed(self, y: Tensor) -> Tensor:
         """Return a chip as a provider cuts it out of the composed frame: faded into the canvas, moved, resampled.
@@ -228,37 +223,37 @@ class Decode(Stage):
 
     def noisy(self, views: Tensor, rows: Tensor, alpha: Tensor) -> Tensor:
         """Return noisy codes [n, code] of views [n] of rows [n]."""
-        z = torch.randn(len(rows), self.s.noise_dim, device=self.m.device)
-        return self.s.privatize(self.descriptions[views, rows].to(self.m.device), z, alpha)
+        z = torch.randn(len(rows), self.s.noise_dim, device=self.data.device)
+        return self.s.privatize(self.descriptions[views, rows].to(self.data.device), z, alpha)
 
     def step(self, step: int) -> dict[str, Tensor]:
         """Draw one batch of faces, and learn from the provider's network, the detector and the raw pictures."""
-        r, m, d = self.r, self.m, self.m.features
+        r, data, d = self.r, self.data, self.data.features
         views = torch.randint(len(self.descriptions), (self.batch,))
-        rows = m.draw_rows(self.batch)
-        x, alpha = m.faces.pictures(views, rows), sample_alpha(r, self.batch, m.device)
+        rows = data.draw_rows(self.batch)
+        x, alpha = data.faces.pictures(views, rows), sample_alpha(r, self.batch, data.device)
         noisy = self.noisy(views, rows, alpha)
         # the readout's numbers move while a privatizer still learns: then the raw face is the goal
         if self.classifiers:
-            goal = m.targets[views, rows, :d]
+            goal = data.targets[views, rows, :d]
         else:
             goal = F.normalize(self.readout(torch.cat([noisy, alpha], 1))[:, :d])
         # first a face, then one that is recognised
         ramp = min(1.0, max(0.0, (step - r.warmup_steps) / max(1.0, 0.6 * r.warmup_steps)))
-        detection = torch.zeros(self.batch, device=m.device)
-        with half(m.device):
+        detection = torch.zeros(self.batch, device=data.device)
+        with half(data.device):
             y = self.s.decode(noisy, alpha).float()
             composed = self.composed(y)
             embedding = self.utility(composed).float() if ramp else goal
             if ramp:
-                detection = losses.detection_loss(self.finder(x), self.finder(y))
+                detection = losses.detection_loss(self.detector(x), self.detector(y))
             verdicts = self.classifiers.logits(composed) if ramp else []
         cosine = (embedding * goal).sum(1)
-        u = losses.utility_loss(m.service(goal), m.service(embedding))
+        u = losses.utility_loss(data.service(goal), data.service(embedding))
         recognition = r.recognition_weight * (u + 1 - cosine)
-        p = torch.zeros(self.batch, device=m.device)
+        p = torch.zeros(self.batch, device=data.device)
         if verdicts:
-            p = torch.stack([losses.privacy_loss(m.prior, logits) for logits in verdicts]).mean(0)
+            p = torch.stack([losses.privacy_loss(data.prior, logits) for logits in verdicts]).mean(0)
             recognition = losses.sanitizer_loss(recognition, r.privacy_weight * p, alpha)
         variation, distance = losses.total_variation(y), (y - x).abs().mean((1, 2, 3))
         loss = ramp * (recognition + r.detection_weight * detection)
@@ -271,7 +266,7 @@ class Decode(Stage):
         """Measure drawn faces: cosine to the raw one and to another draw, detection loss, L1, frozen classifiers."""
         result: Validation = {}
         for a in self.alphas():
-            parts = [self.measure(rows, a) for rows in self.m.validation.split(BATCH)]
+            parts = [self.measure(rows, a) for rows in self.data.validation.split(BATCH)]
             cosine, between, detection, l1, *right = (round(v, 3) for v in torch.cat(parts).mean(0).tolist())
             result[f"alpha {a:g}"] = {
                 "cosine": cosine,
@@ -284,14 +279,14 @@ class Decode(Stage):
 
     def measure(self, rows: Tensor, a: float) -> Tensor:
         """Return the figures of `validate` for each of these rows [n, 4 + classifiers]."""
-        views, alpha = torch.zeros_like(rows), torch.full((len(rows), 1), a, device=self.m.device)
-        x, at = self.m.faces.pictures(views, rows), rows.to(self.m.device)
-        with half(self.m.device):
+        views, alpha = torch.zeros_like(rows), torch.full((len(rows), 1), a, device=self.data.device)
+        x, at = self.data.faces.pictures(views, rows), rows.to(self.data.device)
+        with half(self.data.device):
             y, other = (self.s.decode(self.noisy(views, rows, alpha), alpha).float() for _ in range(2))
             first, second = self.utility(y).float(), self.utility(other).float()
-            detection = losses.detection_loss(self.finder(x), self.finder(y))
-            right = [logits.argmax(1) == self.m.private[at] for logits in self.classifiers.logits(y)]
-        raw = self.m.targets[0, at, : self.m.features]
+            detection = losses.detection_loss(self.detector(x), self.detector(y))
+            right = [logits.argmax(1) == self.data.private[at] for logits in self.classifiers.logits(y)]
+        raw = self.data.targets[0, at, : self.data.features]
         each = [(first * raw).sum(1), (first * second).sum(1), detection, (y - x).abs().mean((1, 2, 3)), *right]
         return torch.stack([value.float() for value in each], 1)
 
@@ -301,27 +296,27 @@ class UnetGame(Stage):
 
     name = "unet"
 
-    def __init__(self, r: Recipe, m: TrainingData, s: Unet, providers: Providers) -> None:
-        super().__init__(r, m, s, s)
+    def __init__(self, r: Recipe, data: TrainingData, s: Unet, providers: Providers) -> None:
+        super().__init__(r, data, s, s)
         self.s, self.utility = s, providers.utility
-        self.classifiers = Classifiers(providers.frozen, m.classes)
-        self.attackers = nn.ModuleList(Attacker(len(m.classes)) for _ in r.attackers[:1]).to(m.device)
+        self.classifiers = Classifiers(providers.frozen, data.classes)
+        self.attackers = nn.ModuleList(Attacker(len(data.classes)) for _ in r.attackers[:1]).to(data.device)
         self.attacker_optimizer = attackers_optimizer(r, self.attackers)
         if self.attacker_optimizer:
             self.state |= {"attackers": self.attackers, "attacker_optimizer": self.attacker_optimizer}
 
     def sanitized(self, x: Tensor, alpha: Tensor) -> Tensor:
         """Sanitize faces [n, 3, 112, 112], with new noise."""
-        with half(self.m.device):
+        with half(self.data.device):
             y: Tensor = self.s(x, torch.randn(len(x), self.s.noise_dim, device=x.device), alpha)
         return y.float()
 
     def step(self, step: int) -> dict[str, Tensor]:
         """Train the attacker, then the network against it."""
-        r, m = self.r, self.m
-        rows = m.draw_rows(self.batch)
-        views, at = torch.randint(r.views, (self.batch,)), rows.to(m.device)
-        x, alpha, truth = m.faces.pictures(views, rows), sample_alpha(r, self.batch, m.device), m.private[at]
+        r, data = self.r, self.data
+        rows = data.draw_rows(self.batch)
+        views, at = torch.randint(r.views, (self.batch,)), rows.to(data.device)
+        x, alpha, truth = data.faces.pictures(views, rows), sample_alpha(r, self.batch, data.device), data.private[at]
         y = self.sanitized(x, alpha)
         for attacker in self.attackers:
             assert self.attacker_optimizer
@@ -330,12 +325,12 @@ class UnetGame(Stage):
         distance = (y - x).abs().mean((1, 2, 3))
         u = p = torch.zeros_like(distance)
         if step >= r.warmup_steps:  # first a face
-            with half(m.device):
+            with half(data.device):
                 embedding = self.utility(y).float()
                 verdicts = self.classifiers.logits(y)
             verdicts += [attacker(y, alpha) for attacker in self.attackers]
-            u = losses.utility_loss(m.service(m.targets[0, at, : m.features]), m.service(embedding))
-            p = torch.stack([losses.privacy_loss(m.prior, v) for v in verdicts]).mean(0) if verdicts else p
+            u = losses.utility_loss(data.service(data.targets[0, at, : data.features]), data.service(embedding))
+            p = torch.stack([losses.privacy_loss(data.prior, v) for v in verdicts]).mean(0) if verdicts else p
         loss = losses.sanitizer_loss(r.recognition_weight * u, r.privacy_weight * p, alpha)
         loss = loss + r.reconstruction_weight * distance
         backward_and_step(loss.mean(), self.learner, self.optimizer)
@@ -345,13 +340,13 @@ class UnetGame(Stage):
     def validate(self) -> Validation:
         """Measure pictures: cosine to the raw face, the share that the attacker gets right, L1."""
         result: Validation = {}
-        rows = self.m.validation[:128]
-        x, at = self.m.faces.pictures(torch.zeros_like(rows), rows), rows.to(self.m.device)
+        rows = self.data.validation[:128]
+        x, at = self.data.faces.pictures(torch.zeros_like(rows), rows), rows.to(self.data.device)
         for a in self.alphas():
-            alpha = torch.full((len(rows), 1), a, device=self.m.device)
+            alpha = torch.full((len(rows), 1), a, device=self.data.device)
             y = self.sanitized(x, alpha)
-            cosine = (self.utility(y) * self.m.targets[0, at, : self.m.features]).sum(1).mean().item()
-            right = [(n(y, alpha).argmax(1) == self.m.private[at]).float().mean().item() for n in self.attackers]
+            cosine = (self.utility(y) * self.data.targets[0, at, : self.data.features]).sum(1).mean().item()
+            right = [(n(y, alpha).argmax(1) == self.data.private[at]).float().mean().item() for n in self.attackers]
             result[f"alpha {a:g}"] = {
                 "cosine": round(cosine, 3),
                 "attackers": [round(share, 3) for share in right],

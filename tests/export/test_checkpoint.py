@@ -22,6 +22,8 @@ def test_a_finished_training_is_read_back(finished: Path, people: data.Faces, tm
     assert (again.recipe, again.prior) == (read.recipe, read.prior)
     weights, others = (c.sanitizer.state_dict() for c in (read, again))
     assert all(torch.equal(weights[key], others[key]) for key in weights)
+    with pytest.raises(ExportError, match=r"sanitizer.pt cannot be written: No such file or directory"):
+        checkpoint.save_checkpoint(tmp_path / "nowhere", read)
     with pytest.raises(ExportError, match=r"no sanitizer.pt in .*: train one"):
         checkpoint.load_checkpoint(tmp_path / "nowhere")
 

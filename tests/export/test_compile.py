@@ -32,6 +32,19 @@ def test_a_small_training_becomes_a_model_that_the_runtime_runs(
     assert out.shape == (5, 112, 112, 3)
 
 
+def test_a_training_is_compiled_with_the_faces_of_its_recipe(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [str(finished), "--out", str(tmp_path / "x.onnx")]
+    assert compiler.main(arguments) == 1
+    assert "error: --data is needed" in capsys.readouterr().err
+    assert compiler.main([*arguments, "--data", str(tmp_path)]) == 1
+    assert "lfw.csv is not there" in capsys.readouterr().err
+    assert compiler.main([str(tmp_path), "--out", str(tmp_path / "x.onnx"), "--data", str(tmp_path)]) == 1
+    assert "no sanitizer.pt in" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_deterministic_model_of_other_attributes_takes_no_noise(
     people: data.Faces, tiny_networks: Path, targets: Path, tmp_path: Path
 ) -> None:

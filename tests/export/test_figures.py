@@ -62,9 +62,9 @@ def test_figures_say_what_they_lack(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "nothing was measured yet" in capsys.readouterr().err
     given = ["--models", str(tmp_path), "--device", str(tmp_path / "x.onnx"), "--data", ".", "--networks", "."]
     assert figures.main([*given, "--out", str(tmp_path)]) == 1
-    told = capsys.readouterr().err
-    assert "train export/recipes/deterministic-adversarial.toml" in told
-    assert "error: the device's model is not there" in told
+    said = capsys.readouterr().err
+    assert "train export/recipes/deterministic-adversarial.toml" in said
+    assert "error: the device's model is not there" in said
 
 
 def test_what_was_measured_is_read_and_written_without_a_change() -> None:

@@ -16,7 +16,7 @@ def test_a_part_of_the_data_is_packed_for_a_machine_with_little_room(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(pack, "VALIDATION", 3)
+    monkeypatch.setattr(data, "MOST_VALIDATION", 3)
     monkeypatch.setattr(Recipe, "sets", ("clip",))
     assert pack.main(["training", str(tmp_path / "part"), "--data", str(clip_set)]) == 0
     assert "MiB" in capsys.readouterr().out

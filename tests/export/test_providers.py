@@ -15,7 +15,7 @@ from torch import Tensor
 from edgesan import faces as runtime_faces
 from export import data, onnx_torch, providers
 from export.errors import NetworkError
-from export.providers import Finder, Provider
+from export.providers import ChipDetector, Provider
 
 Graph = onnx.GraphProto
 Change = Callable[[Graph], object]
@@ -49,15 +49,15 @@ def scaled(graph: onnx.GraphProto, name: str, factor: float, shift: float = 0) -
 
 
 def test_the_trainer_sees_faces_as_the_runtimes_detector_does(people: data.Faces) -> None:
-    finder = Finder(runtime_faces.DETECTOR)
+    detector = ChipDetector(runtime_faces.DETECTOR)
     chip = people.chips[0]
-    log_score, marks = finder(torch.from_numpy(chip.transpose(2, 0, 1)[None].copy()).float() / 255)
-    m = Finder.MARGIN
+    log_score, marks = detector(torch.from_numpy(chip.transpose(2, 0, 1)[None].copy()).float() / 255)
+    m = ChipDetector.MARGIN
     framed = cv2.copyMakeBorder(np.ascontiguousarray(chip[..., ::-1]), m, m, m, m, cv2.BORDER_REPLICATE)
     (face,) = runtime_faces.Detector(160)(np.asarray(framed, np.uint8))
     assert float(log_score.exp().max()) == pytest.approx(face.score, abs=0.01)
     best = int(log_score.argmax())
-    stride = int(finder.stride[best])
+    stride = int(detector.stride[best])
     first = [0, 400, 500][[8, 16, 32].index(stride)]  # anchors of the finer grids: 20 * 20 and 10 * 10
     row, column = divmod(best - first, 160 // stride)
     anchor = np.array([column, row]) * stride

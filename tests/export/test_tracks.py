@@ -12,7 +12,7 @@ def test_a_track_shows_all_its_photos_also_in_few_codes() -> None:
     assert set(shown[tracks.LEFT["25 codes, one every 0.2 s"]]) == set(range(10))
 
 
-def test_half_of_those_who_are_judged_are_women() -> None:
+def test_half_of_the_tracks_are_womens() -> None:
     man = np.array([True, False, True, True, False, True])
     assert tracks.half_women([[i] for i in range(6)], man, 4).ravel().tolist() == [1, 4, 0, 2]
     assert tracks.half_women([[i] for i in range(4)], man, 4).ravel().tolist() == [1, 0]

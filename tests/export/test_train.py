@@ -39,7 +39,7 @@ def test_a_folder_of_people_is_trained_on(
     assert (trained.classes, trained.data_digest) == (["F", "M"], faces.digest())
 
 
-def test_what_cannot_be_trained_on_is_told(
+def test_data_that_is_missing_ends_the_command_with_an_error(
     tiny_networks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     small_recipe(tmp_path, more='sets = ["clip"]')

@@ -1,10 +1,11 @@
 """The int8 network on the processors of a Pi 4 and a Pi 5, emulated: `python -m tests.model.arm` (`make arm`).
 
 QEMU's user mode runs an arm64 Python of Debian, onnxruntime's arm64 wheel and this tree's own reader of models, which
-checks the signature and the known answer. What the network then paints is compared with what it paints here. As a measure
-stands beside it what the quantization itself costs: the float twin against int8, here.
+checks the signature and the known answer. What the network then paints is compared with what it paints here. As a
+measure stands beside it what the quantization itself costs: the float twin against int8, here.
 
-Needs `apt install mmdebstrap qemu-user-static` and, once, Debian's and PyPI's servers; nothing is installed here, nor run as root.
+Needs `apt install mmdebstrap qemu-user-static` and, once, Debian's and PyPI's servers; nothing is installed here, nor
+run as root.
 """
 
 import os
@@ -36,8 +37,11 @@ ALPHAS: Final = (0.0, 0.25, 1.0)
 # What the kernel says there, proc(5): onnxruntime chooses its kernels by it.
 PROCESSORS: Final = {
     "cortex-a72": ("0xd08", "fp asimd evtstrm crc32 cpuid"),
-    "cortex-a76": ("0xd0b", "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp"),
-}  # fmt: skip
+    "cortex-a76": (
+        "0xd0b",
+        "fp asimd evtstrm aes pmull sha1 sha2 crc32 atomics fphp asimdhp cpuid asimdrdm lrcpc dcpop asimddp",
+    ),
+}
 GUEST: Final = """
 import sys
 from pathlib import Path
@@ -45,7 +49,8 @@ import numpy as np
 from edgesan.model.load import load_model
 given = np.load(sys.argv[2])
 sanitizer = load_model(Path(sys.argv[1]))
-np.save(sys.argv[3], np.stack([sanitizer.run(given["chips"], given["noise"], float(alpha)) for alpha in given["alphas"]]))
+painted = [sanitizer.run(given["chips"], given["noise"], float(alpha)) for alpha in given["alphas"]]
+np.save(sys.argv[3], np.stack(painted))
 """
 
 
@@ -58,15 +63,37 @@ def build() -> None:
     """An arm64 Python with what edgesan needs, in the cache: packages are unpacked, none of their scripts runs."""
     shutil.rmtree(ROOT, ignore_errors=True)
     CACHE.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mmdebstrap", "--quiet", "--variant=extract", "--architectures=arm64", f"--include={PACKAGES}", "bookworm",
-                    str(ROOT)], check=True)  # fmt: skip
+    subprocess.run(
+        [
+            "mmdebstrap",
+            "--quiet",
+            "--variant=extract",
+            "--architectures=arm64",
+            f"--include={PACKAGES}",
+            "bookworm",
+            str(ROOT),
+        ],
+        check=True,
+    )
     versions = [f"{name}=={metadata.version(name)}" for name in WHEELS]
     subprocess.run(
-        [sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:", "--no-compile",
-         *(f"--platform=manylinux{tag}_aarch64" for tag in ("_2_34", "_2_28", "_2_27", "_2_17", "2014")), "--python-version=3.11",
-         "--implementation=cp", f"--target={ROOT}/site", *versions],
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--disable-pip-version-check",
+            "--only-binary=:all:",
+            "--no-compile",
+            *(f"--platform=manylinux{tag}_aarch64" for tag in ("_2_34", "_2_28", "_2_27", "_2_17", "2014")),
+            "--python-version=3.11",
+            "--implementation=cp",
+            f"--target={ROOT}/site",
+            *versions,
+        ],
         check=True,
-    )  # fmt: skip
+    )
     READY.touch()
 
 
@@ -88,14 +115,22 @@ def emulated(processor: str, given: Path, made: Path) -> NDArray[np.uint8]:
         CalledProcessError: the reader refused the model there, or the emulator failed.
     """
     part, features = PROCESSORS[processor]
-    # QEMU takes files of the root for those of the machine. Without these, onnxruntime would look at the real processor.
-    said = f"processor\t: 0\nFeatures\t: {features}\nCPU implementer\t: 0x41\nCPU architecture: 8\nCPU variant\t: 0x0\nCPU part\t: {part}\nCPU revision\t: 3\n"
+    # QEMU takes files of the root for those of the machine. Without these, onnxruntime would look at the real
+    # processor.
+    said = (
+        f"processor\t: 0\nFeatures\t: {features}\nCPU implementer\t: 0x41\nCPU architecture: 8\n"
+        f"CPU variant\t: 0x0\nCPU part\t: {part}\nCPU revision\t: 3\n"
+    )
     counted = {f"sys/devices/system/cpu/{name}": "0\n" for name in ("possible", "present", "online")}
     for name, text in ({"proc/cpuinfo": said} | counted).items():
         (ROOT / name).parent.mkdir(parents=True, exist_ok=True)
         (ROOT / name).write_text(text)
-    environment = {"PYTHONPATH": f"{TREE}:{ROOT}/site", "ORT_DISABLE_TELEMETRY": "1", "OPENBLAS_NUM_THREADS": "1",
-                   "PYTHONDONTWRITEBYTECODE": "1"}  # fmt: skip
+    environment = {
+        "PYTHONPATH": f"{TREE}:{ROOT}/site",
+        "ORT_DISABLE_TELEMETRY": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
     settings = [word for pair in environment.items() for word in ("-E", "=".join(pair))]
     command = [
         qemu() or QEMU[0],
@@ -128,9 +163,11 @@ def compare(folder: Path) -> dict[str, dict[str, float]]:
     for name, pictures in (painted | {"the float twin, here": np.stack(exact)}).items():
         away = np.abs(pictures.astype(int) - here)
         figures[name] = {
-            "equal": float((away == 0).mean()), "mean": float(away.mean()), "p99": float(np.percentile(away, 99)),
+            "equal": float((away == 0).mean()),
+            "mean": float(away.mean()),
+            "p99": float(np.percentile(away, 99)),
             "most": int(away.max()),
-        }  # fmt: skip
+        }
     return figures
 
 

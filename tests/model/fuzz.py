@@ -37,12 +37,67 @@ from edgesan.model.load import known_inputs, load_model, verify
 
 NUMBERS = (0, 1, -1, 2, 3, 7, 128, 255, 65536, 2**31 - 1, 2**31, 2**32, 2**62, 2**63 - 1, -(2**31), -(2**63))
 FLOATS = (0.0, -1.0, 1e-38, 3e38, float("nan"), float("inf"), float("-inf"))
-TEXTS = ("", "x", "face", "noise", "alpha", "sanitized", "edgesan", "N", "\0", "\x1b[2J", "../../etc/passwd", "ai.onnx.ml",
-         "com.microsoft", "*/_ORT_MEM_ADDR_/*", "y" * 5000, "Conv", "Resize", "Reshape", "Tile", "Expand", "Gather",
-         "ConstantOfShape", "Range", "Loop", "If", "Scan", "MaxPool", "ConvTranspose", "QLinearConv", "MatMulInteger",
-         "RandomNormal", "EPContext", "Slice", "Pad", "Einsum", "DepthToSpace", "Split", "OneHot", "LSTM")  # fmt: skip
-JSONS = (None, True, 0, -1, 10**400, 1e308, float("nan"), float("inf"), "", "\x1b[2J", "\ud800", "z" * 5000, [], {}, [[]],
-         [0, 1], {"value": 10**400}, [{"value": 1, "figure": "accuracy, sanitized", "attack": 1}])  # fmt: skip
+TEXTS = (
+    "",
+    "x",
+    "face",
+    "noise",
+    "alpha",
+    "sanitized",
+    "edgesan",
+    "N",
+    "\0",
+    "\x1b[2J",
+    "../../etc/passwd",
+    "ai.onnx.ml",
+    "com.microsoft",
+    "*/_ORT_MEM_ADDR_/*",
+    "y" * 5000,
+    "Conv",
+    "Resize",
+    "Reshape",
+    "Tile",
+    "Expand",
+    "Gather",
+    "ConstantOfShape",
+    "Range",
+    "Loop",
+    "If",
+    "Scan",
+    "MaxPool",
+    "ConvTranspose",
+    "QLinearConv",
+    "MatMulInteger",
+    "RandomNormal",
+    "EPContext",
+    "Slice",
+    "Pad",
+    "Einsum",
+    "DepthToSpace",
+    "Split",
+    "OneHot",
+    "LSTM",
+)
+JSONS = (
+    None,
+    True,
+    0,
+    -1,
+    10**400,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    "\x1b[2J",
+    "\ud800",
+    "z" * 5000,
+    [],
+    {},
+    [[]],
+    [0, 1],
+    {"value": 10**400},
+    [{"value": 1, "figure": "accuracy, sanitized", "attack": 1}],
+)
 RAW_JSONS = (
     "",
     "{",
@@ -61,6 +116,7 @@ RAW_JSONS = (
 def small(
     nodes: Sequence[onnx.NodeProto],
     weights: Mapping[str, NDArray[Any]],
+    *,
     code: str = "code",
     width: int = 3,
     answer: Mapping[str, Any] | None = None,
@@ -78,10 +134,18 @@ def small(
     graph = helper.make_graph(nodes, "small", inputs, [sanitized], stored)
     proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=8)
     facts = {
-        "format": 2, "code": {"tensor": code, "bytes": width}, "name": "small", "version": 1, "alpha_range": [0.0, 1.0],
-        "alpha_default": 0.5, "private": "gender", "utility": "identity", "provenance": {},
-        "claims": [{"figure": "gender accuracy, sanitized", "value": 0.5, "attack": "x"}], "known_answer": answer or {},
-    }  # fmt: skip
+        "format": 2,
+        "code": {"tensor": code, "bytes": width},
+        "name": "small",
+        "version": 1,
+        "alpha_range": [0.0, 1.0],
+        "alpha_default": 0.5,
+        "private": "gender",
+        "utility": "identity",
+        "provenance": {},
+        "claims": [{"figure": "gender accuracy, sanitized", "value": 0.5, "attack": "x"}],
+        "known_answer": answer or {},
+    }
     helper.set_model_props(proto, {"edgesan": json.dumps(facts)})
     return bytes(proto.SerializeToString())
 
@@ -95,13 +159,16 @@ PAINT: Final = (
     helper.make_node("Expand", ["colour", "picture"], ["sanitized"]),
 )
 SHAPES: Final = {
-    "corner_from": np.array([0, 0]), "corner_to": np.array([4, 4]), "corner_of": np.array([1, 2]),
-    "pixel": np.array([-1, 1, 1, 3]), "picture": np.array([1, 112, 112, 3]),
-}  # fmt: skip
+    "corner_from": np.array([0, 0]),
+    "corner_to": np.array([4, 4]),
+    "corner_of": np.array([1, 2]),
+    "pixel": np.array([-1, 1, 1, 3]),
+    "picture": np.array([1, 112, 112, 3]),
+}
 
 
 def tiny() -> bytes:
-    """The smallest sanitizer: its code is the brightest red, green and blue in a corner, and it paints all with that."""
+    """The smallest sanitizer: its code is the brightest red, green and blue in a corner, and it paints all with it."""
     count = 2
     brightest = known_inputs(count, 0)[0][:, :4, :4].max(axis=(1, 2))
     samples = [[n, y, 5, 1, int(brightest[n, 1])] for n in range(count) for y in range(8)]

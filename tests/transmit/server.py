@@ -21,6 +21,7 @@ from edgesan.transmit.tls import tls_context
 from tests.support import free_port
 
 Make = Callable[..., SanitizedFrame]
+Serve = Callable[..., "LiveServer"]
 STATUS = {
     "camera_up": True,
     "alpha": 0.5,
@@ -98,8 +99,10 @@ class ServerThread:
 class LiveServer(ServerThread):
     """A server, and pictures for it: 50 a second where they flow."""
 
-    def __init__(self, make: Make, token: str = "", size: tuple[int, int] = (64, 48), noise: bool = False) -> None:
-        super().__init__(token)
+    def __init__(
+        self, make: Make, *server: Any, size: tuple[int, int] = (64, 48), noise: bool = False, **options: Any
+    ) -> None:
+        super().__init__(*server, **options)
         self._make, self._size = make, size
         self._noise = np.random.default_rng(0) if noise else None  # pictures that no codec makes small
         self._end = threading.Event()

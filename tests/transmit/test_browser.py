@@ -17,10 +17,19 @@ pytestmark = pytest.mark.browser
 WALL = {"bytes": 186_000, "bytes_per_s": 9300.0, "messages": 600, "refused": 0}
 WHOLE = STATUS | {
     "wall": WALL,
-    "model": {"name": "default", "version": 3, "sha256": "abcdef0123", "alpha_range": [0.0, 1.0], "private": "gender",
-              "utility": "identity", "measured": "gender AUC .55 by the best attacker measured, n = 2,000"},
-    "camera": "demo", "background": "plain", "isolation": {"summary": "sanitize: no network; transmit: no camera"},
-}  # fmt: skip
+    "model": {
+        "name": "default",
+        "version": 3,
+        "sha256": "abcdef0123",
+        "alpha_range": [0.0, 1.0],
+        "private": "gender",
+        "utility": "identity",
+        "measured": "gender AUC .55 by the best attacker measured, n = 2,000",
+    },
+    "camera": "demo",
+    "background": "plain",
+    "isolation": {"summary": "sanitize: no network; transmit: no camera"},
+}
 
 
 @pytest.fixture
@@ -30,8 +39,17 @@ def driver() -> Iterator[webdriver.Chrome]:
         pytest.skip("chromium and chromedriver are not installed (apt install chromium chromium-driver)")
     options = webdriver.ChromeOptions()
     options.binary_location = browser
-    for flag in ("--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run",
-                 "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--window-size=900,1200"):  # fmt: skip
+    for flag in (
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--no-first-run",
+        "--disable-component-update",
+        "--disable-sync",
+        "--disable-dev-shm-usage",
+        "--window-size=900,1200",
+    ):
         options.add_argument(flag)
     driver = webdriver.Chrome(options=options, service=Service(driver_path))
     yield driver
@@ -90,7 +108,8 @@ def test_the_picture_moves_and_the_dial_turns(page: tuple[webdriver.Chrome, Runn
     assert not driver.find_element(By.ID, "warning").is_displayed()
 
     driver.execute_script(
-        "const d = document.getElementById('alpha'); d.value = 0.9; d.dispatchEvent(new Event('input')); d.dispatchEvent(new Event('change'));"
+        "const d = document.getElementById('alpha'); d.value = 0.9;"
+        "d.dispatchEvent(new Event('input')); d.dispatchEvent(new Event('change'));"
     )
 
     running.until("alpha", 0.9)

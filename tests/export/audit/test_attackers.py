@@ -10,7 +10,7 @@ HALF = np.arange(512) % 2 == 0
 
 
 def marked(n: int, seed: int) -> tuple[Chips, np.ndarray]:
-    """A planted cheat: the very same face for all, but for one pixel that tells the class."""
+    """A planted cheat: the very same face for all, but for one pixel that marks the class."""
     random = np.random.default_rng(seed)
     truth = random.random(n) < 0.5
     face = np.random.default_rng(9).integers(90, 160, (112, 112, 3)).astype(np.uint8)

@@ -19,7 +19,7 @@ def test_scores_agree_with_their_definitions() -> None:
     assert s.balanced == pytest.approx(4 / 6)
     assert s.auc == pytest.approx(8 / 9)  # of 9 pairs one is the wrong way round
     assert 0 < s.leak_nats < math.log(2)
-    assert metrics.auc(np.zeros(6), truth) == 0.5  # ties tell nothing
+    assert metrics.auc(np.zeros(6), truth) == 0.5  # ties say nothing
 
 
 def test_a_confident_attacker_that_knows_nothing_leaks_nothing() -> None:

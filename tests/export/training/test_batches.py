@@ -9,7 +9,7 @@ import torch
 from edgesan import faces as runtime_faces
 from export import data
 from export.errors import DataError
-from export.providers import Finder, Provider, Providers
+from export.providers import ChipDetector, Provider, Providers
 from export.training import batches
 from tests.export.support import small_recipe
 
@@ -35,13 +35,13 @@ def test_an_augmented_face_is_another_picture_of_the_same_face(people: data.Face
     assert y.min() >= 0
     assert y.max() <= 1
     assert ((y - x).abs().mean((1, 2, 3)) > 0.01).all()
-    score, _ = Finder(runtime_faces.DETECTOR).best(y)
+    score, _ = ChipDetector(runtime_faces.DETECTOR).best(y)
     assert (score > 0.3).float().mean() > 0.8, "it is still a face"
 
 
 def test_the_detector_finds_the_landmarks_of_a_chip_near_the_template(people: data.Faces) -> None:
     """A chip was cut by its landmarks, so the detector finds them near the template again."""
-    score, marks = Finder(runtime_faces.DETECTOR).best(
+    score, marks = ChipDetector(runtime_faces.DETECTOR).best(
         torch.from_numpy(people.chips[:4].transpose(0, 3, 1, 2).copy()).float() / 255
     )
     assert score.min() > 0.5
@@ -71,6 +71,6 @@ def test_labels_that_no_training_can_learn_from_are_refused(
 ) -> None:
     aged = data.Faces(people.chips, people.columns | {"age": np.where(people["gender"] == "F", "25", "50")})
     r = small_recipe(tmp_path, people_min=2 if lines else 99, more=lines)
-    nets = Providers(Provider("embedder", tiny_networks), [], Finder(runtime_faces.DETECTOR))
+    nets = Providers(Provider("embedder", tiny_networks), [], ChipDetector(runtime_faces.DETECTOR))
     with pytest.raises(DataError, match=words):
         batches.gather(aged, r, nets, tmp_path, torch.device("cpu"))

@@ -13,7 +13,7 @@ from export import compile as compiler
 from export.audit import mechanisms
 from export.errors import ExportError
 from export.networks import Sanitizer
-from export.providers import Contract, Finder, Provider, Providers
+from export.providers import ChipDetector, Contract, Provider, Providers
 from export.training import batches, loop
 from export.training.stages import Decode, Privatize
 from tests.export.support import small_recipe, small_training
@@ -73,15 +73,15 @@ def test_plug_and_play_keeps_to_the_raw_face_and_not_to_what_its_readout_made_of
     """A privatizer that still learns, judged by a readout of its own numbers, may leave nothing of a face."""
     r = small_recipe(tmp_path, more='frozen = ["classifier"]')
     utility, frozen = (Provider(name, tiny_networks).eval() for name in ("embedder", "classifier"))
-    finder = Finder(runtime_faces.DETECTOR).eval()
-    m = batches.gather(people, r, Providers(utility, [frozen], finder), targets, torch.device("cpu"))
+    detector = ChipDetector(runtime_faces.DETECTOR).eval()
+    m = batches.gather(people, r, Providers(utility, [frozen], detector), targets, torch.device("cpu"))
     s = Sanitizer(m.features, r.code, r.noise, r.stochastic)
     privatize = Privatize(r, m, s)
     for p in privatize.readout.parameters():
         torch.nn.init.constant_(p, float("nan"))  # whatever asks it is lost
 
     def judged(nets: list[Provider]) -> dict[str, Tensor]:
-        return Decode(r, m, s, privatize, Providers(utility, nets, finder)).step(5)
+        return Decode(r, m, s, privatize, Providers(utility, nets, detector)).step(5)
 
     assert all(value.isfinite().all() for value in judged([frozen]).values())
     assert judged([])["cosine"].isnan().all(), "where the privatizer is done, its readout is the goal"

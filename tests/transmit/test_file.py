@@ -1,0 +1,59 @@
+"""The file sink: clips keep the times of their frames."""
+
+from contextlib import closing
+from pathlib import Path
+
+import av
+import pytest
+
+from edgesan.errors import SinkError
+from edgesan.transmit.file import ClipWriter
+from tests.transmit.server import Make
+
+
+def times(path: Path) -> list[float]:
+    """When each picture of a clip is shown, in seconds."""
+    with av.open(str(path)) as container:
+        return [picture.time for picture in container.decode(video=0) if picture.time is not None]
+
+
+@pytest.mark.parametrize("name", ["clip.mkv", "clip.mp4", "2026-11-23T10:30:00.mkv"])
+def test_a_clip_keeps_the_times_of_its_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sanitized_frame: Make, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with Path(name).open("xb") as file:
+        writer = ClipWriter(file, Path(name))
+        write_clip(writer, sanitized_frame)
+    assert times(tmp_path / name) == pytest.approx([0, 0.033, 0.1, 0.101, 0.102, 2.5])
+
+
+def write_clip(writer: ClipWriter, sanitized_frame: Make) -> None:
+    for number, seconds in enumerate((0, 0.033, 0.1, 0.1, 0.05, 2.5)):  # it stood still, went back, and paused
+        writer.write(sanitized_frame(number), seconds)
+    writer.close()
+    writer.close()
+
+
+def test_a_clip_without_a_frame_stays_empty(tmp_path: Path) -> None:
+    with (tmp_path / "clip.mp4").open("xb") as file:
+        ClipWriter(file, tmp_path / "clip.mp4").close()
+    assert (tmp_path / "clip.mp4").stat().st_size == 0
+
+
+def test_a_clip_refuses_another_size_and_a_single_column(tmp_path: Path, sanitized_frame: Make) -> None:
+    path = tmp_path / "clip.mkv"
+    with path.open("xb") as file, closing(ClipWriter(file, path)) as writer:
+        with pytest.raises(SinkError, match="at least 2x2"):
+            writer.write(sanitized_frame(size=(1, 40)), 0)
+        writer.write(sanitized_frame(), 0)
+        with pytest.raises(SinkError, match="start a new file"):
+            writer.write(sanitized_frame(size=(32, 24)), 1)
+
+
+def test_a_missing_codec_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgesan.transmit.file.CODEC", "libx999")
+    path = tmp_path / "clip.mkv"
+    with path.open("xb") as file, pytest.raises(SinkError, match=r"has no libx999 here .*: .*libx264"):
+        ClipWriter(file, path)
+    assert path.stat().st_size == 0
