@@ -6,10 +6,13 @@
     timezone = "Europe/Vienna"
 
     [wifi]                             # without it, the board uses the cable
-    ssid = "name" password = "secret" country = "AT"
+    ssid = "name"
+    password = "secret"
+    country = "AT"
 
     [edgesan]                          # options of `edgesan run`; `model` is a file of this machine, beside its .sig
-    camera = "picamera" out = "http://0.0.0.0:8080"
+    camera = "picamera"
+    out = "http://0.0.0.0:8080"
     token = "..."                      # of at least 16 characters: openssl rand -hex 16
 
 Since trixie, Raspberry Pi OS reads cloud-init's files there: user-data, meta-data and network-config (cloud-init's
