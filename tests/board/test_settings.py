@@ -1,5 +1,6 @@
 """The settings of a board: written into the FAT partition of a stock image, read back, and installed from there."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from edgesan.board import settings as settings_module
 from edgesan.board.settings import FIXED, Fat, Settings, inject, kernel_line, load_settings, seed
 from edgesan.config import DEMO_MODEL, Config, load
 from edgesan.errors import ConfigError, SinkError
@@ -143,6 +145,15 @@ WRONG = {
     '[edgesan]\nstate_dir = "/x"': "state_dir.*not here: change it on the board",
     "[edgesan": "is not TOML",
 }
+
+
+def test_the_example_of_the_settings_has_every_key() -> None:
+    lines = [line.strip() for line in (settings_module.__doc__ or "").splitlines() if line.startswith("    ")]
+    example = tomllib.loads("\n".join(lines))
+    keys = {*example, *example["wifi"]} - {"wifi", "edgesan"}
+    own = {field.name for field in dataclasses.fields(Settings)} - {"run", "given"}
+    assert keys == own
+    assert {"camera", "out", "token"} == example["edgesan"].keys()
 
 
 @pytest.mark.parametrize("text", WRONG)
