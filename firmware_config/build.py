@@ -1,7 +1,7 @@
 """`python -m firmware_config.build`: put edgesan into your own Raspberry Pi OS image; no root, only mtools.
 
-    python -m firmware_config.build raspios.img.xz --settings board.toml --out board.img python -m firmware_config.build
-    --debian --settings board.toml --out board.img
+    python -m firmware_config.build raspios.img.xz --settings board.toml --out board.img
+    python -m firmware_config.build --debian --settings board.toml --out board.img
                                                                 root only: an image of Debian's packages alone
     python -m firmware_config.build --bundle --slots update.pem --key update.key --out update.raucb
                                                                 a signed update of such an image, made with --slots

@@ -1,7 +1,7 @@
 """An option: two root file systems on a card, A and B, and signed updates that write the one which does not run.
 
-    python -m firmware_config.build --debian --slots update.pem --settings board.toml --out board.img python -m
-    firmware_config.build --bundle --slots update.pem --key update.key --out update.raucb
+    python -m firmware_config.build --debian --slots update.pem --settings board.toml --out board.img
+    python -m firmware_config.build --bundle --slots update.pem --key update.key --out update.raucb
 
 RAUC verifies and writes (https://rauc.readthedocs.io); `root-slots/usr/lib/edgesan/slots` decides what boots. A bundle
 holds nothing that belongs to one board: the running system carries its settings, token and models over.

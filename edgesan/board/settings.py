@@ -2,14 +2,17 @@
 
     hostname = "porch"                 # then the page is at http://porch.local:8080/
     user = "pi"                        # the user who may log in, only with an ssh_key
-    ssh_key = ["ssh-ed25519 AAAA..."]  # without one, nobody may log in
+    ssh_key = ["ssh-ed25519 AAAA..."]  # without a key, no login is possible
     timezone = "Europe/Vienna"
 
     [wifi]                             # without it, the board uses the cable
-    ssid = "name" password = "secret" country = "AT"
+    ssid = "name"
+    password = "secret"
+    country = "AT"
 
     [edgesan]                          # options of `edgesan run`; `model` is a file of this machine, beside its .sig
-    camera = "picamera" out = "http://0.0.0.0:8080"
+    camera = "picamera"
+    out = "http://0.0.0.0:8080"
     token = "..."                      # of at least 16 characters: openssl rand -hex 16
 
 Since trixie, Raspberry Pi OS reads cloud-init's files there: user-data, meta-data and network-config (cloud-init's

@@ -27,7 +27,7 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 # Seconds that a grab may hang after the cable was pulled (OpenCV: 10); read when the first device is opened.
 os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", "3")
 
-# Of each scheme that a camera's URL may have: its port, and what FFmpeg may speak to get there, and nothing else.
+# The schemes of camera URLs: the port of each, and the protocols that FFmpeg may use for it.
 URL_SCHEMES: Final = {
     "rtsp": (554, "rtsp,rtp,udp,tcp"),
     "rtsps": (322, "rtsp,rtp,udp,tls,tcp"),

@@ -105,7 +105,7 @@ def summary(claims: Iterable[IsolationClaim]) -> str:
 
 
 def report(claims: list[IsolationClaim]) -> dict[str, Any]:
-    """Return what /api/status says of isolation."""
+    """Return the part of /api/status that describes isolation."""
     whole = all(claim.holds for claim in claims)
     return {"whole": whole, "summary": summary(claims), "claims": [plain(claim) for claim in claims]}
 

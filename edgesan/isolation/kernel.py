@@ -1,4 +1,4 @@
-"""What isolation asks of the kernel directly: system calls by libc, and what /proc says of this process."""
+"""What isolation asks the kernel directly: system calls by libc, and this process's state in /proc."""
 
 import ctypes
 import errno

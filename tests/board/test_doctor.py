@@ -271,7 +271,7 @@ def test_int8_dot_products_are_looked_for(machine: Machine, cpuinfo: str, level:
 
 
 @pytest.mark.parametrize(("source", "level"), [("tsc\n", "ok"), ("arch_sys_counter\n", "ok"), ("hpet\n", "warn")])
-def test_a_slow_clock_is_told(machine: Machine, source: str, level: str) -> None:
+def test_a_slow_clock_is_reported(machine: Machine, source: str, level: str) -> None:
     where = "sys/devices/system/clocksource/clocksource0/current_clocksource"
     assert one(doctor.clock(machine({where: source}))).level == level
 
@@ -288,7 +288,7 @@ def test_a_slow_clock_is_told(machine: Machine, source: str, level: str) -> None
         ("/dev/zram0 partition 1 0 100\n/dev/mmcblk0p3 partition 1 0 -2\n", "warn"),
     ],
 )
-def test_swap_on_a_disk_is_told(machine: Machine, lines: str, level: str) -> None:
+def test_swap_on_a_disk_is_reported(machine: Machine, lines: str, level: str) -> None:
     head = "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n"
     assert one(doctor.swap(machine({"proc/swaps": head + lines}))).level == level
 
@@ -313,7 +313,7 @@ def core_limit() -> Iterator[Callable[[int], None]]:
         ("|/usr/lib/systemd/systemd-coredump %P %u\n", 0, "warn", "to systemd-coredump"),
     ],
 )
-def test_core_dumps_are_told(
+def test_core_dumps_are_reported(
     machine: Machine, core_limit: Callable[[int], None], pattern: str, limit: int, level: str, words: str
 ) -> None:
     most = resource.getrlimit(resource.RLIMIT_CORE)[1]
@@ -350,7 +350,7 @@ def test_what_is_required_and_missing_is_a_failure(monkeypatch: pytest.MonkeyPat
         assert {finding.cure for finding in found} == {"sysctl"}
 
 
-def test_a_camera_that_is_a_url_is_told_to_need_the_network() -> None:
+def test_a_camera_that_is_a_url_needs_the_network() -> None:
     found = list(doctor.isolation(Config(camera="rtsp://192.0.2.1/")))
     assert found[-1].level == "warn"
     assert "the camera is a URL" in found[-1].detail
@@ -442,7 +442,7 @@ def test_a_card_that_can_only_be_read_is_a_failure(machine: Machine) -> None:
     assert doctor.card(root) is None, "that one is meant to be"
 
 
-def test_a_clock_that_nobody_has_set_is_said(machine: Machine) -> None:
+def test_a_clock_that_no_server_has_set_is_reported(machine: Machine) -> None:
     root = machine({"run/systemd/timesync": None})
     assert one(doctor.time_of_day(root)).level == "warn"
     (root / "run/systemd/timesync/synchronized").touch()
@@ -450,7 +450,7 @@ def test_a_clock_that_nobody_has_set_is_said(machine: Machine) -> None:
 
 
 @pytest.mark.parametrize(("said", "level"), [("Power save: on", "warn"), ("Power save: off", "ok")])
-def test_a_radio_that_sleeps_is_said(machine: Machine, said: str, level: str) -> None:
+def test_a_radio_that_sleeps_is_reported(machine: Machine, said: str, level: str) -> None:
     root = machine({"sys/class/net/wlan0/phy80211": None, "sys/class/net/eth0": None})
     assert list(doctor.radios(root)) == []
     says(root, "usr/sbin/iw", said)

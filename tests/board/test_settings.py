@@ -1,5 +1,6 @@
-"""What a board is told, into the FAT partition of an image of the stock layout and back, and installed from there."""
+"""The settings of a board: written into the FAT partition of a stock image, read back, and installed from there."""
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from edgesan.board import settings as settings_module
 from edgesan.board.settings import FIXED, Fat, Settings, inject, kernel_line, load_settings, seed
 from edgesan.config import DEMO_MODEL, Config, load
 from edgesan.errors import ConfigError, SinkError
@@ -108,18 +110,18 @@ def test_the_boards_configuration_is_read_by_both_units_and_holds_no_secret(tmp_
 
 def test_other_settings_have_another_identity_and_the_same_ones_the_same(tmp_path: Path) -> None:
     first, again = seed(settings(tmp_path)), seed(settings(tmp_path))
-    other = seed(settings(tmp_path, SETTINGS.replace("porch", "door")))
+    other = seed(settings(tmp_path, SETTINGS.replace("porch", "hall")))
     assert first == again
     assert first["meta-data"] != other["meta-data"]
 
 
 def test_the_kernels_line_says_where_cloud_init_looks(tmp_path: Path) -> None:
-    told = settings(tmp_path)
-    files = seed(told)
-    once = kernel_line(CMDLINE, told, files)
+    porch = settings(tmp_path)
+    files = seed(porch)
+    once = kernel_line(CMDLINE, porch, files)
     identity = json.loads(files["meta-data"])["instance-id"]
     assert once == f"{CMDLINE.rpartition(' ')[0]} ds=nocloud;i={identity} cfg80211.ieee80211_regdom=AT\n"
-    assert kernel_line(once, told, files) == once
+    assert kernel_line(once, porch, files) == once
     assert "regdom" not in kernel_line(CMDLINE, Settings(), files)
 
 
@@ -143,6 +145,15 @@ WRONG = {
     '[edgesan]\nstate_dir = "/x"': "state_dir.*not here: change it on the board",
     "[edgesan": "is not TOML",
 }
+
+
+def test_the_example_of_the_settings_has_every_key() -> None:
+    lines = [line.strip() for line in (settings_module.__doc__ or "").splitlines() if line.startswith("    ")]
+    example = tomllib.loads("\n".join(lines))
+    keys = {*example, *example["wifi"]} - {"wifi", "edgesan"}
+    own = {field.name for field in dataclasses.fields(Settings)} - {"run", "given"}
+    assert keys == own
+    assert {"camera", "out", "token"} == example["edgesan"].keys()
 
 
 @pytest.mark.parametrize("text", WRONG)
@@ -261,7 +272,7 @@ def test_a_payload_is_written_into_a_stock_image_and_read_back(image: Path, whee
 @pytest.mark.board
 def test_flash_writes_such_an_image_and_tells_it_another_name(image: Path, wheels: Path, tmp_path: Path) -> None:
     assert build.main([str(image), "--out", str(tmp_path / "out.img"), "--wheels", str(wheels)]) == 0
-    (tmp_path / "door.toml").write_text(SETTINGS.replace("porch", "door"))
+    (tmp_path / "hall.toml").write_text(SETTINGS.replace("porch", "hall"))
     command = [
         *COMMAND,
         "flash",
@@ -269,12 +280,12 @@ def test_flash_writes_such_an_image_and_tells_it_another_name(image: Path, wheel
         tmp_path / "card.img",
         "--to-file",
         "--settings",
-        tmp_path / "door.toml",
+        tmp_path / "hall.toml",
     ]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     fat = Fat(tmp_path / "card.img")
-    assert json.loads(fat.read("user-data").removeprefix(b"#cloud-config\n"))["hostname"] == "door"
+    assert json.loads(fat.read("user-data").removeprefix(b"#cloud-config\n"))["hostname"] == "hall"
     assert Fat(tmp_path / "out.img").read("user-data") == seed(Settings())["user-data"]
     bare = subprocess.run(
         [
@@ -284,7 +295,7 @@ def test_flash_writes_such_an_image_and_tells_it_another_name(image: Path, wheel
             str(tmp_path / "b.img"),
             "--to-file",
             "--settings",
-            str(tmp_path / "door.toml"),
+            str(tmp_path / "hall.toml"),
         ],
         capture_output=True,
         text=True,
@@ -295,7 +306,7 @@ def test_flash_writes_such_an_image_and_tells_it_another_name(image: Path, wheel
 
 
 @pytest.mark.board
-def test_what_does_not_fit_is_said_with_both_sizes(tmp_path: Path) -> None:
+def test_what_does_not_fit_is_refused_with_both_sizes(tmp_path: Path) -> None:
     small = stock_image(tmp_path / "raspios.img", boot_mib=34)
     (tmp_path / "payload" / "wheels").mkdir(parents=True)
     (tmp_path / "payload" / "wheels" / "big.whl").write_bytes(os.urandom(40 * MIB))
@@ -376,7 +387,7 @@ def test_the_installer_needs_nothing_but_python_and_puts_everything_in_its_place
     assert load(root / "etc/edgesan/edgesan.toml", {"role": "sanitize"}) != Config()
 
 
-def test_whoever_installs_twice_has_it_once(payload: Path, root: Path) -> None:
+def test_installing_twice_does_no_harm(payload: Path, root: Path) -> None:
     assert install(payload, root).returncode == 0
     (root / "opt/edgesan/lib/left_over.py").touch()
     assert install(payload, root).returncode == 0
@@ -391,7 +402,7 @@ def test_a_worn_card_is_seen_before_anything_is_installed(payload: Path, root: P
     done = install(payload, root)
     assert done.returncode == 1
     assert f"{wheel} is not as it was written: the card may be worn" in done.stderr
-    assert "is not as it was written" in (payload / "FAILED.txt").read_text(), "for whoever reads the card elsewhere"
+    assert "is not as it was written" in (payload / "FAILED.txt").read_text(), "so that another machine can read it"
     assert not (root / "opt").exists()
 
 

@@ -56,10 +56,17 @@ class Board:
         (folder / "restart.py").write_text(RESTART)
         run = [*COMMAND, "run", "--config", str(self.config), "--role"]
         self.restart = [sys.executable, f"{folder}/restart.py", f"{folder}/pid", f"{folder}/log", *run, "sanitize"]
+        self._transmit = [*run, "transmit"]
+        self.transmit: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
         subprocess.run(self.restart, check=True)
-        self.transmit = subprocess.Popen(
-            [*run, "transmit"], env=os.environ | {"EDGESAN_TOKEN": "abc"}, stderr=subprocess.DEVNULL
-        )
+        environment = os.environ | {"EDGESAN_TOKEN": "abc"}
+        self.transmit = subprocess.Popen(self._transmit, env=environment, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 60
+        # A unit that starts late would find `current` changed already, and run what a test is about to refuse.
+        while not (self.folder / "state" / "versions.json").exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
 
     def install(self, model: Path, *more: str) -> subprocess.CompletedProcess[str]:
         restart = " ".join(self.restart)
@@ -75,23 +82,28 @@ class Board:
         return os.readlink(self.models / "current")
 
     def close(self) -> None:
-        self.transmit.kill()
-        self.transmit.wait()
-        with suppress(ProcessLookupError):  # a test has ended it, or it failed: `log` says why
+        if self.transmit is not None:
+            self.transmit.kill()
+            self.transmit.wait()
+        with suppress(ProcessLookupError, FileNotFoundError):  # a test has ended it, or it failed: `log` says why
             os.kill(int((self.folder / "pid").read_text()), signal.SIGKILL)
 
 
 @pytest.fixture
-def running(tmp_path: Path) -> Iterator[Board]:
+def board(tmp_path: Path) -> Board:
+    """A board whose units do not run yet."""
     (tmp_path / "maker").mkdir()
     (tmp_path / "board").mkdir()
-    here = Board(tmp_path / "board", Maker(tmp_path / "maker", "mine"))
-    deadline = time.monotonic() + 60
-    # A unit that starts late would find `current` changed already, and run what a test is about to refuse.
-    while not (here.folder / "state" / "versions.json").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    yield here
-    here.close()
+    return Board(tmp_path / "board", Maker(tmp_path / "maker", "mine"))
+
+
+@pytest.fixture
+def running(board: Board) -> Iterator[Board]:
+    try:
+        board.start()
+        yield board
+    finally:
+        board.close()
 
 
 def test_a_new_model_is_installed_watched_and_kept(running: Board) -> None:
@@ -157,9 +169,9 @@ def test_a_model_whose_watch_the_power_cut_is_taken_back_at_the_next_boot(runnin
     assert said == "no model is on trial\n"
 
 
-def test_a_note_of_a_trial_that_is_damaged_or_old_takes_nothing_back(running: Board) -> None:
-    settle = [*COMMAND, "install", "--settle", "--config", str(running.config), "--models", str(running.models)]
-    note = running.models / "trial"
+def test_a_note_of_a_trial_that_is_damaged_or_old_takes_nothing_back(board: Board) -> None:
+    settle = [*COMMAND, "install", "--settle", "--config", str(board.config), "--models", str(board.models)]
+    note = board.models / "trial"
     note.write_text("{")
     done = subprocess.run(settle, capture_output=True, text=True, check=False)
     assert done.returncode != 0
@@ -167,7 +179,7 @@ def test_a_note_of_a_trial_that_is_damaged_or_old_takes_nothing_back(running: Bo
     note.write_text(json.dumps({"new": "another", "old": "older", "name": "default", "remembered": 1}))
     done = subprocess.run(settle, capture_output=True, text=True, check=True)
     assert "not on trial any more" in done.stdout
-    assert (running.current(), note.exists()) == ("first", False)
+    assert (board.current(), note.exists()) == ("first", False)
     both = subprocess.run([*settle, str(DEMO_MODEL)], capture_output=True, text=True, check=False)
     assert "name the model to install" in both.stderr
 
@@ -184,20 +196,20 @@ def test_a_unit_that_does_not_start_is_taken_back_at_once(running: Board) -> Non
     assert "which runs again" in done.stderr, (running.folder / "log").read_text()
 
 
-def test_what_may_not_run_changes_nothing(running: Board, tmp_path: Path) -> None:
-    unsigned = running.maker.model("u.onnx", sign=False, version=9)
-    done = running.install(unsigned)
+def test_what_may_not_run_changes_nothing(board: Board, tmp_path: Path) -> None:
+    unsigned = board.maker.model("u.onnx", sign=False, version=9)
+    done = board.install(unsigned)
     assert done.returncode == 4
     assert "model.onnx.sig" in done.stderr
     cut = tmp_path / "cut.onnx"
     cut.write_bytes(DEMO_MODEL.read_bytes()[:-100])
-    running.maker.sign(cut)
-    assert running.install(cut).returncode == 4
-    narrow = running.maker.model("n.onnx", version=9, alpha_range=[0.2, 0.3], alpha_default=0.25)
-    running.config.write_text(running.config.read_text() + "alpha = 0.9\n")
-    assert "alpha is 0.9 here, and this model was made for 0.2..0.3" in running.install(narrow).stderr
-    assert running.current() == "first"
-    assert sorted(path.name for path in running.models.iterdir()) == ["current", "first"]
+    board.maker.sign(cut)
+    assert board.install(cut).returncode == 4
+    narrow = board.maker.model("n.onnx", version=9, alpha_range=[0.2, 0.3], alpha_default=0.25)
+    board.config.write_text(board.config.read_text() + "alpha = 0.9\n")
+    assert "alpha is 0.9 here, and this model was made for 0.2..0.3" in board.install(narrow).stderr
+    assert board.current() == "first"
+    assert sorted(path.name for path in board.models.iterdir()) == ["current", "first"]
 
 
 # --- the watch, with a clock of its own -------------------------------------------------------------------------------
@@ -208,15 +220,15 @@ def status(frames: int, sha256: str = "new", *, up: bool = True) -> dict[str, An
 
 
 def watched(monkeypatch: pytest.MonkeyPatch, said: list[dict[str, Any] | None], seconds: float = 3) -> str:
-    """What the watch says of a board that says this, every half second; the last one for ever."""
+    """Watch a board with these statuses, one every half second; the last one stays."""
     now = [0.0]
     monkeypatch.setattr("edgesan.board.update.time.monotonic", lambda: now[0])
     monkeypatch.setattr("edgesan.board.update.time.sleep", lambda s: now.__setitem__(0, now[0] + s))
-    told = iter(said)
+    statuses = iter(said)
     last: list[dict[str, Any] | None] = [None]
 
     def look() -> dict[str, Any] | None:
-        last[0] = next(told, last[0])
+        last[0] = next(statuses, last[0])
         return last[0]
 
     return update.watch(look, "new", update.Watch(seconds))
@@ -241,7 +253,7 @@ def test_frames_that_keep_coming_are_enough(monkeypatch: pytest.MonkeyPatch) -> 
         ([status(5), status(60), status(70, "old")], "another model runs for 10 s"),
     ],
 )
-def test_frames_that_stop_are_told(monkeypatch: pytest.MonkeyPatch, said: list[Any], why: str) -> None:
+def test_frames_that_stop_are_reported(monkeypatch: pytest.MonkeyPatch, said: list[Any], why: str) -> None:
     assert watched(monkeypatch, said, 30) == why
 
 

@@ -1,4 +1,4 @@
-"""Network cameras: a real HTTP camera, redirects, and what FFmpeg is told."""
+"""Network cameras: a real HTTP camera, redirects, and the options of FFmpeg."""
 
 import os
 import re

@@ -43,9 +43,9 @@ def test_a_password_is_in_no_message(url: str, capfd: pytest.CaptureFixture[str]
     with pytest.raises((CameraError, ConfigError)) as caught:
         open_source(url, None, None)
     messages = [line for line in traceback.format_exception(caught.value) if not line.startswith("  File")]
-    told = "".join(messages) + "".join(capfd.readouterr())
-    assert "s3cret" not in told
-    assert "root" not in told
+    printed = "".join(messages) + "".join(capfd.readouterr())
+    assert "s3cret" not in printed
+    assert "root" not in printed
 
 
 def test_a_device_that_is_no_camera_is_refused() -> None:

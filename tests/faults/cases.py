@@ -31,7 +31,7 @@ class Fault:
     put: Callable[[Any], None]
     ends: tuple[int, ...] = GOES_ON
     quick: bool = False
-    """Of each stage, the one fault that is tried in every run of the tests."""
+    """Whether it is tried in every run of the tests: one fault of each stage is."""
 
     @property
     def title(self) -> str:

@@ -1,4 +1,4 @@
-"""The image of Debian's packages, as far as a small tree tells of it; `make board` makes the whole one and boots it."""
+"""The image of Debian's packages, on a small tree; `make board` makes the whole image and boots it."""
 
 import filecmp
 import os

@@ -347,7 +347,7 @@ def test_our_bundle_is_taken_a_strangers_and_a_changed_one_are_not(tmp_path: Pat
 
 
 @pytest.mark.board
-def test_a_card_with_slots_is_told_its_settings_in_each_of_them(tmp_path: Path) -> None:
+def test_a_card_with_slots_gets_its_settings_in_each_of_them(tmp_path: Path) -> None:
     card = stock_image(tmp_path / "card.img")
     (tmp_path / "new/A").mkdir(parents=True)
     (tmp_path / "new/A/cmdline.txt").write_text("rauc.slot=A ds=nocloud;i=old\n")

@@ -46,7 +46,7 @@ class Target:
     """What a process that was taken over would attack: a user's home, a daemon, a terminal and another process."""
 
     path: Path
-    user: int | None  # None: whoever runs the tests
+    user: int | None  # None: the user who runs the tests
     received: list[bytes] = field(default_factory=list)
     daemon: socket.socket = field(default_factory=lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
     listener: socket.socket = field(default_factory=lambda: socket.socket(socket.AF_UNIX))

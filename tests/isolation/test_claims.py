@@ -15,7 +15,7 @@ def some_results(pick: random.Random) -> bytes:
     return bytes(pick.choice([r for r in range(256) if probe.possible(r)]) for probe in PROBES["sanitize"])
 
 
-def test_claims_cross_as_a_byte_of_each_way_and_say_the_same_words() -> None:
+def test_claims_cross_as_a_byte_of_each_probe_and_keep_their_words() -> None:
     pick = random.Random(1)
     for _ in range(300):
         results = some_results(pick)
@@ -26,7 +26,7 @@ def test_claims_cross_as_a_byte_of_each_way_and_say_the_same_words() -> None:
         assert all(claim.cure for claim in claims if not claim.holds)
 
 
-def test_what_is_no_result_of_a_way_is_refused() -> None:
+def test_what_is_no_result_of_a_probe_is_refused() -> None:
     good = some_results(random.Random(2))
     for wrong in (b"", good[:-1], good + b"\0"):
         with pytest.raises(ValueError, match="claims of the sanitize process are"):

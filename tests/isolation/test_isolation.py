@@ -1,4 +1,4 @@
-"""What each process gives up, on real processes: what it says of it, what must go on working, and kernels with less."""
+"""What each process gives up, on real processes: its claims, what must still work, and kernels that have less."""
 
 import errno
 import json
@@ -282,7 +282,7 @@ def test_the_leader_of_a_job_which_can_have_no_session_leaves_its_terminal() -> 
 
 
 @pytest.mark.usefixtures("whole")
-def test_where_there_is_no_landlock_the_devices_go_and_the_rest_is_said() -> None:
+def test_where_there_is_no_landlock_the_devices_go_and_the_rest_is_reported() -> None:
     done = program("""
         from edgesan import isolation
         from edgesan.isolation import landlock, seccomp
@@ -345,7 +345,7 @@ CRIPPLED = """
 UNSHARE = {"x86_64": 272, "aarch64": 97}
 
 
-def test_what_does_not_hold_is_said_and_can_be_refused(tmp_path: Path) -> None:
+def test_what_does_not_hold_is_reported_and_can_be_refused(tmp_path: Path) -> None:
     """A kernel that gives nobody a namespace, for which a filter on unshare(2) stands in."""
     text = CRIPPLED.format(number=UNSHARE[os.uname().machine])
     out = str(tmp_path / "clip.mkv")
@@ -355,9 +355,9 @@ def test_what_does_not_hold_is_said_and_can_be_refused(tmp_path: Path) -> None:
     assert "NOT no network: the kernel gives it no network namespace" in refused.stderr
     assert "Cure: sudo sysctl" in refused.stderr
     page = f"http://127.0.0.1:{free_port()}"
-    told = program(text, "run", "--camera", "demo", "--frames", "3", "--out", page)
-    assert told.returncode == 0, told.stderr
-    assert "isolation: sanitize: NOT no network, no socket" in told.stderr
+    done = program(text, "run", "--camera", "demo", "--frames", "3", "--out", page)
+    assert done.returncode == 0, done.stderr
+    assert "isolation: sanitize: NOT no network, no socket" in done.stderr
 
 
 def test_a_url_camera_needs_the_network_and_is_refused_where_isolation_is_required() -> None:

@@ -10,7 +10,7 @@ from edgesan.isolation import seccomp
 
 
 def judged(steps: list[seccomp.Step], number: int, arguments: tuple[int, ...]) -> int:
-    """What a filter says to a call: bpf(4) as far as it is used. The number is loaded."""
+    """Run a filter on a call, as bpf(4) does; only the instructions in use. The number is loaded."""
     data, loaded, at = struct.pack("=IIQ6Q", number, 0, 0, *arguments, *[0] * (6 - len(arguments))), number, 0
     while True:
         code, if_true, if_false, operand = steps[at]

@@ -19,7 +19,7 @@ IGNORED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWa
 PATIENCE_S = 2700.0  # for a boot on two cores that others use, too
 TOKEN = "a-token-of-the-test"
 MACHINES = {
-    # Its clock counts instructions, one a nanosecond: no busy host makes its time-outs bite, and none is told by it.
+    # Its clock counts instructions, one a nanosecond: time-outs do not depend on how busy the host is.
     "virt": (
         "-accel",
         "tcg,thread=single",

@@ -81,7 +81,7 @@ def fail(_: object) -> None:
 
 
 def lose(name: str, instead: Callable[[object], None]) -> None:
-    """Lose the camera, see that it is told and given back, and open it again."""
+    """Lose the camera, check that the loss is reported and the camera given back, and open it again."""
     with closing(open_again((640, 480))) as source:
         with source.frame(2.0):
             started_s = time.monotonic()

@@ -80,9 +80,7 @@ def folder(needs: Callable[..., None], tmp_path_factory: pytest.TempPathFactory)
     needs(
         "mmdebstrap", "genimage", "mcopy", "bmaptool", "qemu-system-aarch64", "qemu-aarch64-static", "ssh", "zstd", "xz"
     )
-    kept = os.environ.get(
-        "EDGESAN_BOARD_FOLDER"
-    )  # of a run before: whoever works on these tests need not make it again
+    kept = os.environ.get("EDGESAN_BOARD_FOLDER")  # of an earlier run, so that it need not be made again
     return Path(kept) if kept else tmp_path_factory.mktemp("guest")
 
 
@@ -239,7 +237,7 @@ def test_frames_flow(board: Guest, row: Row) -> None:
     )
 
 
-def test_without_the_token_nothing_is_told(board: Guest) -> None:
+def test_without_the_token_nothing_is_served(board: Guest) -> None:
     with pytest.raises(urllib.error.HTTPError, match="401") as refused:
         urllib.request.urlopen(f"http://127.0.0.1:{board.port}/snapshot.jpg", timeout=300)
     refused.value.close()

@@ -173,7 +173,7 @@ class Board(Guest):
         return self.run("sudo rauc install /var/tmp/update.raucb", check=False, timeout_s=PATIENCE_S)
 
     def slot(self) -> dict[str, str]:
-        """What runs, and what RAUC says of both slots."""
+        """Return what runs, and RAUC's state of both slots."""
         said = json.loads(self.run("sudo rauc status --output-format=json"))
         states = {slot["bootname"]: slot["boot_status"] for entry in said["slots"] for slot in entry.values()}
         return {"booted": said["booted"], "primary": said["boot_primary"]} | states
