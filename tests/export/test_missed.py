@@ -1,8 +1,8 @@
 """With detection switched off, every face is missed: no one can be recognised in what leaves.
 
-For many frames of one face see `tests/test_missed_track.py`. Two attackers: the provider's own chain (find, align,
-match), and one who knows where each face was. The second is counted against his score on a plain black picture: a
-matcher finds some likeness to somebody in that, too.
+For many frames of one face see `test_missed_track.py`. Two attackers: the provider's own chain (find, align, match),
+and one who knows where each face was. The second is counted against his score on a plain black picture: a matcher
+finds some likeness to somebody in that, too.
 """
 
 from dataclasses import dataclass
