@@ -60,9 +60,8 @@ def run(config: Config, pipes: Pipes, control: ControlChannel, claims: list[Isol
         isolation.limit_memory()
         width, height = source.size
         status.announce(config, encoder, f"{source.name} {width}x{height}", sanitizer.alpha, claims)
-        control.wait_for(
-            START
-        )  # until a transmit process takes the frames; if the parent is gone, a signal ends this one
+        # A transmit process takes the frames from then on. If the parent is gone, a signal ends this process.
+        control.wait_for(START)
 
         sender, metrics, results = Sender(pipes), Metrics(), isolation.pack(claims)
         metrics.count("camera_lost", losses)

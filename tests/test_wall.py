@@ -73,9 +73,8 @@ def dependencies(module: str) -> set[str]:
     known = {name for package in PACKAGES for name in sources(package)}
     found = set()
     for name in imported(sources(module.partition(".")[0])[module]):
-        parents = set(
-            accumulate(name.split("."), "{}.{}".format)
-        )  # edgesan.model.load of edgesan.model.load.load_model
+        # edgesan.model.load of edgesan.model.load.load_model
+        parents = set(accumulate(name.split("."), "{}.{}".format))
         found.add(max(known & parents, key=len, default=module))
     return found - {module}
 

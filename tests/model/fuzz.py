@@ -372,9 +372,8 @@ def load_all(seed: int, numbers: range, report: int, folder: Path) -> None:
             continue
         os.write(report, (2 * number + 1).to_bytes(8))
         path.write_bytes(content)
-        signal.setitimer(
-            signal.ITIMER_PROF, 20
-        )  # seconds of CPU; kills: a model that takes so long is a finding as well
+        # 20 seconds of CPU, then it is killed: a model that takes so long is a finding as well.
+        signal.setitimer(signal.ITIMER_PROF, 20)
         with suppress(ModelError):
             load_model(path, allow_unsigned=True)
         signal.setitimer(signal.ITIMER_PROF, 0)
