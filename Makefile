@@ -9,8 +9,8 @@ export EDGESAN_NETWORKS ?= $(abspath ../shared/models)
 # The release key, which signs the bundled model. It never lies in the project; keep a copy of it in a safe place.
 EDGESAN_SIGNING_KEY ?= $(HOME)/.config/edgesan/edgesan-release
 
-# Tests run side by side, a file at a time, on as many cores as there are.
-SHARED := -q -n auto --dist loadfile
+# Tests run side by side, a file at a time, on as many cores as there are; each with one thread, or threads wait for each other.
+TESTS := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 KILLS ?= 100
 FRAMES ?= 1000000
 
@@ -26,10 +26,10 @@ demo: $(VENV)/runtime  ## install, and serve the bundled clip, sanitized, at htt
 	$(BIN)/edgesan run --camera demo
 
 test: $(VENV)/dev lint  ## install everything, lint, type-check, and run the quick tests
-	$(BIN)/python -m pytest $(SHARED) -m "not slow"
+	$(TESTS) -m "not slow"
 
 slow: $(VENV)/dev  ## only the tests that take minutes
-	$(BIN)/python -m pytest $(SHARED) -m slow
+	$(TESTS) -m slow
 
 lint: $(VENV)/dev  ## ruff and mypy
 	$(BIN)/ruff format --check $(wildcard $(CODE))

@@ -104,13 +104,13 @@ class Output:
     detector: runtime_faces.Detector
 
 
-def composed(model: Model, chips: Chips, alpha: float) -> Iterator[Output]:
+def composed(model: Model, chips: Chips, alpha: float, seed: int = 5) -> Iterator[Output]:
     """Send each chip through the whole runtime, in a frame of its own, at its own size.
 
     Around the chip its edge pixels are repeated: what lies beyond is not in the data.
     """
     detector = runtime_faces.Detector(320)
-    entropy = np.random.default_rng(5).bytes
+    entropy = np.random.default_rng(seed).bytes
     for chip in tqdm(chips, desc="frames", leave=False):
         margins = (MARGIN, MARGIN, MARGIN, MARGIN)
         picture = cv2.copyMakeBorder(np.ascontiguousarray(chip[..., ::-1]), *margins, cv2.BORDER_REPLICATE)

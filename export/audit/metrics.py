@@ -197,6 +197,38 @@ def tar_at_far(probe: Tensor, gallery: Tensor, people: NDArray[np.int64], rates:
     return result
 
 
+def household(
+    embeddings: Tensor, people: NDArray[np.int64], *, size: int = 8, enrolled: int = 3, rounds: int = 400
+) -> float:
+    """Return the share of households in which a person is found: closed-set identification among a few people.
+
+    In each round, `size` people are drawn; of each, `enrolled` pictures are enrolled by their mean embedding, and
+    another one is asked. Only people with more than `enrolled` pictures take part.
+
+    Args:
+        embeddings: of unit length [N, D].
+        people: whose pictures they are [N].
+        size: people of a household.
+        enrolled: pictures of each.
+        rounds: households.
+
+    Raises:
+        ValueError: too few people have so many pictures.
+    """
+    rows = [np.flatnonzero(people == person) for person in np.unique(people)]
+    rows = [r for r in rows if len(r) > enrolled]
+    if len(rows) < size:
+        raise ValueError(f"{len(rows)} people have more than {enrolled} pictures: a household is {size} people")
+    generator, right = np.random.default_rng(0), 0.0
+    for _ in range(rounds):
+        members = generator.choice(len(rows), size, replace=False)
+        drawn = np.stack([generator.choice(rows[i], enrolled + 1, replace=False) for i in members])
+        known = F.normalize(embeddings[torch.from_numpy(drawn[:, 1:])].mean(1))
+        best = (embeddings[torch.from_numpy(drawn[:, 0])] @ known.T).argmax(1)
+        right += float((best == torch.arange(size)).float().mean())
+    return right / rounds
+
+
 def ssim(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> float:
     """Return the mean structural similarity of pictures [N, H, W, 3], on luma (Wang et al. 2004; sigma 1.5)."""
 

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from export.audit import mechanisms, metrics
 
@@ -130,3 +131,17 @@ def test_the_separation_of_two_classes_has_intervals_over_people() -> None:
     assert found.balanced_95[0] < found.balanced < found.balanced_95[1]
     nothing = metrics.separation(np.zeros(300), truth)
     assert (nothing.auc, nothing.auc_95) == (0.5, (0.5, 0.5))
+
+
+def test_a_household_names_who_is_asked_if_embeddings_tell_people_apart() -> None:
+    people = np.repeat(np.arange(10), 4)
+    apart = torch.eye(10)[torch.from_numpy(people)]
+    assert metrics.household(apart, people, rounds=20) == 1
+    torch.manual_seed(0)
+    by_chance = metrics.household(F.normalize(torch.randn(800, 64)), np.repeat(np.arange(200), 4))
+    assert by_chance == pytest.approx(1 / 8, abs=0.03)
+
+
+def test_a_household_needs_people_with_one_picture_more_than_are_enrolled() -> None:
+    with pytest.raises(ValueError, match="7 people have more than 3 pictures: a household is 8 people"):
+        metrics.household(torch.eye(28), np.repeat(np.arange(7), 4))
