@@ -21,6 +21,7 @@ from export.recipe import Recipe
 
 FILE = "sanitizer.pt"
 OLD_WEIGHTS = {"reader": "encoder", "hider": "privatizer", "painter": "decoder"}  # of earlier versions
+LAYERS = 21  # convolutions of a sanitizer whose privatizer has one hidden layer
 SCALINGS = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -72,11 +73,18 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     recipe = recipes.from_saved(path, saved.pop("recipe"))
     weights = saved.pop("weights")
     check_weights(path, weights)
-    net = (
-        Unet(recipe.stochastic)
-        if recipe.unet
-        else Sanitizer(saved["features"], recipe.code, recipe.noise, recipe.stochastic)
-    )
+    net: Sanitizer | Unet
+    if recipe.unet:
+        net = Unet(recipe.stochastic)
+    else:
+        net = Sanitizer(
+            saved["features"],
+            recipe.code,
+            recipe.noise,
+            recipe.stochastic,
+            privatizer_hidden=recipe.privatizer_hidden,
+            unit_code=recipe.code_norm == "unit",
+        )
     net.load_state_dict(weights)
     return Checkpoint(net.eval(), recipe, **saved)
 
@@ -118,7 +126,13 @@ def unpack(path: Path) -> Sanitizer:
     shapes = [layer[0].shape for layer in layers]
     try:
         features, code = shapes[9][0] - LANDMARKS - LIGHTING, shapes[10][0]
-        sanitizer = Sanitizer(features, code, 1.0, "noise" in {value.name for value in graph.input}).eval()
+        sanitizer = Sanitizer(
+            features,
+            code,
+            stochastic="noise" in {value.name for value in graph.input},
+            privatizer_hidden=shapes[11][0] if len(shapes) > LAYERS else 0,
+            unit_code="Sqrt" in {node.op_type for node in graph.node},
+        ).eval()
         convolutions = [m for m in sanitizer.modules() if isinstance(m, nn.Conv2d)]
         expected = [tuple(m.weight.shape) for m in convolutions]
     except (IndexError, RuntimeError) as error:

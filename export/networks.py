@@ -53,11 +53,21 @@ class Encoder(nn.Module):
 class Privatizer(nn.Module):
     """From a description to the code, by the dial: what of a face is kept, and how far it stands out of the noise."""
 
-    def __init__(self, features: int, code: int, hidden: int = 32) -> None:
+    def __init__(self, features: int, code: int, hidden: int = 0, unit: bool = False) -> None:
+        """Build a linear map, and hidden layers beside it.
+
+        Args:
+            features: dimensions of the embedding in the description.
+            code: numbers of the code.
+            hidden: units of each of two hidden layers; 0 for one layer of 32.
+            unit: True to divide a face's code by the root mean square of its numbers.
+        """
         super().__init__()
+        width, self.unit = hidden or 32, unit
         self.linear = nn.Conv2d(features + LANDMARKS + LIGHTING, code, 1, bias=False)
-        self.hidden = nn.Conv2d(features + LANDMARKS + LIGHTING + 1, hidden, 1)
-        self.output = nn.Conv2d(hidden, code, 1)
+        self.hidden = nn.Conv2d(features + LANDMARKS + LIGHTING + 1, width, 1)
+        self.deep = nn.Conv2d(width, width, 1) if hidden else None
+        self.output = nn.Conv2d(width, code, 1)
         nn.init.zeros_(self.output.weight)
         assert self.output.bias is not None
         nn.init.zeros_(self.output.bias)
@@ -65,8 +75,36 @@ class Privatizer(nn.Module):
     def forward(self, description: Tensor, alpha: Tensor) -> Tensor:
         """Map a description [N, features + 15, 1, 1] and alpha [N, 1, 1, 1] to the code [N, code, 1, 1]."""
         hidden = F.relu(self.hidden(torch.cat([description, alpha], 1)))
+        if self.deep is not None:
+            hidden = F.relu(self.deep(hidden))
         code: Tensor = self.linear(description) + self.output(hidden)
+        return unit_power(code) if self.unit else code
+
+
+def unit_power(code: Tensor) -> Tensor:
+    """Return codes [N, code, ...], each divided by the root mean square of its numbers.
+
+    The operators are those that the quantizer leaves in float32: a squared number of 8 bits would be too coarse.
+    """
+    power = code.pow(2).mean(1, keepdim=True)
+    unit: Tensor = code / torch.maximum(power, power.new_tensor(1e-6)).sqrt()
+    return unit
+
+
+def rounded(code: Tensor, bits: int) -> Tensor:
+    """Return codes [n, code] rounded to so many bits, as if by nothing for the gradient; 0 bits leave them alone.
+
+    The steps are those of `export.compile`: equal ones from the smallest number of all codes to the largest, 0 among
+    them (Jacob et al., "Quantization and Training of Neural Networks", 2018).
+    """
+    if not bits:
         return code
+    low, high = code.detach().amin().clamp(max=0), code.detach().amax().clamp(min=0)
+    step = ((high - low) / (2**bits - 1)).clamp(min=1e-9)
+    zero = (-low / step).round()
+    whole = ((code.detach() / step).round() + zero).clamp(0, 2**bits - 1)
+    straight: Tensor = code + ((whole - zero) * step - code).detach()  # y - x + x: y, but for the last bit
+    return straight
 
 
 class Decoder(nn.Module):
@@ -109,7 +147,16 @@ class Sanitizer(nn.Module):
     numbers: there an attacker is small, sees new noise at each look, and can be as strong as we like.
     """
 
-    def __init__(self, features: int = 128, code: int = 64, noise: float = 1.0, stochastic: bool = True) -> None:
+    def __init__(  # noqa: PLR0913 - the choices of a recipe that shape the network
+        self,
+        features: int = 128,
+        code: int = 64,
+        noise: float = 1.0,
+        stochastic: bool = True,
+        *,
+        privatizer_hidden: int = 0,
+        unit_code: bool = False,
+    ) -> None:
         """Build the three parts.
 
         Args:
@@ -117,9 +164,13 @@ class Sanitizer(nn.Module):
             code: numbers between the privatizer and the decoder.
             noise: standard deviation of what is added to each of them at alpha = 1.
             stochastic: False for a sanitizer without noise, whose `noise_dim` is 0.
+            privatizer_hidden: as `hidden` of `Privatizer`.
+            unit_code: as `unit` of `Privatizer`.
         """
         super().__init__()
-        self.encoder, self.privatizer, self.decoder = Encoder(features), Privatizer(features, code), Decoder(code)
+        self.encoder = Encoder(features)
+        self.privatizer = Privatizer(features, code, privatizer_hidden, unit_code)
+        self.decoder = Decoder(code)
         self.noise, self.noise_dim = noise, code if stochastic else 0
 
     def privatize(self, description: Tensor, z: Tensor | None, alpha: Tensor) -> Tensor:

@@ -30,6 +30,12 @@ OLD_KEYS = {
     "face_steps": "warmup_steps",
 }
 
+CHOICES: dict[str, tuple[object, ...]] = {
+    "code_norm": ("power", "unit"),
+    "code_bits": (0, 8),
+    "utility_loss": ("prototypes", "infonce"),
+}
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -72,10 +78,17 @@ class Recipe:
     attacker_steps: int = 2  # updates of the attackers for each of the privatizer
     attacker_lr: float = 1e-3
     privacy_weight: float = 5.0  # of the attackers' loss in Loss_S
+    privacy_ramp: float = 7.0  # the weights against attackers rise in the first 1 / 7 of the steps
     identity_cosine_weight: float = 2.0  # of the cosine to the raw embedding; 0 where a column is kept, and no identity
     utility_floor: float = 0.15  # weight of the utility that stays at alpha = 1: the face stays somebody's
     appearance_weight: float = 0.5  # of landmarks and lighting
     code_power: float = 2.0  # mean square of the code that costs nothing: beyond it, the code would outgrow the noise
+    code_norm: str = "power"  # or "unit": a face's code is divided by the root mean square of its numbers
+    code_bits: int = 0  # 8: codes are rounded in the training as in the model file
+    privatizer_hidden: int = 0  # units of each of two hidden layers; 0: one layer of 32
+    utility_loss: str = "prototypes"  # or "infonce": like another picture of the person, among the others of the batch
+    distribution_weight: float = 0.0  # of the distance between the codes of the private attribute's classes
+    attacker_renewal: int = 0  # steps after which one of the attackers, in turn, begins anew; 0: never
     privatize_steps: int = 3500
     privatize_batch: int = 256
     privatize_lr: float = 1.5e-3
@@ -120,6 +133,7 @@ def read(path: Path) -> Recipe:
     values: dict[str, Any] = {key: _typed(path, key, value) for key, value in table.items()}
     recipe = Recipe(**{"name": path.stem} | values, digest=hashlib.sha256(content).hexdigest())
     _check_ranges(path, recipe)
+    _check_choices(path, recipe)
     return recipe
 
 
@@ -177,3 +191,17 @@ def _check_ranges(path: Path, recipe: Recipe) -> None:
             raise RecipeError(f"{path}: {key} must be numbers that ascend, not {list(edges)}")
     if recipe.private == recipe.utility_column:
         raise RecipeError(f"{path}: {recipe.private} is both `private` and `utility_column`: hide one, keep another")
+
+
+def _check_choices(path: Path, recipe: Recipe) -> None:
+    for key in ("privatizer_hidden", "distribution_weight", "attacker_renewal"):
+        if getattr(recipe, key) < 0:
+            raise RecipeError(f"{path}: {key} must be positive, or 0 to go without it, not {getattr(recipe, key)}")
+    if recipe.privacy_ramp < 1:
+        raise RecipeError(f"{path}: privacy_ramp must be at least 1, not {recipe.privacy_ramp}")
+    for key, choices in CHOICES.items():
+        value = getattr(recipe, key)
+        if value not in choices:
+            raise RecipeError(f"{path}: {key} must be one of {', '.join(map(repr, choices))}, not {value!r}")
+    if recipe.utility_column and recipe.utility_loss == "infonce":
+        raise RecipeError(f"{path}: utility_loss = 'infonce' keeps who somebody is: leave out `utility_column`")

@@ -73,7 +73,14 @@ def train(r: Recipe, faces: data.Faces, options: Options) -> Sanitizer | Unet:
     if r.unet:
         s = Unet(r.stochastic)
     else:
-        s = Sanitizer(training_data.features, r.code, r.noise, r.stochastic)
+        s = Sanitizer(
+            training_data.features,
+            r.code,
+            r.noise,
+            r.stochastic,
+            privatizer_hidden=r.privatizer_hidden,
+            unit_code=r.code_norm == "unit",
+        )
         origin = begin(s, r, options.start)
     s.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     steps = 0

@@ -7,8 +7,10 @@ u is the utility variable, p the private one, P(p) its prior: not the flipped cl
 in nats, and one value per picture [N], so that each picture can have an alpha of its own.
 """
 
+import itertools
 import math
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -26,6 +28,45 @@ def utility_loss(raw_logits: Tensor, sanitized_logits: Tensor) -> Tensor:
 def privacy_loss(prior: Tensor, sanitized_logits: Tensor) -> Tensor:
     """Return KL(P(p) || P(p|S(x))) [N] from the prior [K] and a privacy network's logits [N, K]."""
     return kl(prior.log(), F.log_softmax(sanitized_logits, -1))
+
+
+def contrastive_loss(found: Tensor, keys: Tensor, people: Tensor, temperature: float = 0.07) -> Tensor:
+    """Return InfoNCE [N]: each picture is like its key, and unlike those of the other people.
+
+    Van den Oord et al., "Representation Learning with Contrastive Predictive Coding" (2018).
+
+    Args:
+        found: [N, D] of unit length.
+        keys: [N, D] of unit length, the i-th of the same person as the i-th of `found`.
+        people: int64 [N], who it is; keys of the same person are no others.
+        temperature: by which cosines are divided.
+    """
+    logits = found @ keys.T / temperature
+    same = people[:, None] == people
+    logits = logits.masked_fill(same & ~torch.eye(len(same), dtype=torch.bool, device=same.device), -math.inf)
+    return F.cross_entropy(logits, torch.arange(len(same), device=same.device), reduction="none")
+
+
+def distribution_loss(codes: Tensor, classes: Tensor, directions: int = 64) -> Tensor:
+    """Return the squared sliced 2-Wasserstein distance (a scalar) between the codes of any two classes, in the mean.
+
+    It is the mean square difference of the codes, in order, along random directions (Bonneel et al., "Sliced and Radon
+    Wasserstein Barycenters of Measures", 2015). Classes of fewer than two codes do not count.
+
+    Args:
+        codes: [N, code].
+        classes: int64 [N], -1 where unknown.
+        directions: how many directions are drawn.
+    """
+    axes = F.normalize(torch.randn(codes.shape[1], directions, device=codes.device), dim=0)
+    parts = [codes[classes == i] for i in classes.unique().tolist() if i >= 0]
+    parts = [(part @ axes).sort(0).values for part in parts if len(part) > 1]
+    if len(parts) < 2:
+        return codes.sum() * 0
+    count = max(map(len, parts))
+    places = [torch.linspace(0, len(part) - 1, count, device=codes.device).round().long() for part in parts]
+    ordered = [part[at] for part, at in zip(parts, places, strict=True)]
+    return torch.stack([(a - b).square().mean() for a, b in itertools.combinations(ordered, 2)]).mean()
 
 
 def detection_loss(raw: tuple[Tensor, Tensor], sanitized: tuple[Tensor, Tensor]) -> Tensor:

@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgesan.render import OPACITY, PLAIN
-from export.networks import LANDMARKS, LIGHTING, Attacker, Sanitizer, Unet, half, perceptron, unshuffle
+from export.networks import LANDMARKS, LIGHTING, Attacker, Sanitizer, Unet, half, perceptron, rounded, unshuffle
 from export.providers import Provider, Providers
 from export.recipe import Recipe
 from export.training import distributed, losses
 from export.training.batches import BATCH, TrainingData, augment, encode, warp
+from export.training.pairs import Pairs
 
 Figures = dict[str, float | list[float]]
 Validation = dict[str, float | Figures]  # a line of the log: figures, or figures by alpha
@@ -130,40 +131,80 @@ class Privatize(Stage):
             self.state["attacker_optimizer"] = self.attacker_optimizer
         train = data.train.to(data.device)
         self.pools = [data.train[labels[train].cpu() >= 0] for labels in (data.private, data.useful)]
+        self.pairs, self.prior = None, data.prior
+        if r.utility_loss == "infonce":  # its batches show all classes equally often
+            self.pairs = Pairs(data.train, data.useful.cpu(), data.private.cpu())
+            self.prior = torch.full_like(data.prior, 1 / len(data.classes))
         self.descriptions = encode(s, data.faces)
 
     def noisy(self, descriptions: Tensor, alpha: Tensor) -> Tensor:
         """Return what decoder, readout and attackers see [n, code + 1]: noisy codes, and alpha."""
         z = torch.randn(len(descriptions), self.s.noise_dim, device=descriptions.device)
-        return torch.cat([self.s.privatize(descriptions, z, alpha), alpha], 1)
+        return torch.cat([rounded(self.s.privatize(descriptions, z, alpha), self.r.code_bits), alpha], 1)
+
+    def draw(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Draw training rows, rows of other pictures of the same people, and who it is (the latter two for InfoNCE)."""
+        if self.pairs:
+            return self.pairs.draw(self.batch)
+        rows = torch.cat([pool[torch.randint(len(pool), (self.batch // 2,))] for pool in self.pools])
+        return rows, rows, rows
 
     def step(self, step: int) -> dict[str, Tensor]:
         """Train the attackers, then the privatizer against them."""
-        r, data, part = self.r, self.data, self.batch // 2
-        rows = torch.cat([pool[torch.randint(len(pool), (part,))] for pool in self.pools])
-        descriptions = self.descriptions[torch.randint(r.views, (2 * part,)), rows].to(data.device)
-        rows = rows.to(data.device)
-        alpha = sample_alpha(r, 2 * part, data.device)
+        r, data = self.r, self.data
+        drawn = self.draw()
+        views = torch.randint(r.views, (len(drawn[0]),))
+        descriptions = self.descriptions[views, drawn[0]].to(data.device)
+        rows, others, who = (part.to(data.device) for part in drawn)
+        alpha = sample_alpha(r, len(rows), data.device)
+        self.renew_attacker(step)
         self.train_attackers(descriptions, alpha, data.private[rows])
 
         # Loss_S: the utility's posterior stays, every attacker's goes to the prior
         noisy = self.noisy(descriptions, alpha)
         found, d = self.readout(noisy), data.features
         embedding, targets = F.normalize(found[:, :d]), data.targets[0, rows]
-        logits = data.service(embedding)
-        u = losses.utility_loss(data.service(targets[:, :d]), logits)
-        u = u + r.identity_cosine_weight * (1 - (embedding * targets[:, :d]).sum(1))
-        u = u + F.cross_entropy(1.5 * logits, data.useful[rows], ignore_index=-1, reduction="none")
+        if self.pairs:
+            goal = F.normalize(data.targets[0, others, :d])
+            u = losses.contrastive_loss(embedding, goal, who)
+            u = u + r.identity_cosine_weight * (1 - (embedding * F.normalize(targets[:, :d])).sum(1))
+        else:
+            logits = data.service(embedding)
+            u = losses.utility_loss(data.service(targets[:, :d]), logits)
+            u = u + r.identity_cosine_weight * (1 - (embedding * targets[:, :d]).sum(1))
+            u = u + F.cross_entropy(1.5 * logits, data.useful[rows], ignore_index=-1, reduction="none")
         appearance = (found[:, d:] - targets[:, d:]).square()
-        verdicts = [losses.privacy_loss(data.prior, attacker(noisy)) for attacker in self.attackers]
+        verdicts = [losses.privacy_loss(self.prior, attacker(noisy)) for attacker in self.attackers]
         p = torch.stack(verdicts or [torch.zeros_like(u)]).mean(0)
-        ramp = min(1.0, 7 * step / self.steps)
+        ramp = min(1.0, r.privacy_ramp * step / self.steps)
         loss = losses.sanitizer_loss(u, ramp * r.privacy_weight * p, alpha) + r.utility_floor * u
         landmarks, light = appearance[:, :LANDMARKS].mean(1), appearance[:, LANDMARKS:].mean(1)
         loss = loss + r.appearance_weight * (landmarks + light)
-        overpower = F.relu(self.s.privatize(descriptions, None, alpha).square().mean() - r.code_power)
-        backward_and_step(loss.mean() + 10 * overpower, self.learner, self.optimizer)
-        return {"u": u, "p": p, "appearance": appearance}
+        loss = loss.mean()
+        shown = {"u": u, "p": p, "appearance": appearance}
+        if r.code_norm == "power":
+            overpower = F.relu(self.s.privatize(descriptions, None, alpha).square().mean() - r.code_power)
+            loss = loss + 10 * overpower
+        if r.distribution_weight:
+            level = sample_alpha(r, 1, data.device)  # one for all: at each alpha, the classes' codes lie alike
+            quiet = self.s.privatize(descriptions, None, level.expand(len(rows), 1))
+            shown["distance"] = losses.distribution_loss(quiet, data.private[rows])
+            loss = loss + ramp * r.distribution_weight * level.squeeze() * shown["distance"]
+        backward_and_step(loss, self.learner, self.optimizer)
+        return shown
+
+    def renew_attacker(self, step: int) -> None:
+        """Begin one attacker anew every `attacker_renewal` steps, each in its turn, alike in all processes."""
+        every = self.r.attacker_renewal
+        if not (self.attacker_optimizer and every and step) or step % every:
+            return
+        turn = (step // every - 1) % len(self.attackers)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(self.r.seed + step)
+            new = perceptron(self.r.code + 1, len(self.data.classes), self.r.attackers[turn])
+        self.attackers[turn].load_state_dict(new.state_dict())
+        for p in self.attackers[turn].parameters():
+            self.attacker_optimizer.state.pop(p, None)
 
     def train_attackers(self, descriptions: Tensor, alpha: Tensor, truth: Tensor) -> None:
         """Loss_P: right on noisy codes, each time with new noise, and still right where nothing is hidden."""
@@ -224,7 +265,8 @@ class Decode(Stage):
     def noisy(self, views: Tensor, rows: Tensor, alpha: Tensor) -> Tensor:
         """Return noisy codes [n, code] of views [n] of rows [n]."""
         z = torch.randn(len(rows), self.s.noise_dim, device=self.data.device)
-        return self.s.privatize(self.descriptions[views, rows].to(self.data.device), z, alpha)
+        code = self.s.privatize(self.descriptions[views, rows].to(self.data.device), z, alpha)
+        return rounded(code, self.r.code_bits)
 
     def step(self, step: int) -> dict[str, Tensor]:
         """Draw one batch of faces, and learn from the provider's network, the detector and the raw pictures."""

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from export.networks import Sanitizer, Unet
+from export.networks import Privatizer, Sanitizer, Unet, rounded
 
 
 def test_the_decoder_sees_the_noisy_code_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,3 +42,41 @@ def test_the_baseline_has_the_authors_size() -> None:
             layer.register_forward_hook(lambda m, x, y: counted.append(m.weight.numel() * y.shape[2] * y.shape[3]))
     net(torch.rand(1, 3, 112, 112), torch.randn(1, 64), torch.ones(1, 1))
     assert sum(counted) / 1e9 == pytest.approx(0.946, rel=0.1)
+
+
+def test_a_unit_code_has_the_same_power_for_each_face() -> None:
+    torch.manual_seed(0)
+    privatizer = Privatizer(16, 4, hidden=8, unit=True)
+    description = torch.randn(5, 31, 1, 1) * torch.tensor([0.0, 1e-2, 1.0, 10.0, 1e3]).view(-1, 1, 1, 1)
+    description.requires_grad_()
+    code = privatizer(description, torch.rand(5, 1, 1, 1))
+    torch.testing.assert_close(code[1:].square().mean(1).flatten(), torch.ones(4))
+    assert code[0].abs().max() == 0, "nothing is not divided by nothing"
+    code.sum().backward()
+    assert description.grad is not None
+    assert description.grad.isfinite().all()
+
+
+def test_two_hidden_layers_of_the_privatizer_learn_beside_the_linear_map() -> None:
+    torch.manual_seed(0)
+    privatizer = Privatizer(16, 4, hidden=8)
+    assert [m.out_channels for m in privatizer.children() if isinstance(m, torch.nn.Conv2d)] == [4, 8, 8, 4]
+    description, dial = torch.randn(3, 31, 1, 1), torch.rand(3, 1, 1, 1)
+    torch.testing.assert_close(privatizer(description, dial), privatizer.linear(description))
+    torch.nn.init.normal_(privatizer.output.weight)
+    assert not torch.allclose(privatizer(description, dial), privatizer(description, dial / 2))
+
+
+def test_a_rounded_code_has_the_steps_of_8_bits_and_an_unrounded_gradient() -> None:
+    torch.manual_seed(0)
+    code = (3 * torch.randn(400, 8) + 1).requires_grad_()
+    whole = rounded(code, 8)
+    step = (code.max() - code.min()).item() / 255
+    assert len(whole.unique()) <= 256 + 64, "but for the last bit"
+    assert (whole - code).abs().max() <= step / 2 + 1e-5 + step * 0.5
+    torch.testing.assert_close((whole / step).round() * step, whole, atol=1e-4, rtol=0)
+    whole.sum().backward()
+    torch.testing.assert_close(code.grad, torch.ones_like(code))
+    assert rounded(code, 0) is code
+    positive = rounded(code.detach().abs() + 5, 8)
+    assert positive.min() > 0, "zero is one of the steps, whatever the smallest number"

@@ -24,6 +24,11 @@ from export.training.sweep import points
         ("code = 0", "code must be positive"),
         ("private_bins = [45, 30]", "numbers that ascend"),
         ('utility_column = "gender"', "gender is both `private` and `utility_column`"),
+        ('code_norm = "none"', "code_norm must be one of 'power', 'unit', not 'none'"),
+        ("code_bits = 4", "code_bits must be one of 0, 8, not 4"),
+        ("attacker_renewal = -1", "attacker_renewal must be positive, or 0 to go without it, not -1"),
+        ("privacy_ramp = 0.5", "privacy_ramp must be at least 1"),
+        ('utility_loss = "infonce"\nutility_column = "age"', "'infonce' keeps who somebody is"),
         ("= 1", "is not TOML"),
     ],
 )

@@ -2,7 +2,9 @@
 
 import math
 
+import pytest
 import torch
+import torch.nn.functional as F
 
 from export.training import losses
 
@@ -41,3 +43,32 @@ def test_the_attackers_loss_counts_raw_and_sanitized_pictures() -> None:
         logits.repeat(2, 1), -logits.repeat(2, 1), torch.tensor([1, -1]), torch.tensor([1, -1])
     )
     torch.testing.assert_close(unknown, loss)  # who is not known teaches nothing
+
+
+def test_the_contrastive_loss_leaves_other_pictures_of_the_same_person_out() -> None:
+    found = F.normalize(torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]]))
+    keys = F.normalize(torch.tensor([[1.0, 0.2], [0.1, 1.0], [1.0, 0.5]]))
+    cosines = found @ keys.T
+    # the first and the third are one person: neither is another for the other
+    first = -torch.log_softmax(cosines[0, :2] / 0.5, 0)[0]
+    second = -torch.log_softmax(cosines[1] / 0.5, 0)[1]
+    third = -torch.log_softmax(cosines[2, 1:] / 0.5, 0)[1]
+    loss = losses.contrastive_loss(found, keys, torch.tensor([7, 3, 7]), temperature=0.5)
+    torch.testing.assert_close(loss, torch.stack([first, second, third]))
+
+
+def test_the_distribution_loss_is_the_distance_between_the_codes_of_two_classes() -> None:
+    torch.manual_seed(0)
+    codes = torch.randn(40, 4)
+    moved = torch.cat([codes, codes[torch.randperm(40)] + torch.tensor([2.0, 0.0, 0.0, 0.0])])
+    classes = torch.arange(80) // 40
+    assert losses.distribution_loss(moved - 2 * classes[:, None] * F.one_hot(torch.tensor(0), 4), classes) < 1e-9
+    # a shift of length 2 is seen along each direction by its part: the mean square of four dimensions is 4 / 4
+    found = losses.distribution_loss(moved, classes, directions=4096)
+    assert found.item() == pytest.approx(1.0, rel=0.1)
+    fewer = losses.distribution_loss(moved[:60], classes[:60], directions=4096)
+    assert 0.5 < fewer.item() < 2, "classes need not be as large as each other"
+    unknown = torch.where(classes == 1, -1, classes)
+    assert losses.distribution_loss(moved, unknown) == 0
+    three = torch.cat([moved, moved[:40]]), torch.arange(120) // 40
+    assert losses.distribution_loss(*three, directions=4096).item() == pytest.approx(2 / 3, rel=0.15), "of three pairs"

@@ -1,5 +1,6 @@
 """The stages: what each of them learns, and what it leaves alone."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +9,14 @@ import torch
 from torch import Tensor
 
 from edgesan import faces as runtime_faces
-from export import checkpoint, data
+from edgesan.model.load import load_model
+from export import checkpoint, data, recipe
 from export import compile as compiler
 from export.audit import mechanisms
 from export.errors import ExportError
-from export.networks import Sanitizer
+from export.networks import DeviceGraph, Sanitizer
 from export.providers import ChipDetector, Contract, Provider, Providers
+from export.recipe import Recipe
 from export.training import batches, loop
 from export.training.stages import Decode, Privatize
 from tests.export.support import small_recipe, small_training
@@ -101,3 +104,103 @@ def test_the_baseline_of_the_authors_shape_is_trained_by_the_same_loop(
     np.testing.assert_array_equal(first[..., 0], first[..., 1])  # gray
     with pytest.raises(ExportError, match="is the baseline, which has no int8 file"):
         compiler.compile_model(tmp_path / "run", people, tmp_path / "x.onnx", [])
+
+
+MODEL_6 = """
+utility_loss = "infonce"
+code_norm = "unit"
+code_bits = 8
+privatizer_hidden = 12
+distribution_weight = 50
+attacker_renewal = 2
+"""
+
+
+def test_a_privatizer_of_model_6_is_trained_compiled_and_read_back(
+    people: data.Faces, tiny_networks: Path, targets: Path, tmp_path: Path
+) -> None:
+    r = small_recipe(tmp_path, steps=3, more=MODEL_6)
+    small_training(r, people, tiny_networks, tmp_path / "run", targets)
+    trained = checkpoint.load_checkpoint(tmp_path / "run").sanitizer
+    few = people.where(np.arange(len(people)) < 24)
+    report = compiler.compile_model(tmp_path / "run", few, tmp_path / "6.onnx", [])
+    assert report[0.5].mean_levels < 3
+    loaded = load_model(tmp_path / "6.onnx", allow_unsigned=True)
+    assert (loaded.noise_dimensions, loaded.code_bytes) == (4, 4)
+    chips = people.chips[:8]
+    codes = loaded.encoder.encode(chips, np.zeros((8, 4), np.float32), 0.5)
+    assert len(set(codes)) > 1
+    unpacked = checkpoint.unpack(tmp_path / "6.onnx")
+    assert {k: v.shape for k, v in unpacked.state_dict().items()} == {
+        k: v.shape for k, v in trained.state_dict().items()
+    }
+    assert unpacked.privatizer.unit
+    with torch.no_grad():
+        x, dial, z = torch.from_numpy(chips), torch.full((8, 1), 0.5), torch.zeros(8, 4)
+        drawn = DeviceGraph(unpacked)(x, z, dial).numpy()
+    assert np.abs(drawn.astype(int) - loaded.run(chips, z.numpy(), 0.5)).mean() < 3
+
+
+def privatizing(r: Recipe, people: data.Faces, networks: Path, targets: Path) -> Privatize:
+    """Return the stage on the descriptions of an encoder that has learned nothing."""
+    torch.manual_seed(0)
+    nets = Providers(Provider("embedder", networks).eval(), [], ChipDetector(runtime_faces.DETECTOR).eval())
+    m = batches.gather(people, r, nets, targets, torch.device("cpu"))
+    unit = r.code_norm == "unit"
+    s = Sanitizer(m.features, r.code, r.noise, r.stochastic, privatizer_hidden=r.privatizer_hidden, unit_code=unit)
+    return Privatize(r, m, s)
+
+
+def test_an_attacker_begins_anew_in_its_turn_and_the_chance_of_the_training_goes_on(
+    people: data.Faces, tiny_networks: Path, targets: Path, tmp_path: Path
+) -> None:
+    stage = privatizing(
+        small_recipe(tmp_path, attackers=[16, 8], more="attacker_renewal = 2"), people, tiny_networks, targets
+    )
+    stage.step(0)
+    before = [{k: v.clone() for k, v in a.state_dict().items()} for a in stage.attackers]
+    assert stage.attacker_optimizer
+    for step, anew in ((0, []), (1, []), (2, [0]), (3, [0]), (4, [0, 1]), (6, [0, 1])):
+        chance = torch.get_rng_state()
+        stage.renew_attacker(step)
+        assert torch.equal(torch.get_rng_state(), chance)
+        now = [a.state_dict() for a in stage.attackers]
+        moved = [i for i in (0, 1) if any(not torch.equal(before[i][k], now[i][k]) for k in now[i])]
+        assert moved == anew
+        kept = [p in stage.attacker_optimizer.state for p in stage.attackers.parameters()]
+        assert kept == [i not in anew for i in (0, 1) for _ in stage.attackers[i].parameters()]
+    stage.step(7)
+    assert all(p in stage.attacker_optimizer.state for p in stage.attackers.parameters())
+
+
+def test_the_privatizer_learns_who_it_is_and_brings_the_classes_together(
+    people: data.Faces, tiny_networks: Path, targets: Path, tmp_path: Path
+) -> None:
+    r = small_recipe(tmp_path, steps=60, privatize_batch=32, more=MODEL_6)
+    stage = privatizing(r, people, tiny_networks, targets)
+    shown = [{k: v.mean().item() for k, v in stage.step(step).items()} for step in range(60)]
+    assert set(shown[0]) == {"u", "p", "appearance", "distance"}
+    assert sum(s["u"] for s in shown[-10:]) < sum(s["u"] for s in shown[:10])
+    assert sum(s["distance"] for s in shown[-10:]) < sum(s["distance"] for s in shown[:10]) / 2
+    rows, others, who = stage.draw()
+    assert stage.data.private[rows].bincount().tolist() == [16, 16]
+    assert (people["identity"][rows] == people["identity"][others]).all()
+    assert len(who) == 32
+
+
+def test_the_draft_of_model_6_is_a_recipe_that_trains(
+    people: data.Faces, tiny_networks: Path, targets: Path, tmp_path: Path
+) -> None:
+    """As it is in the project, but for the numbers of steps and pictures, and for the provider's network."""
+    small = small_recipe(tmp_path)
+    sizes = (
+        "utility",
+        "views",
+        *(f"{s}_{what}" for s in ("distill", "privatize", "decode") for what in ("steps", "batch")),
+    )
+    r = recipe.read(Path(recipe.__file__).parent / "recipes" / "model6.toml")
+    r = replace(r, distill_augmented=4, **{key: getattr(small, key) for key in sizes})
+    s = small_training(r, people, tiny_networks, tmp_path / "run", targets)
+    assert isinstance(s, Sanitizer)
+    assert s.privatizer.unit
+    assert checkpoint.load_checkpoint(tmp_path / "run").step == 3
