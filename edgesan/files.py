@@ -4,11 +4,13 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from edgesan import disk, faces
@@ -17,6 +19,7 @@ from edgesan.config import FILE_SUFFIXES, Config
 from edgesan.errors import ConfigError, EndOfStream, SinkError
 from edgesan.frames import RawFrame, SanitizedFrame, lend
 from edgesan.local import Sanitizer
+from edgesan.render import PLAIN
 from edgesan.status import warnings
 from edgesan.transmit.file import ClipWriter
 
@@ -46,6 +49,40 @@ class Report:
             return line
         share = f" ({100 * self.covered / self.found:.1f} %)" if self.found else ""
         return f"{line}\nfound at full resolution: {self.found}; came out sanitized: {self.covered}{share}"
+
+
+class KeepingSanitizer(Sanitizer):
+    """For `--background keep`, and for nothing else: the surroundings of the faces stay raw.
+
+    It is only here, where a file of one's own is made and nothing is sent.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(replace(config, background="plain"))
+
+    def __call__(self, raw: RawFrame) -> SanitizedFrame:
+        """Sanitize the faces of the next frame.
+
+        Raises:
+            ModelError: the model failed.
+        """
+        latents = self._sanitizer(raw)
+        canvas = raw.pixels.copy()
+        for track in self.tracks:
+            canvas[head(track.box)] = PLAIN
+        return self._renderer(latents, canvas)
+
+
+def head(box: NDArray[np.float32]) -> tuple[slice, slice]:
+    """Return the rows and columns of a face and half of its size on every side, rounded outwards.
+
+    Of a box that is not finite, return all: what cannot be placed may be anywhere.
+    """
+    if not np.isfinite(box).all():
+        return slice(None), slice(None)
+    x, y, w, h = box
+    rows = slice(max(0, int(y - h / 2)), max(0, int(np.ceil(y + 1.5 * h))))
+    return rows, slice(max(0, int(x - w / 2)), max(0, int(np.ceil(x + 1.5 * w))))
 
 
 class CountingSanitizer:
@@ -103,7 +140,7 @@ def sanitize_file(source: Path, target: Path, config: Config, *, force: bool, st
             f"cannot write {target}: expected {', '.join(PICTURE_SUFFIXES)} for a picture, or .mkv, .mp4 for a clip"
         )
     started = time.monotonic()
-    sanitizer = Sanitizer(config)
+    sanitizer = (KeepingSanitizer if config.background == "keep" else Sanitizer)(config)
     for text in warnings(config, sanitizer.model):
         print(f"edgesan: WARNING: {text}", file=sys.stderr)
     sanitize = CountingSanitizer(sanitizer, stats=stats)

@@ -10,12 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesan.config import Config
+from edgesan.errors import ConfigError
 from edgesan.faces import Track
 from edgesan.frames import Pixels, RawFrame, SanitizedFrame, lend
 from edgesan.message import MOST_FACES
 from edgesan.model.load import load_model
 from edgesan.pipeline import build, hold_version
-from edgesan.render import PLAIN, Renderer
+from edgesan.render import Renderer
 
 
 class Sanitizer:
@@ -33,14 +34,19 @@ class Sanitizer:
 
         Raises:
             ModelError: the model may not be run; the message says why.
-            ConfigError: alpha is out of the model's range, or one of `trusted_keys` is not a key.
+            ConfigError: alpha is out of the model's range, one of `trusted_keys` is not a key, or `background` is
+                "keep": raw surroundings stay only in a file of `edgesan sanitize`.
         """
         config = config or Config()
+        if config.background == "keep":
+            raise ConfigError(
+                'background is "keep": a program gets no raw surroundings; write "plain"'
+                " (for a file of your own there is `edgesan sanitize --background keep IN OUT`)"
+            )
         self.model = load_model(config.model, config.threads, config.trusted_keys, allow_unsigned=config.allow_unsigned)
         self._sanitizer = build(config, self.model.encoder, MOST_FACES)
         hold_version(config, self.model, None)
         self._renderer = Renderer(self.model.decoder, config.zones)
-        self._keep_background = config.background == "keep"
         self._count = 0
 
     @property
@@ -79,30 +85,12 @@ class Sanitizer:
             return self(raw)
 
     def __call__(self, raw: RawFrame) -> SanitizedFrame:
-        """Sanitize the next frame of a source. With `background = "keep"`, the surroundings stay raw.
+        """Sanitize the next frame of a source.
 
         Raises:
             ModelError: the model failed.
         """
-        latents = self._sanitizer(raw)
-        if not self._keep_background:
-            return self._renderer(latents)
-        canvas = raw.pixels.copy()
-        for track in self.tracks:
-            canvas[head(track.box)] = PLAIN
-        return self._renderer(latents, canvas)
-
-
-def head(box: NDArray[np.float32]) -> tuple[slice, slice]:
-    """Return the rows and columns of a face and half of its size on every side, rounded outwards.
-
-    Of a box that is not finite, return all: what cannot be placed may be anywhere.
-    """
-    if not np.isfinite(box).all():
-        return slice(None), slice(None)
-    x, y, w, h = box
-    rows = slice(max(0, int(y - h / 2)), max(0, int(np.ceil(y + 1.5 * h))))
-    return rows, slice(max(0, int(x - w / 2)), max(0, int(np.ceil(x + 1.5 * w))))
+        return self._renderer(self._sanitizer(raw))
 
 
 def _checked(pixels: NDArray[Any] | None) -> Pixels:

@@ -110,7 +110,7 @@ class Renderer:
         Args:
             latents: what `message.parse` returned.
             canvas: uint8 [height, width, 3] in BGR to paint on, instead of the flat colour; it is changed. Only
-                `edgesan.local` gives one, for `background = "keep"`.
+                `edgesan.files` gives one, for `background = "keep"`.
             late: if frames follow each other fast, let `catch_up` decode the new codes after this frame has left; the
                 next frame shows them.
 

@@ -50,6 +50,11 @@ def test_what_type_checkers_see_is_what_is_loaded() -> None:
         assert getattr(edgesan, name).__module__ == module
 
 
+def test_a_program_gets_no_raw_surroundings() -> None:
+    with pytest.raises(edgesan.ConfigError, match="a program gets no raw surroundings"):
+        edgesan.Sanitizer(edgesan.Config(background="keep"))
+
+
 def test_a_name_that_is_not_public_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'Camera'"):
         edgesan.Camera  # type: ignore[attr-defined]  # noqa: B018 - the access is the test

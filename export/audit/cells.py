@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 
 import torch
 
+from edgesan import disk
 from export.audit.report import Json, to_json
 from export.errors import ExportError
 
@@ -178,9 +179,7 @@ def merge(folder: Path, path: Path) -> int:
     new = len(found.keys() - known.keys())
     merged = sorted((known | found).items())
     lines = ({"name": key[: -DIGITS - 1], "digest": key[-DIGITS:], "figure": figure} for key, figure in merged)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    part.replace(path)
+    disk.write_whole(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
     return new
 
 

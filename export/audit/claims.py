@@ -7,6 +7,7 @@ from typing import TypeAlias
 
 import onnx
 
+from edgesan import disk
 from export.audit.measure import BEST_PIXEL, UTILITY
 from export.audit.report import Mean, OwnRow, Report, Row, Score
 from export.errors import ExportError
@@ -124,6 +125,4 @@ def write_claims(path: Path, report: Report) -> None:
     metadata = json.loads(next(p.value for p in proto.metadata_props if p.key == "edgesan"))
     metadata["claims"] = claims(report)
     onnx.helper.set_model_props(proto, {"edgesan": json.dumps(metadata)})
-    part = path.with_name(f".{path.name}.part")
-    part.write_bytes(proto.SerializeToString())
-    part.replace(path)
+    disk.write_whole(path, proto.SerializeToString())
