@@ -16,12 +16,12 @@ from torch import nn
 from edgesan import disk
 from export import recipe as recipes
 from export.errors import ExportError
-from export.networks import LANDMARKS, LIGHTING, Sanitizer, Unet
+from export.networks import LANDMARKS, LIGHTING, Sanitizer, Shape, Unet
 from export.recipe import Recipe
 
 FILE = "sanitizer.pt"
 OLD_WEIGHTS = {"reader": "encoder", "hider": "privatizer", "painter": "decoder"}  # of earlier versions
-LAYERS = 21  # convolutions of a sanitizer whose privatizer has one hidden layer
+STEMS = {"small": 3, "resnet": 7}  # sides of the encoder's first kernels
 SCALINGS = ("QuantizeLinear", "DequantizeLinear")
 
 
@@ -73,18 +73,7 @@ def load_checkpoint(folder: Path) -> Checkpoint:
     recipe = recipes.from_saved(path, saved.pop("recipe"))
     weights = saved.pop("weights")
     check_weights(path, weights)
-    net: Sanitizer | Unet
-    if recipe.unet:
-        net = Unet(recipe.stochastic)
-    else:
-        net = Sanitizer(
-            saved["features"],
-            recipe.code,
-            recipe.noise,
-            recipe.stochastic,
-            privatizer_hidden=recipe.privatizer_hidden,
-            unit_code=recipe.code_norm == "unit",
-        )
+    net = Unet(recipe.stochastic) if recipe.unet else Sanitizer(saved["features"], recipes.shape(recipe))
     net.load_state_dict(weights)
     return Checkpoint(net.eval(), recipe, **saved)
 
@@ -125,17 +114,11 @@ def unpack(path: Path) -> Sanitizer:
     layers = [[constants[i] for i in node.input[1:]] for node in graph.node if node.op_type == "Conv"]
     shapes = [layer[0].shape for layer in layers]
     try:
-        features, code = shapes[9][0] - LANDMARKS - LIGHTING, shapes[10][0]
-        sanitizer = Sanitizer(
-            features,
-            code,
-            stochastic="noise" in {value.name for value in graph.input},
-            privatizer_hidden=shapes[11][0] if len(shapes) > LAYERS else 0,
-            unit_code="Sqrt" in {node.op_type for node in graph.node},
-        ).eval()
+        features, shape = _shape(graph, shapes)
+        sanitizer = Sanitizer(features, shape).eval()
         convolutions = [m for m in sanitizer.modules() if isinstance(m, nn.Conv2d)]
         expected = [tuple(m.weight.shape) for m in convolutions]
-    except (IndexError, RuntimeError) as error:
+    except (IndexError, StopIteration, RuntimeError) as error:
         raise ExportError(f"{path} holds another network than this trainer's: its layers are {shapes}") from error
     if shapes != expected:
         raise ExportError(f"{path} holds another network than this trainer's: layers {shapes}, expected {expected}")
@@ -153,6 +136,25 @@ def unpack(path: Path) -> Sanitizer:
     if sanitizer.noise_dim:
         sanitizer.noise = _noise_scale(graph, constants)
     return sanitizer
+
+
+def _shape(graph: onnx.GraphProto, shapes: list[tuple[int, ...]]) -> tuple[int, Shape]:
+    """Return the length of the teachers' embedding, and the sanitizer's shape, by those of its layers."""
+    encoder = next(name for name, side in STEMS.items() if shapes[0][-1] == side)
+    count = sum(isinstance(m, nn.Conv2d) for m in Sanitizer(1, Shape(encoder=encoder)).encoder.modules())
+    (outputs, *_), (code, *_) = shapes[count - 1], shapes[count]
+    one_hidden = shapes[count + 1][0] == shapes[count + 2][1] and shapes[count + 2][0] == code
+    hidden = 0 if one_hidden else shapes[count + 1][0]
+    levels = shapes[count + (3 if one_hidden else 4) + 1 : -1]
+    shape = Shape(
+        code=code,
+        stochastic="noise" in {value.name for value in graph.input},
+        encoder=encoder,
+        privatizer_hidden=hidden,
+        unit_code="Sqrt" in {node.op_type for node in graph.node},
+        decoder_widths=tuple(level[0] for level in levels[::2]),
+    )
+    return outputs - LANDMARKS - LIGHTING, shape
 
 
 class _Constants:

@@ -40,7 +40,7 @@ from export.networks import DeviceGraph, Sanitizer
 OPSET = 17
 TOLERANCE = 2  # levels that a known answer may differ by between processors
 SAMPLES = 64  # of the known answer's picture
-QUANTIZED = ["Conv", "Add", "Mul", "Resize", "Relu", "Clip", "Concat"]
+QUANTIZED = ["Conv", "AveragePool", "MaxPool", "Pad", "Add", "Mul", "Resize", "Relu", "Clip", "Concat"]
 
 # chips uint8 [N, 112, 112, 3], noise [N, Z], alpha -> the chosen output
 Run = Callable[[NDArray[np.uint8], NDArray[np.float32], float], NDArray[np.uint8]]
@@ -69,6 +69,8 @@ def export_fp32(sanitizer: Sanitizer, path: Path) -> None:
     with torch.no_grad(), warnings.catch_warnings():
         # torch's older exporter: the newer one needs onnxscript, and unrolls the byte shuffles at both ends
         warnings.simplefilter("ignore", DeprecationWarning)
+        # it writes how much to pad as a slice of constants, which onnxruntime's preparation folds
+        warnings.filterwarnings("ignore", "Constant folding", UserWarning)
         torch.onnx.export(
             DeviceGraph(sanitizer),
             tuple(inputs.values()),

@@ -4,14 +4,17 @@ Pictures are float32 [N, 3, 112, 112] in 0..1 throughout; `DeviceGraph` has the 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
 
 from edgesan import ort
+from export.resnet import ResidualEncoder
 
 LANDMARKS, LIGHTING = 10, 5  # numbers of a description, behind the embedding
 
@@ -24,7 +27,8 @@ class Encoder(nn.Module):
     layers fold into the convolutions. One depthwise 7x7 pools the last map, as in MobileFaceNet (2018).
     """
 
-    def __init__(self, features: int, width: int = 64, depth: int = 96, deepest: int = 128) -> None:
+    def __init__(self, outputs: int, width: int = 64, depth: int = 96, deepest: int = 128) -> None:
+        """Build the network; `outputs` is the length of a description."""
         super().__init__()
         self.stem = conv_norm(48, width)  # 28x28
         self.fine = conv_norm(width, width)
@@ -35,10 +39,10 @@ class Encoder(nn.Module):
         depthwise = nn.Conv2d(deepest, deepest, 7, groups=deepest, bias=False)
         self.pool = nn.Sequential(depthwise, nn.BatchNorm2d(deepest))
         nn.init.normal_(depthwise.weight, std=1 / 49)
-        self.head = nn.Conv2d(deepest, features + LANDMARKS + LIGHTING, 1)
+        self.head = nn.Conv2d(deepest, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Describe unshuffled pictures [N, 48, 28, 28] in 0..1: [N, features + 15, 1, 1]."""
+        """Describe unshuffled pictures [N, 48, 28, 28] in 0..1: [N, outputs, 1, 1]."""
         x = F.relu(self.stem(x * 2 - 1))
         x = F.relu(x + self.fine(x))
         x = F.relu(self.down1(x))
@@ -108,32 +112,59 @@ def rounded(code: Tensor, bits: int) -> Tensor:
 
 
 class Decoder(nn.Module):
-    """A face from a noisy code, and from nothing else."""
+    """A face from a noisy code, and from nothing else: level by level, each twice as fine as the one before it."""
 
-    def __init__(self, code: int, widths: tuple[int, int, int] = (80, 64, 48), channels: int = 14) -> None:
+    def __init__(self, code: int, widths: Sequence[int] = (80, 64, 48), channels: int = 14) -> None:
+        """Build the levels.
+
+        Args:
+            code: numbers of the code.
+            widths: channels of each level, from 7x7 upwards; three end at 28x28, and four at 56x56.
+            channels: of the first map.
+        """
         super().__init__()
-        coarse, middle, fine = widths
-        self.channels = channels
+        self.channels, side = channels, 7 * 2 ** (len(widths) - 1)
+        self.block = 112 // side  # pixels that the last level's numbers make, in each direction
         self.expand = nn.Conv2d(code + 1, channels * 49, 1)
-        self.first = nn.Conv2d(channels, coarse, 3, padding=1)  # 7x7
-        self.block1 = nn.Conv2d(coarse, coarse, 3, padding=1)
-        self.up1 = nn.Conv2d(coarse, middle, 3, padding=1)  # 14x14
-        self.block2 = nn.Conv2d(middle, middle, 3, padding=1)
-        self.up2 = nn.Conv2d(middle, fine, 3, padding=1)  # 28x28
-        self.block3 = nn.Conv2d(fine, fine, 3, padding=1)
-        self.head = nn.Conv2d(fine, 48, 3, padding=1)
-        init_grey([m for m in self.modules() if isinstance(m, nn.Conv2d) and m is not self.expand], self.head)
+        pairs = zip((channels, *widths[:-1]), widths, strict=True)
+        self.levels = nn.ModuleList(
+            nn.ModuleList([nn.Conv2d(i, o, 3, padding=1), nn.Conv2d(o, o, 3, padding=1)]) for i, o in pairs
+        )
+        self.head = nn.Conv2d(widths[-1], 3 * self.block**2, 3, padding=1)
+        init_grey([m for m in self.levels.modules() if isinstance(m, nn.Conv2d)], self.head)
 
     def forward(self, code: Tensor, alpha: Tensor) -> Tensor:
-        """Draw unshuffled pictures [N, 48, 28, 28] from noisy codes [N, code, 1, 1] and alpha [N, 1, 1, 1]."""
+        """Draw unshuffled pictures, such as [N, 48, 28, 28], of codes [N, code, 1, 1] and alpha [N, 1, 1, 1]."""
         x = self.expand(torch.cat([code, alpha], 1)).reshape(-1, self.channels, 7, 7)
-        x = F.relu(self.first(x))
-        x = F.relu(x + self.block1(x))
-        x = F.relu(self.up1(upsample(x)))
-        x = F.relu(x + self.block2(x))
-        x = F.relu(self.up2(upsample(x)))
-        x = F.relu(x + self.block3(x))
+        for number, level in enumerate(self.levels):
+            assert isinstance(level, nn.ModuleList)
+            enter, refine = level
+            x = F.relu(enter(upsample(x) if number else x))
+            x = F.relu(x + refine(x))
         return clip(self.head(x), 0, 1)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The choices that shape a sanitizer.
+
+    Attributes:
+        code: numbers between the privatizer and the decoder.
+        noise: standard deviation of what is added to each of them at alpha = 1.
+        stochastic: False for a sanitizer without noise, whose `noise_dim` is 0.
+        encoder: "small", or "resnet" for a `ResidualEncoder`.
+        privatizer_hidden: as `hidden` of `Privatizer`.
+        unit_code: as `unit` of `Privatizer`.
+        decoder_widths: as `widths` of `Decoder`.
+    """
+
+    code: int = 64
+    noise: float = 1.0
+    stochastic: bool = True
+    encoder: str = "small"
+    privatizer_hidden: int = 0
+    unit_code: bool = False
+    decoder_widths: tuple[int, ...] = (80, 64, 48)
 
 
 class Sanitizer(nn.Module):
@@ -147,31 +178,15 @@ class Sanitizer(nn.Module):
     numbers: there an attacker is small, sees new noise at each look, and can be as strong as we like.
     """
 
-    def __init__(  # noqa: PLR0913 - the choices of a recipe that shape the network
-        self,
-        features: int = 128,
-        code: int = 64,
-        noise: float = 1.0,
-        stochastic: bool = True,
-        *,
-        privatizer_hidden: int = 0,
-        unit_code: bool = False,
-    ) -> None:
-        """Build the three parts.
-
-        Args:
-            features: dimensions of the provider's embedding.
-            code: numbers between the privatizer and the decoder.
-            noise: standard deviation of what is added to each of them at alpha = 1.
-            stochastic: False for a sanitizer without noise, whose `noise_dim` is 0.
-            privatizer_hidden: as `hidden` of `Privatizer`.
-            unit_code: as `unit` of `Privatizer`.
-        """
+    def __init__(self, features: int = 128, shape: Shape | None = None) -> None:
+        """Build the three parts; `features` is the length of the teachers' embedding."""
         super().__init__()
-        self.encoder = Encoder(features)
-        self.privatizer = Privatizer(features, code, privatizer_hidden, unit_code)
-        self.decoder = Decoder(code)
-        self.noise, self.noise_dim = noise, code if stochastic else 0
+        shape = shape or Shape()
+        outputs = features + LANDMARKS + LIGHTING
+        self.encoder = ResidualEncoder(outputs) if shape.encoder == "resnet" else Encoder(outputs)
+        self.privatizer = Privatizer(features, shape.code, shape.privatizer_hidden, shape.unit_code)
+        self.decoder = Decoder(shape.code, shape.decoder_widths)
+        self.noise, self.noise_dim = shape.noise, shape.code if shape.stochastic else 0
 
     def privatize(self, description: Tensor, z: Tensor | None, alpha: Tensor) -> Tensor:
         """Return the noisy code [N, code] of a description [N, features + 15], given z [N, code] and alpha [N, 1]."""
@@ -180,10 +195,10 @@ class Sanitizer(nn.Module):
 
     def decode(self, code: Tensor, alpha: Tensor) -> Tensor:
         """Return the pictures [N, 3, 112, 112] of noisy codes [N, code]."""
-        return shuffle(self.decoder(code[..., None, None], alpha[..., None, None]))
+        return F.pixel_shuffle(self.decoder(code[..., None, None], alpha[..., None, None]), self.decoder.block)
 
     def unshuffled(self, x: Tensor, z: Tensor | None, alpha: Tensor) -> Tensor:
-        """Sanitize unshuffled pictures [N, 48, 28, 28] in 0..1; z and alpha as in `forward`."""
+        """Return unshuffled pictures of such ones [N, 48, 28, 28], by the decoder's block; the rest as in `forward`."""
         dial = alpha[..., None, None]
         code = self.privatizer(self.encoder(x), dial)
         if self.noise_dim and z is not None:
@@ -199,7 +214,7 @@ class Sanitizer(nn.Module):
             z: [N, noise_dim], standard normal; unused where noise_dim is 0.
             alpha: [N, 1].
         """
-        return shuffle(self.unshuffled(unshuffle(face), z, alpha))
+        return F.pixel_shuffle(self.unshuffled(unshuffle(face), z, alpha), self.decoder.block)
 
 
 def init_grey(layers: Sequence[nn.Conv2d], head: nn.Conv2d) -> None:
@@ -291,7 +306,7 @@ def double_conv(inputs: int, outputs: int) -> nn.Sequential:
 class DeviceGraph(nn.Module):
     """The sanitizer with the tensors of the model file: uint8 NHWC in and out; layout and scaling are inside, once.
 
-    The 4x4 pixel (un)shuffle and the change between NHWC and NCHW are one transpose of bytes each.
+    The pixel (un)shuffle and the change between NHWC and NCHW are one transpose of bytes each.
     """
 
     def __init__(self, sanitizer: Sanitizer) -> None:
@@ -305,7 +320,8 @@ class DeviceGraph(nn.Module):
         x = face.reshape(-1, 28, 4, 28, 4, 3).permute(0, 5, 2, 4, 1, 3).reshape(-1, 48, 28, 28)
         y = self.sanitizer.unshuffled(x.float() / 255, noise, alpha)
         y = (y * 255).round().to(torch.uint8)
-        return y.reshape(-1, 3, 4, 4, 28, 28).permute(0, 4, 2, 5, 3, 1).reshape(-1, 112, 112, 3)
+        b = self.sanitizer.decoder.block
+        return y.reshape(-1, 3, b, b, 112 // b, 112 // b).permute(0, 4, 2, 5, 3, 1).reshape(-1, 112, 112, 3)
 
 
 class Clip(torch.autograd.Function):
@@ -339,11 +355,6 @@ def unshuffle(x: Tensor) -> Tensor:
     return F.pixel_unshuffle(x, 4)
 
 
-def shuffle(x: Tensor) -> Tensor:
-    """Return unshuffled pictures [N, 48, 28, 28] as [N, 3, 112, 112]."""
-    return F.pixel_shuffle(x, 4)
-
-
 class Attacker(nn.Module):
     """A small residual classifier of chips that knows alpha; `stem` (1, 2 or 4) is the size of its first patches."""
 
@@ -372,6 +383,26 @@ class Attacker(nn.Module):
         x = torch.cat([x, dial], 1).contiguous(memory_format=torch.channels_last)
         logits: Tensor = self.head(self.body(x).mean((2, 3)))
         return logits
+
+
+class Critic(nn.Module):
+    """Tells drawn faces from real ones, patch by patch.
+
+    Isola et al., "Image-to-Image Translation with Conditional Adversarial Networks" (2017); spectral normalisation of
+    Miyato et al. (2018).
+    """
+
+    def __init__(self, widths: Sequence[int] = (32, 64, 128)) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for inputs, outputs in zip((3, *widths[:-1]), widths, strict=True):
+            layers += [spectral_norm(nn.Conv2d(inputs, outputs, 4, 2, 1)), nn.LeakyReLU(0.2)]
+        self.body = nn.Sequential(*layers, spectral_norm(nn.Conv2d(widths[-1], 1, 3, padding=1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return how real each patch of pictures [N, 3, 112, 112] in 0..1 looks, [N, 1, 14, 14]."""
+        verdict: Tensor = self.body(x * 4 - 2)
+        return verdict
 
 
 class Residual(nn.Module):

@@ -25,6 +25,7 @@ from export.onnx_torch import FrozenOnnx, read_graph
 
 PROVIDERS = Path(__file__).with_name("providers.toml")
 PROBES = 5  # places at which a gradient is checked
+EMBEDDED = 2  # views that several networks embed: the face as it is, and mirrored
 STEP = 1e-7  # of the finite difference, in units of the network's input
 
 Contract = dict[str, Any]  # an input contract as TOML has it: some of KEYS
@@ -140,6 +141,66 @@ class Provider(nn.Module):
         return out if self.classes else F.normalize(out.float())
 
 
+class Ensemble(nn.Module):
+    """The provider's networks as one teacher: their embeddings side by side, at unit length.
+
+    Several networks agree on who somebody is and differ in how they write it. Each one's embedding is taken from the
+    mean of all faces, and counts alike. A single network's embedding is what it is.
+    """
+
+    centre: Tensor
+
+    def __init__(self, nets: Sequence[Provider], chips: NDArray[np.uint8]) -> None:
+        """Try the networks on one face.
+
+        Args:
+            nets: embedders, frozen.
+            chips: uint8 [1, 112, 112, 3].
+        """
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+        self.digest = hashlib.sha256("".join(net.digest for net in nets).encode()).hexdigest()
+        face = torch.from_numpy(chips.transpose(0, 3, 1, 2).copy()).float() / 255
+        with torch.no_grad():
+            self.widths = [net(face.to(net.mean)).shape[1] for net in nets]
+        self.features = sum(self.widths)
+        self.register_buffer("centre", torch.zeros(self.features))
+
+    def raw(self, face: Tensor) -> Tensor:
+        """Return the embeddings [N, D] of chips [N, 3, 112, 112] in 0..1: each network's own, side by side."""
+        return torch.cat([net(face) for net in self.nets], 1)
+
+    def forward(self, face: Tensor) -> Tensor:
+        """Return what the networks say together, [N, D] of unit length, of chips [N, 3, 112, 112] in 0..1."""
+        return self.united(self.raw(face))
+
+    def judge(self, face: Tensor, goal: Tensor) -> Tensor:
+        """Return the cosine [N] of faces to their goals [N, D]; the networks share the faces, each judges as many."""
+        parts = torch.arange(len(face)).chunk(len(self.nets))
+        found = []
+        for net, rows, columns in zip(self.nets, parts, torch.arange(self.features).split(self.widths), strict=False):
+            at = slice(int(columns[0]), int(columns[-1]) + 1)
+            embedding = F.normalize(net(face[rows]).float() - self.centre[at])
+            found.append((embedding * F.normalize(goal[rows, at])).sum(1))
+        return torch.cat(found)
+
+    def unite(self, embeddings: Tensor, rows: Tensor) -> Tensor:
+        """Take the networks' centres from rows [n] of embeddings [views, N, D]; return what they say together.
+
+        Of several networks, all views of a face have the mean of the first two: as it is, and mirrored.
+        """
+        if len(self.nets) == 1:
+            return embeddings
+        self.centre.copy_(embeddings[:EMBEDDED, rows].mean((0, 1)))
+        return self.united(embeddings[:EMBEDDED].mean(0).to(self.centre)).to(embeddings).expand_as(embeddings)
+
+    def united(self, embeddings: Tensor) -> Tensor:
+        """Return embeddings [N, D], each network's less its centre at the same length, all together at unit length."""
+        parts = (embeddings.float() - self.centre).split(self.widths, 1)
+        together: Tensor = torch.cat([F.normalize(part) for part in parts], 1) / len(self.widths) ** 0.5
+        return together
+
+
 class ChipDetector(nn.Module):
     """The provider's detector (YuNet) on chips, differentiable: is there a face, and where are its landmarks?
 
@@ -183,7 +244,7 @@ class ChipDetector(nn.Module):
 class Providers:
     """The frozen networks of a training."""
 
-    utility: Provider  # embeds faces
+    utility: Ensemble  # embeds faces
     frozen: list[Provider]  # classifiers of the private attribute (plug-and-play)
     detector: ChipDetector
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import RecipeError
+from export.networks import Shape
 
 STAGES = ("distill", "privatize", "decode", "unet")
 # The keys of earlier versions: a recipe or a checkpoint that holds one is refused, and the error names the new key.
@@ -34,6 +35,8 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "code_norm": ("power", "unit"),
     "code_bits": (0, 8),
     "utility_loss": ("prototypes", "infonce"),
+    "encoder": ("small", "resnet"),
+    "augmented_targets": ("network", "picture"),
 }
 
 
@@ -49,12 +52,14 @@ class Recipe:
     private: str = "gender"  # the CSV column that must not be inferred
     private_bins: tuple[float, ...] = ()  # a column of numbers as groups, by their edges: [30, 45] makes three
     # the provider's networks, by their names in providers.toml, or as paths of .onnx files
-    utility: str = "id_mobilefacenet_paddle"
+    utility: tuple[str, ...] = ("id_mobilefacenet_paddle",)  # several are one teacher: `providers.Ensemble`
     frozen: tuple[str, ...] = ()  # frozen classifiers of the private attribute (plug-and-play)
     # the sanitizer
     code: int = 64  # numbers between the privatizer and the decoder
     noise: float = 1.0  # standard deviation of what is added to each of them, at alpha = 1
     stochastic: bool = True  # false: a deterministic sanitizer, without noise
+    encoder: str = "small"  # or "resnet", which begins from the weights of dlib's network among the providers' networks
+    decoder_widths: tuple[int, ...] = (80, 64, 48)  # channels from 7x7 upwards; four levels end at 56x56
     # the dial
     alpha_default: float = (
         0.8  # where `alpha_focus` trains; the model file's default, unless export.compile gets another
@@ -70,9 +75,8 @@ class Recipe:
     distill_steps: int = 8000
     distill_batch: int = 64
     distill_lr: float = 2e-3
-    distill_augmented: int = (
-        0  # new pictures beside each batch (moved, lit, mixed), described by the provider's network
-    )
+    distill_augmented: int = 0  # new pictures beside each batch (moved, lit, coarser)
+    augmented_targets: str = "network"  # which is asked about them, some mixed; or "picture": they keep their picture's
     # the privatizer: the game against the attackers
     attackers: tuple[int, ...] = (256, 384, 128)  # one per entry, of so many hidden units; none = plug-and-play
     attacker_steps: int = 2  # updates of the attackers for each of the privatizer
@@ -97,6 +101,8 @@ class Recipe:
     detection_weight: float = 0.5  # of what a face detector loses: score and landmarks
     reconstruction_weight: float = 8.0  # of the L1 distance to the raw face: the output stays a face
     smoothness_weight: float = 1.5  # of the total variation
+    realism_weight: float = 0.0  # of what a critic, which learns with the decoder, holds against drawn faces
+    critic_lr: float = 4e-4
     warmup_steps: int = 500  # steps before the provider's network comes in
     decode_steps: int = 4500
     decode_batch: int = 24
@@ -159,12 +165,29 @@ def from_saved(source: Path, table: Mapping[str, Any]) -> Recipe:
     """
     check_keys(source, [key for key in table if key != "digest"])
     values: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in table.items()}
+    if isinstance(values.get("utility"), str):
+        values["utility"] = (values["utility"],)
     return Recipe(**values)
+
+
+def shape(recipe: Recipe) -> Shape:
+    """Return the sanitizer's shape by its recipe."""
+    return Shape(
+        code=recipe.code,
+        noise=recipe.noise,
+        stochastic=recipe.stochastic,
+        encoder=recipe.encoder,
+        privatizer_hidden=recipe.privatizer_hidden,
+        unit_code=recipe.code_norm == "unit",
+        decoder_widths=recipe.decoder_widths,
+    )
 
 
 def _typed(path: Path, key: str, value: object) -> object:
     """Return a value of a TOML file as its key's type."""
     default = KEYS[key].default
+    if key == "utility" and isinstance(value, str):
+        value = (value,)
     if isinstance(value, list):
         value = tuple(value)
     if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
@@ -194,9 +217,13 @@ def _check_ranges(path: Path, recipe: Recipe) -> None:
 
 
 def _check_choices(path: Path, recipe: Recipe) -> None:
-    for key in ("privatizer_hidden", "distribution_weight", "attacker_renewal"):
+    for key in ("privatizer_hidden", "distribution_weight", "attacker_renewal", "realism_weight"):
         if getattr(recipe, key) < 0:
             raise RecipeError(f"{path}: {key} must be positive, or 0 to go without it, not {getattr(recipe, key)}")
+    if not recipe.utility:
+        raise RecipeError(f"{path}: utility names no network; name at least one")
+    if len(recipe.decoder_widths) not in (3, 4) or not all(isinstance(w, int) and w > 0 for w in recipe.decoder_widths):
+        raise RecipeError(f"{path}: decoder_widths must be 3 or 4 positive numbers, not {list(recipe.decoder_widths)}")
     if recipe.privacy_ramp < 1:
         raise RecipeError(f"{path}: privacy_ramp must be at least 1, not {recipe.privacy_ramp}")
     for key, choices in CHOICES.items():

@@ -100,9 +100,9 @@ def with_networks(
     if not contracts:
         return r, {}
     digest = hashlib.sha256(repr((r.digest, utility, privacy)).encode()).hexdigest()
-    utility_name = utility[0] if utility else r.utility
+    teachers = (utility[0],) if utility else r.utility
     frozen = (privacy[0],) if privacy else r.frozen
-    return replace(r, utility=utility_name, frozen=frozen, digest=digest), contracts
+    return replace(r, utility=teachers, frozen=frozen, digest=digest), contracts
 
 
 def parse_contract(texts: list[str]) -> Contract:

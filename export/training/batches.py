@@ -14,8 +14,8 @@ from tqdm import tqdm
 from edgesan.faces import TEMPLATE
 from export import checkpoint, data
 from export.errors import DataError
-from export.networks import LANDMARKS, LIGHTING, Sanitizer, unshuffle
-from export.providers import Providers
+from export.networks import LANDMARKS, LIGHTING, Sanitizer, half, unshuffle
+from export.providers import EMBEDDED, Providers
 from export.recipe import Recipe
 
 MOST_CLASSES = 16  # of an attribute
@@ -109,7 +109,9 @@ def gather(faces: data.Faces, r: Recipe, nets: Providers, cache: Path, device: t
             raise DataError(f"no training picture has the {column} {lacking[0]!r}; choose other sets or bins")
     views = FaceViews(faces.chips, r.views, device)
     targets = teacher_targets(views, nets, cache, faces.digest())
-    raw = targets[0, torch.from_numpy(train), : targets.shape[2] - LANDMARKS - LIGHTING]
+    d = targets.shape[2] - LANDMARKS - LIGHTING
+    targets = torch.cat([nets.utility.unite(targets[..., :d], torch.from_numpy(train)), targets[..., d:]], 2)
+    raw = targets[0, torch.from_numpy(train), :d]
     known = torch.from_numpy(useful[train])
     service = probe(raw, known, len(names)) if r.utility_column else prototypes(raw, known, len(names), r.cosine_scale)
     return TrainingData(
@@ -178,16 +180,16 @@ def probe(raw: Tensor, useful: Tensor, classes: int) -> nn.Linear:
 
 @torch.no_grad()
 def teacher_targets(faces: FaceViews, nets: Providers, cache: Path, digest: str) -> Tensor:
-    """Return what the teachers find in all views [views, N, D + 15].
+    """Return what the teachers find in all views [views, N, D + 15]; several networks embed the first two alone.
 
-    It is computed once, and kept in the folder `cache` under the digests of the faces and of the provider's network.
+    It is computed once, and kept in the folder `cache` under the digests of the faces and of the provider's networks.
     """
     kept = cache / f"targets-{nets.utility.digest[:16]}-{faces.count}-{digest[:16]}.pt"
     if kept.exists():
         saved: Tensor = torch.load(kept, weights_only=True, map_location="cpu")
         return saved
     template = torch.from_numpy(TEMPLATE).flatten()
-    found = []
+    found: list[Tensor] = []
     for v in range(faces.count):
         parts = []
         title = f"teachers, view {v + 1} of {faces.count}"
@@ -196,7 +198,12 @@ def teacher_targets(faces: FaceViews, nets: Providers, cache: Path, digest: str)
             score, marks = nets.detector.best(x)
             offsets = (marks - template.to(marks)) / 4  # of about unit variance
             offsets = (offsets * (score > 0.5)[:, None]).clamp(-4, 4)
-            parts.append(torch.cat([nets.utility(x), offsets, lighting(x)], 1).cpu())
+            if v < EMBEDDED or len(nets.utility.nets) == 1:
+                with half(faces.device):
+                    embedding = nets.utility.raw(x).float()
+            else:
+                embedding = found[0][rows, : nets.utility.features].to(x)
+            parts.append(torch.cat([embedding, offsets, lighting(x)], 1).cpu())
         found.append(torch.cat(parts))
     targets = torch.stack(found)
     checkpoint.save(kept, targets)
@@ -213,7 +220,8 @@ def encode(s: Sanitizer, faces: FaceViews) -> Tensor:
         parts = []
         for part in tqdm(rows.split(BATCH), desc=f"encoding view {v + 1} of {faces.count}", leave=False):
             x = faces.pictures(torch.full_like(part, v), part)
-            parts.append(s.encoder(unshuffle(x))[..., 0, 0].cpu())
+            with half(faces.device):
+                parts.append(s.encoder(unshuffle(x))[..., 0, 0].float().cpu())
         found.append(torch.cat(parts))
     return torch.stack(found)
 

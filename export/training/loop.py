@@ -16,11 +16,13 @@ from tqdm import tqdm
 
 from edgesan.faces import DETECTOR
 from export import checkpoint, data, providers
+from export import recipe as recipes
 from export.checkpoint import Checkpoint, load_checkpoint, save_checkpoint, unpack
 from export.errors import ExportError
 from export.networks import Sanitizer, Unet
-from export.providers import ChipDetector, Contract, Provider, Providers
+from export.providers import ChipDetector, Contract, Ensemble, Provider, Providers, read_contract
 from export.recipe import Recipe
+from export.resnet import DLIB, ResidualEncoder
 from export.training import distributed
 from export.training.batches import TrainingData, attribute, gather
 from export.training.stages import Decode, Distill, Privatize, Stage, UnetGame
@@ -73,15 +75,8 @@ def train(r: Recipe, faces: data.Faces, options: Options) -> Sanitizer | Unet:
     if r.unet:
         s = Unet(r.stochastic)
     else:
-        s = Sanitizer(
-            training_data.features,
-            r.code,
-            r.noise,
-            r.stochastic,
-            privatizer_hidden=r.privatizer_hidden,
-            unit_code=r.code_norm == "unit",
-        )
-        origin = begin(s, r, options.start)
+        s = Sanitizer(training_data.features, recipes.shape(r))
+        origin = begin(s, r, options)
     s.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     steps = 0
     for stage in stages(r, training_data, s, nets, origin):
@@ -131,7 +126,7 @@ def run(stage: Stage, r: Recipe, out: Path, deadline: float) -> bool:
     bar = tqdm(range(first, stage.steps), initial=first, total=stage.steps, desc=title, disable=rank > 0)
     for step in bar:
         for group in stage.optimizer.param_groups:
-            group["lr"] = stage.rate(step)
+            group["lr"] = stage.rate(step) * group.get("scale", 1.0)
         shown = stage.step(step)
         if step % 10 == 0:
             bar.set_postfix({key: f"{value.detach().mean():.3f}" for key, value in shown.items()})
@@ -181,17 +176,18 @@ def load_providers(r: Recipe, faces: data.Faces, options: Options, device: torch
     Raises:
         NetworkError: one of them does not.
     """
-    utility, *frozen = (
-        Provider(name, options.networks, options.contracts.get(name)).eval().requires_grad_(False)
-        for name in (r.utility, *r.frozen)
+    teachers, frozen = (
+        [Provider(n, options.networks, options.contracts.get(n)).eval().requires_grad_(False) for n in names]
+        for names in (r.utility, r.frozen)
     )
     detector = ChipDetector(DETECTOR).to(device).eval().requires_grad_(False)
-    providers.validate(utility, faces.chips[:4])
+    for net in teachers:
+        providers.validate(net, faces.chips[:4])
     for net in frozen:
         providers.validate(net, faces.chips[:4], attribute(faces, r.private, r.private_bins)[1])
-    for net in (utility, *frozen):
+    for net in (*teachers, *frozen):
         net.to(device)
-    return Providers(utility, frozen, detector)
+    return Providers(Ensemble(teachers, faces.chips[:1]).to(device), frozen, detector)
 
 
 @dataclass(frozen=True)
@@ -202,16 +198,20 @@ class Origin:
     readout: dict[str, Tensor] = field(default_factory=dict)
 
 
-def begin(s: Sanitizer, r: Recipe, start: Path | None) -> Origin:
-    """Give `s` the weights of a model file or of another training.
+def begin(s: Sanitizer, r: Recipe, options: Options) -> Origin:
+    """Give `s` the weights of a model file or of another training; without one, a residual encoder those of dlib's.
 
     Raises:
-        ExportError: the recipe takes over a stage and there is nothing to take it from, or `start` has another shape.
+        ExportError: the recipe takes over a stage and there is nothing to take it from, or it has another shape.
+        NetworkError: dlib's network is not among the providers'.
     """
+    start = options.start
     taken = [stage for stage in ("distill", "privatize", "decode") if not getattr(r, f"{stage}_steps")]
     if start is None:
         if taken:
             raise ExportError(f"{taken[0]}_steps = 0 takes that stage over from another model: say which with --from")
+        if isinstance(s.encoder, ResidualEncoder):
+            s.encoder.begin(read_contract(DLIB, options.networks).file)
         return Origin()
     weights, readout = (start / checkpoint.FILE, start / "privatize.pt") if start.is_dir() else (start, None)
     other = load_checkpoint(start).sanitizer if start.is_dir() else unpack(start)

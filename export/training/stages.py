@@ -7,22 +7,26 @@ one stage on pictures.
 
 import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from edgesan.render import OPACITY, PLAIN
-from export.networks import LANDMARKS, LIGHTING, Attacker, Sanitizer, Unet, half, perceptron, rounded, unshuffle
-from export.providers import Provider, Providers
+from export.networks import LANDMARKS, LIGHTING, Attacker, Critic, Sanitizer, Unet, half, perceptron, rounded, unshuffle
+from export.providers import Ensemble, Provider, Providers
 from export.recipe import Recipe
+from export.resnet import ResidualEncoder
 from export.training import distributed, losses
 from export.training.batches import BATCH, TrainingData, augment, encode, warp
 from export.training.pairs import Pairs
 
 Figures = dict[str, float | list[float]]
 Validation = dict[str, float | Figures]  # a line of the log: figures, or figures by alpha
+Losses = dict[str, Tensor]  # by name, one value per picture
+MEASURED = 128  # drawn faces on which the decoder measures itself
+HEAD_PACE = 10.0  # a new head learns so many times as fast as the layers that begin from another network
 
 
 class Stage:
@@ -60,31 +64,46 @@ class Stage:
 class Distill(Stage):
     """The encoder becomes the student of the provider's network and of a detector.
 
-    Beside known pictures, whose targets the teachers set once, each step makes `distill_augmented` new ones, some of
-    them two blended faces, and asks the provider's network about them (Beyer et al., "Knowledge distillation: a good
-    teacher is patient and consistent", 2022). So a student of few pictures learns the function, not the pictures.
+    Beside known pictures, whose targets the teachers set once, each step makes `distill_augmented` new ones. Either
+    some of them are two blended faces, and the provider's network is asked about them (Beyer et al., "Knowledge
+    distillation: a good teacher is patient and consistent", 2022): so a student of few pictures learns the function,
+    not the pictures. Or they keep the targets of their pictures, which costs nothing, and the student learns that a
+    face stays the same however it is taken.
     """
 
     name = "distill"
 
-    def __init__(self, r: Recipe, data: TrainingData, s: Sanitizer, utility: Provider) -> None:
+    def __init__(self, r: Recipe, data: TrainingData, s: Sanitizer, utility: Ensemble) -> None:
         super().__init__(r, data, s, s.encoder)
         self.s, self.utility, self.augmented = s, utility, distributed.share(r.distill_augmented)
+        if isinstance(s.encoder, ResidualEncoder):  # its head begins at random, the rest does not
+            head, rest = s.encoder.head, [p for name, p in s.encoder.named_parameters() if not name.startswith("head.")]
+            groups: list[dict[str, Any]] = [{"params": rest}, {"params": [*head.parameters()], "scale": HEAD_PACE}]
+            self.optimizer = torch.optim.AdamW(groups, self.lr, weight_decay=r.weight_decay)
+            self.state["optimizer"] = self.optimizer
 
-    def losses(self, views: Tensor, rows: Tensor, new: Tensor | None = None) -> dict[str, Tensor]:
-        """Return losses per picture, known pictures first; `appearance` (landmarks, lighting) of known ones alone."""
+    def losses(self, views: Tensor, rows: Tensor, new: Tensor | None = None, goal: Tensor | None = None) -> Losses:
+        """Return losses per picture, known pictures first; `appearance` (landmarks, lighting) of known ones alone.
+
+        Args:
+            views: of known pictures [n].
+            rows: of known pictures [n].
+            new: others [m, 3, 112, 112].
+            goal: their targets [m, D]; None to ask the provider's network.
+        """
         x, targets, d = self.data.faces.pictures(views, rows), self.data.targets[views, rows], self.data.features
-        goal = targets[:, :d]
+        goals = targets[:, :d]
         with half(self.data.device):
             if new is not None:
-                with torch.no_grad():
-                    goal = torch.cat([goal, self.utility(new).float()])
-                x = torch.cat([x, new])
+                if goal is None:
+                    with torch.no_grad():
+                        goal = self.utility(new).float()
+                goals, x = torch.cat([goals, goal]), torch.cat([x, new])
             descriptions = self.s.encoder(unshuffle(x))[..., 0, 0].float()
         embedding = F.normalize(descriptions[:, :d])
         return {
-            "cosine": (embedding * goal).sum(1),
-            "u": losses.utility_loss(self.data.service(goal), self.data.service(embedding)),
+            "cosine": (embedding * goals).sum(1),
+            "u": losses.utility_loss(self.data.service(goals), self.data.service(embedding)),
             "appearance": (descriptions[: len(rows), d:] - targets[:, d:]).square().mean(1),
         }
 
@@ -95,13 +114,17 @@ class Distill(Stage):
     def step(self, step: int) -> dict[str, Tensor]:
         """Learn from one batch of known and new pictures."""
         self.s.encoder.train()
-        new = None
-        if self.augmented:
+        new = goal = None
+        if self.augmented and self.r.augmented_targets == "picture":
+            views, rows = self.draw(self.augmented)
+            new, goal = augment(self.data.faces.pictures(views, rows)), self.data.targets[views, rows]
+            goal = goal[:, : self.data.features]
+        elif self.augmented:
             first, second = (augment(self.data.faces.pictures(*self.draw(self.augmented))) for _ in range(2))
             # less and less of the second: the normalisation layers end with the statistics of single faces
             part = (1 - step / self.steps) * torch.rand(self.augmented, 1, 1, 1, device=first.device)
             new = first + part * (second - first)
-        each = self.losses(*self.draw(self.batch), new)
+        each = self.losses(*self.draw(self.batch), new, goal)
         loss = (4 * (1 - each["cosine"]) + each["u"]).mean() + 0.6 * each["appearance"].mean()
         backward_and_step(loss, self.learner, self.optimizer)
         return each
@@ -246,6 +269,10 @@ class Decode(Stage):
         self.s, self.readout, self.descriptions = s, privatize.readout, privatize.descriptions[:2]
         self.utility, self.detector = providers.utility, providers.detector
         self.classifiers = Classifiers(frozen, data.classes)
+        self.critic = Critic().to(data.device) if r.realism_weight else None
+        if self.critic:
+            self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), r.critic_lr, betas=(0.5, 0.99))
+            self.state |= {"critic": self.critic, "critic_optimizer": self.critic_optimizer}
         self.opacity = torch.from_numpy(OPACITY[..., 0] / 255).float().to(data.device)
 
     def composed(self, y: Tensor) -> Tensor:
@@ -282,33 +309,52 @@ class Decode(Stage):
             goal = F.normalize(self.readout(torch.cat([noisy, alpha], 1))[:, :d])
         # first a face, then one that is recognised
         ramp = min(1.0, max(0.0, (step - r.warmup_steps) / max(1.0, 0.6 * r.warmup_steps)))
-        detection = torch.zeros(self.batch, device=data.device)
+        detection = u = p = torch.zeros(self.batch, device=data.device)
+        cosine = realism = torch.ones_like(u)
+        verdicts: list[Tensor] = []
         with half(data.device):
             y = self.s.decode(noisy, alpha).float()
-            composed = self.composed(y)
-            embedding = self.utility(composed).float() if ramp else goal
             if ramp:
+                composed = self.composed(y)
+                if len(self.utility.nets) > 1:
+                    cosine = self.utility.judge(composed, goal)
+                else:
+                    embedding = self.utility(composed).float()
+                    cosine = (embedding * goal).sum(1)
+                    u = losses.utility_loss(data.service(goal), data.service(embedding))
                 detection = losses.detection_loss(self.detector(x), self.detector(y))
-            verdicts = self.classifiers.logits(composed) if ramp else []
-        cosine = (embedding * goal).sum(1)
-        u = losses.utility_loss(data.service(goal), data.service(embedding))
+                verdicts = self.classifiers.logits(composed)
+                realism = self.realism(x, y) if self.critic else realism
         recognition = r.recognition_weight * (u + 1 - cosine)
-        p = torch.zeros(self.batch, device=data.device)
         if verdicts:
             p = torch.stack([losses.privacy_loss(data.prior, logits) for logits in verdicts]).mean(0)
             recognition = losses.sanitizer_loss(recognition, r.privacy_weight * p, alpha)
         variation, distance = losses.total_variation(y), (y - x).abs().mean((1, 2, 3))
-        loss = ramp * (recognition + r.detection_weight * detection)
+        loss = ramp * (recognition + r.detection_weight * detection + r.realism_weight * realism)
         loss = loss + r.reconstruction_weight * distance + r.smoothness_weight * variation
         backward_and_step(loss.mean(), self.learner, self.optimizer)
-        return {"cosine": cosine, "u": u, "p": p, "detection": detection, "l1": distance, "variation": variation}
+        shown = {"cosine": cosine, "u": u, "p": p, "detection": detection, "l1": distance, "variation": variation}
+        return shown | ({"realism": realism} if self.critic else {})
+
+    def realism(self, x: Tensor, y: Tensor) -> Tensor:
+        """Train the critic on real faces x and drawn ones y; return what it holds against the latter [n].
+
+        The hinge loss (Lim and Ye, "Geometric GAN", 2017).
+        """
+        assert self.critic
+        verdict = F.relu(1 - self.critic(x)).mean() + F.relu(1 + self.critic(y.detach())).mean()
+        backward_and_step(verdict, self.critic, self.critic_optimizer)
+        self.critic.requires_grad_(False)
+        against: Tensor = 1 - self.critic(y).float().mean((1, 2, 3))
+        self.critic.requires_grad_(True)
+        return against
 
     @torch.no_grad()
     def validate(self) -> Validation:
         """Measure drawn faces: cosine to the raw one and to another draw, detection loss, L1, frozen classifiers."""
         result: Validation = {}
         for a in self.alphas():
-            parts = [self.measure(rows, a) for rows in self.data.validation.split(BATCH)]
+            parts = [self.measure(rows, a) for rows in self.data.validation[:MEASURED].split(BATCH)]
             cosine, between, detection, l1, *right = (round(v, 3) for v in torch.cat(parts).mean(0).tolist())
             result[f"alpha {a:g}"] = {
                 "cosine": cosine,

@@ -16,7 +16,7 @@ from edgesan.model.load import known_inputs, load_model
 from export import checkpoint, data
 from export import compile as compiler
 from export.audit.claims import graph_digest
-from export.networks import Sanitizer
+from export.networks import Sanitizer, Shape
 from tests.export.support import small_recipe, small_training
 
 
@@ -86,7 +86,7 @@ def format_1(tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
     torch.manual_seed(0)
     folder, width = tmp_path_factory.mktemp("format-1"), 8
     chips = known_inputs(6, width)[0]
-    compiler.export_fp32(Sanitizer(16, width).eval(), folder / "fp32.onnx")
+    compiler.export_fp32(Sanitizer(16, Shape(code=width)).eval(), folder / "fp32.onnx")
     quantize_static(
         str(folder / "fp32.onnx"),
         str(folder / "int8.onnx"),

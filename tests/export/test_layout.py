@@ -11,12 +11,12 @@ from onnxruntime.quantization.shape_inference import quant_pre_process
 from edgesan.model.load import known_inputs
 from export import compile as compiler
 from export.layout import split_transposes, swaps
-from export.networks import Sanitizer
+from export.networks import Sanitizer, Shape
 
 
 def test_a_graph_with_split_transposes_gives_the_same_pictures(tmp_path: Path) -> None:
     """Its transposes of many axes become swaps of two blocks each, which onnxruntime moves as they are."""
-    compiler.export_fp32(Sanitizer(16, 8, 1.0).eval(), tmp_path / "fp32.onnx")
+    compiler.export_fp32(Sanitizer(16, Shape(code=8)).eval(), tmp_path / "fp32.onnx")
     quant_pre_process(str(tmp_path / "fp32.onnx"), str(tmp_path / "plain.onnx"), skip_symbolic_shape=True)
     plain = onnx.load(tmp_path / "plain.onnx")
     split = split_transposes(plain)

@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from export.networks import Privatizer, Sanitizer, Unet, rounded
+from export.networks import Privatizer, Sanitizer, Shape, Unet, rounded
 
 
 def test_the_decoder_sees_the_noisy_code_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     """With one code for all, all faces come out the same: there is no way around the noise."""
     torch.manual_seed(0)
-    sanitizer = Sanitizer(16, 4).eval()
+    sanitizer = Sanitizer(16, Shape(code=4)).eval()
     faces, alpha, z = torch.rand(2, 3, 112, 112), torch.ones(2, 1), torch.randn(1, 4).expand(2, -1)
     with torch.no_grad():
         first, second = sanitizer(faces, z, alpha)
@@ -24,7 +24,7 @@ def test_the_decoder_sees_the_noisy_code_and_nothing_else(monkeypatch: pytest.Mo
 
 def test_the_parts_of_the_training_are_the_sanitizer() -> None:
     torch.manual_seed(0)
-    s = Sanitizer(16, 4).eval()
+    s = Sanitizer(16, Shape(code=4)).eval()
     faces, alpha, z = torch.rand(2, 3, 112, 112), torch.tensor([[0.3], [0.9]]), torch.randn(2, 4)
     with torch.no_grad():
         description = s.encoder(torch.nn.functional.pixel_unshuffle(faces, 4))[..., 0, 0]

@@ -15,7 +15,7 @@ from torch import Tensor
 from edgesan import faces as runtime_faces
 from export import data, onnx_torch, providers
 from export.errors import NetworkError
-from export.providers import ChipDetector, Provider
+from export.providers import ChipDetector, Ensemble, Provider
 
 Graph = onnx.GraphProto
 Change = Callable[[Graph], object]
@@ -216,3 +216,39 @@ def test_a_network_by_its_path_needs_no_more_than_its_graph_says(tiny_networks: 
     (tmp_path / "providers.toml").write_text("= 1")
     with pytest.raises(NetworkError, match="is no TOML"):
         Provider(str(tmp_path / "mine.onnx"), tmp_path)
+
+
+def test_several_networks_say_together_what_each_of_them_says(people: data.Faces, tiny_networks: Path) -> None:
+    """Each one's embedding is taken from the mean of all faces, and counts alike."""
+    embedder = Provider("embedder", tiny_networks).eval()
+    other = Provider(
+        str(tiny_networks / "embedder.onnx"), tiny_networks, {"order": "BGR", "box": [6, 6, 100, 100]}
+    ).eval()
+    teacher = Ensemble([embedder, other], people.chips[:1])
+    assert teacher.features == 32
+    x = torch.from_numpy(people.chips[:12].transpose(0, 3, 1, 2).copy()).float() / 255
+    with torch.no_grad():
+        views = torch.stack([teacher.raw(x), teacher.raw(x.flip(3)), torch.zeros(12, 32)])
+        goal = teacher.unite(views, torch.arange(12))
+        torch.testing.assert_close(teacher.centre, views[:2].mean((0, 1)))
+        torch.testing.assert_close(goal.norm(dim=2), torch.ones(3, 12))
+        torch.testing.assert_close(goal[0], goal[2], msg="all views of a face have one target")
+        first, second = goal[0].split(16, 1)
+        torch.testing.assert_close(first.norm(dim=1), second.norm(dim=1))
+        cosine = teacher.judge(x, goal[0])
+        expected = torch.nn.functional.normalize(embedder(x[:6]) - teacher.centre[:16])
+        torch.testing.assert_close(cosine[:6], 2**0.5 * (expected * first[:6]).sum(1))
+        assert cosine.mean() > teacher.judge(x, goal[0].roll(2, 0)).mean() + 0.1, (
+            "rows 2n and 2n + 1 are one face, mirrored"
+        )
+        assert teacher.digest != Ensemble([embedder], people.chips[:1]).digest
+
+
+def test_a_single_network_says_what_it_says(people: data.Faces, tiny_networks: Path) -> None:
+    embedder = Provider("embedder", tiny_networks).eval()
+    teacher = Ensemble([embedder], people.chips[:1])
+    x = torch.from_numpy(people.chips[:4].transpose(0, 3, 1, 2).copy()).float() / 255
+    with torch.no_grad():
+        torch.testing.assert_close(teacher(x), embedder(x))
+        views = torch.stack([embedder(x), embedder(x.flip(3))])
+        assert teacher.unite(views, torch.arange(4)) is views

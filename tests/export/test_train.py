@@ -51,7 +51,7 @@ def test_data_that_is_missing_ends_the_command_with_an_error(
 def test_networks_of_the_command_line_replace_the_recipes() -> None:
     r = Recipe("small")
     mine, contracts = train.with_networks(r, ["a.onnx", "mean=0.5", 'order="BGR"'], ["b.onnx", 'classes=["M", "F"]'])
-    assert (mine.utility, mine.frozen) == ("a.onnx", ("b.onnx",))
+    assert (mine.utility, mine.frozen) == (("a.onnx",), ("b.onnx",))
     assert contracts == {"a.onnx": {"mean": 0.5, "order": "BGR"}, "b.onnx": {"classes": ["M", "F"]}}
     assert mine.digest != r.digest
     assert train.with_networks(r, None, None) == (r, {})

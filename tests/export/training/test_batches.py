@@ -9,7 +9,7 @@ import torch
 from edgesan import faces as runtime_faces
 from export import data
 from export.errors import DataError
-from export.providers import ChipDetector, Provider, Providers
+from export.providers import ChipDetector, Ensemble, Provider, Providers
 from export.training import batches
 from tests.export.support import small_recipe
 
@@ -71,6 +71,7 @@ def test_labels_that_no_training_can_learn_from_are_refused(
 ) -> None:
     aged = data.Faces(people.chips, people.columns | {"age": np.where(people["gender"] == "F", "25", "50")})
     r = small_recipe(tmp_path, people_min=2 if lines else 99, more=lines)
-    nets = Providers(Provider("embedder", tiny_networks), [], ChipDetector(runtime_faces.DETECTOR))
+    utility = Ensemble([Provider("embedder", tiny_networks)], people.chips[:1])
+    nets = Providers(utility, [], ChipDetector(runtime_faces.DETECTOR))
     with pytest.raises(DataError, match=words):
         batches.gather(aged, r, nets, tmp_path, torch.device("cpu"))

@@ -15,8 +15,9 @@ from export import compile as compiler
 from export.audit import mechanisms
 from export.errors import ExportError
 from export.networks import DeviceGraph, Sanitizer
-from export.providers import ChipDetector, Contract, Provider, Providers
+from export.providers import ChipDetector, Contract, Ensemble, Provider, Providers
 from export.recipe import Recipe
+from export.resnet import ResidualEncoder
 from export.training import batches, loop
 from export.training.stages import Decode, Privatize
 from tests.export.support import small_recipe, small_training
@@ -75,10 +76,11 @@ def test_plug_and_play_keeps_to_the_raw_face_and_not_to_what_its_readout_made_of
 ) -> None:
     """A privatizer that still learns, judged by a readout of its own numbers, may leave nothing of a face."""
     r = small_recipe(tmp_path, more='frozen = ["classifier"]')
-    utility, frozen = (Provider(name, tiny_networks).eval() for name in ("embedder", "classifier"))
+    embedder, frozen = (Provider(name, tiny_networks).eval() for name in ("embedder", "classifier"))
+    utility = Ensemble([embedder], people.chips[:1])
     detector = ChipDetector(runtime_faces.DETECTOR).eval()
     m = batches.gather(people, r, Providers(utility, [frozen], detector), targets, torch.device("cpu"))
-    s = Sanitizer(m.features, r.code, r.noise, r.stochastic)
+    s = Sanitizer(m.features, recipe.shape(r))
     privatize = Privatize(r, m, s)
     for p in privatize.readout.parameters():
         torch.nn.init.constant_(p, float("nan"))  # whatever asks it is lost
@@ -144,11 +146,10 @@ def test_a_privatizer_of_model_6_is_trained_compiled_and_read_back(
 def privatizing(r: Recipe, people: data.Faces, networks: Path, targets: Path) -> Privatize:
     """Return the stage on the descriptions of an encoder that has learned nothing."""
     torch.manual_seed(0)
-    nets = Providers(Provider("embedder", networks).eval(), [], ChipDetector(runtime_faces.DETECTOR).eval())
+    utility = Ensemble([Provider("embedder", networks).eval()], people.chips[:1])
+    nets = Providers(utility, [], ChipDetector(runtime_faces.DETECTOR).eval())
     m = batches.gather(people, r, nets, targets, torch.device("cpu"))
-    unit = r.code_norm == "unit"
-    s = Sanitizer(m.features, r.code, r.noise, r.stochastic, privatizer_hidden=r.privatizer_hidden, unit_code=unit)
-    return Privatize(r, m, s)
+    return Privatize(r, m, Sanitizer(m.features, recipe.shape(r)))
 
 
 def test_an_attacker_begins_anew_in_its_turn_and_the_chance_of_the_training_goes_on(
@@ -188,19 +189,44 @@ def test_the_privatizer_learns_who_it_is_and_brings_the_classes_together(
     assert len(who) == 32
 
 
-def test_the_draft_of_model_6_is_a_recipe_that_trains(
-    people: data.Faces, tiny_networks: Path, targets: Path, tmp_path: Path
-) -> None:
-    """As it is in the project, but for the numbers of steps and pictures, and for the provider's network."""
+@pytest.mark.data
+@pytest.mark.slow
+def test_the_bundled_models_recipe_trains(people: data.Faces, networks_folder: Path, tmp_path: Path) -> None:
+    """As it is in the project, but for the numbers of steps and pictures."""
     small = small_recipe(tmp_path)
-    sizes = (
-        "utility",
-        "views",
-        *(f"{s}_{what}" for s in ("distill", "privatize", "decode") for what in ("steps", "batch")),
-    )
+    sizes = [f"{s}_{what}" for s in ("distill", "privatize", "decode") for what in ("steps", "batch")]
     r = recipe.read(Path(recipe.__file__).parent / "recipes" / "model6.toml")
-    r = replace(r, distill_augmented=4, **{key: getattr(small, key) for key in sizes})
-    s = small_training(r, people, tiny_networks, tmp_path / "run", targets)
+    r = replace(r, views=2, distill_augmented=4, **{key: getattr(small, key) for key in sizes})
+    few = people.where(np.arange(len(people)) < 24)
+    s = small_training(r, few, networks_folder, tmp_path / "run", tmp_path)
     assert isinstance(s, Sanitizer)
+    assert isinstance(s.encoder, ResidualEncoder)
     assert s.privatizer.unit
     assert checkpoint.load_checkpoint(tmp_path / "run").step == 3
+
+
+def test_a_critic_learns_beside_the_decoder_and_the_decoder_from_it(
+    people: data.Faces, tiny_networks: Path, targets: Path, tmp_path: Path
+) -> None:
+    drawn = []
+    for weight in (0.0, 1.0):
+        r = small_recipe(tmp_path, decode_steps=4, more=f"realism_weight = {weight}")
+        small_training(r, people, tiny_networks, tmp_path / f"{weight}", targets)
+        drawn.append(checkpoint.load(tmp_path / f"{weight}" / "decode.pt"))
+    assert "critic" not in drawn[0]
+    assert all(value.isfinite().all() for value in drawn[1]["critic"].values())
+    plain, judged = (part["sanitizer"] for part in drawn)
+    assert any(not torch.equal(plain[key], judged[key]) for key in plain if key.startswith("decoder"))
+
+
+def test_two_networks_teach_together_and_their_new_pictures_keep_their_targets(
+    people: data.Faces, tiny_networks: Path, tmp_path: Path
+) -> None:
+    second = tiny_networks / "embedder.onnx"
+    r = small_recipe(tmp_path, more="distill_augmented = 4")
+    r = replace(r, utility=("embedder", str(second)), augmented_targets="picture")
+    s = small_training(r, people, tiny_networks, tmp_path / "run", tmp_path)
+    assert isinstance(s, Sanitizer)
+    assert s.encoder.head.out_channels == 32 + 15
+    line = (tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1]
+    assert "NaN" not in line
