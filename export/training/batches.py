@@ -17,6 +17,7 @@ from export.errors import DataError
 from export.networks import LANDMARKS, LIGHTING, Sanitizer, half, unshuffle
 from export.providers import EMBEDDED, Providers
 from export.recipe import Recipe
+from export.training import distributed
 
 MOST_CLASSES = 16  # of an attribute
 BATCH = 64  # pictures that are described at a time
@@ -212,18 +213,18 @@ def teacher_targets(faces: FaceViews, nets: Providers, cache: Path, digest: str)
 
 @torch.no_grad()
 def encode(s: Sanitizer, faces: FaceViews) -> Tensor:
-    """Return the encoder's descriptions of all views [views, N, D + 15], on the CPU."""
+    """Return the encoder's descriptions of all views [views, N, D + 15], on the CPU; the processes share the work."""
     s.encoder.eval()
     rows = torch.arange(len(faces.chips))
-    found = []
+    outputs = s.privatizer.linear.in_channels
+    found = torch.zeros(faces.count, len(rows), outputs, device=faces.device)
     for v in range(faces.count):
-        parts = []
-        for part in tqdm(rows.split(BATCH), desc=f"encoding view {v + 1} of {faces.count}", leave=False):
+        title = f"encoding view {v + 1} of {faces.count}"
+        for part in tqdm(distributed.mine(rows.split(BATCH)), desc=title, leave=False):
             x = faces.pictures(torch.full_like(part, v), part)
             with half(faces.device):
-                parts.append(s.encoder(unshuffle(x))[..., 0, 0].float().cpu())
-        found.append(torch.cat(parts))
-    return torch.stack(found)
+                found[v, part] = s.encoder(unshuffle(x))[..., 0, 0].float()
+    return distributed.total(found).cpu()
 
 
 def lighting(x: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
 """One training on several devices: `torchrun` starts N processes, and each takes its share of every batch."""
 
 import os
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 
 def join() -> tuple[int, int]:
@@ -21,6 +22,26 @@ def join() -> tuple[int, int]:
 def share(batch: int) -> int:
     """Return this process's part of a number of pictures."""
     return batch // join()[1]
+
+
+def agree(net: nn.Module) -> None:
+    """Give all processes the weights of the first one: what was drawn by chance differs between them."""
+    if dist.is_initialized():
+        for value in net.state_dict().values():
+            dist.broadcast(value, 0)
+
+
+def mine(parts: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Return this process's share of parts that the processes work through together."""
+    rank, count = join()
+    return parts[rank::count]
+
+
+def total(value: Tensor) -> Tensor:
+    """Return the sum of a tensor over all processes, in all of them."""
+    if dist.is_initialized():
+        dist.all_reduce(value)
+    return value
 
 
 def average_gradients(net: nn.Module) -> None:

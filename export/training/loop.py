@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from edgesan.faces import DETECTOR
@@ -119,6 +119,9 @@ def run(stage: Stage, r: Recipe, out: Path, deadline: float) -> bool:
     """Train a stage from where it was saved to its last step, or until the deadline; return whether it is done."""
     rank, _ = distributed.join()
     first = resume(out, stage, r)
+    for part in stage.state.values():
+        if isinstance(part, nn.Module):
+            distributed.agree(part)
     if rank or not first:
         torch.manual_seed(r.seed + 7919 * rank + first)  # other faces and other noise in each process
     began = time.monotonic()

@@ -64,3 +64,32 @@ def test_an_error_is_printed_by_all_processes_and_none_hangs(
     assert done.returncode != 0
     assert "error: distill_steps = 0 takes that stage over" in done.stderr
     assert "exitcode  : -6" not in done.stderr
+
+
+AGREEMENT = """
+import torch
+from torch import nn
+from export.training import distributed
+
+rank, _ = distributed.join()
+torch.manual_seed(rank)
+net = nn.Linear(3, 2)
+alone = net.weight.sum().item()
+distributed.agree(net)
+parts = [part.sum() for part in distributed.mine(torch.arange(10).split(2))]
+whole = distributed.total(torch.stack(parts).sum())
+print(f"alone {alone:.4f} agreed {net.weight.sum().item():.4f} total {whole.item()}", flush=True)
+distributed.leave()
+"""
+
+
+@pytest.mark.slow
+def test_processes_agree_on_new_weights_and_share_what_they_encode(tmp_path: Path) -> None:
+    (tmp_path / "agreement.py").write_text(AGREEMENT)
+    command = [*TORCHRUN[:-2], str(tmp_path / "agreement.py")]
+    environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
+    said = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout.splitlines()
+    alone, agreed, total = ({line.split()[i] for line in said} for i in (1, 3, 5))
+    assert (len(said), len(alone)) == (2, 2)
+    assert len(agreed) == 1
+    assert total == {"45"}
