@@ -395,8 +395,8 @@ class Critic(nn.Module):
     def __init__(self, widths: Sequence[int] = (32, 64, 128)) -> None:
         super().__init__()
         layers: list[nn.Module] = []
-        for inputs, outputs in zip((3, *widths[:-1]), widths, strict=True):
-            layers += [spectral_norm(nn.Conv2d(inputs, outputs, 4, 2, 1)), nn.LeakyReLU(0.2)]
+        for inputs, outputs in zip((3, *widths[:-1]), widths, strict=True):  # means: strides leave grids in gradients
+            layers += [spectral_norm(nn.Conv2d(inputs, outputs, 3, padding=1)), nn.LeakyReLU(0.2), nn.AvgPool2d(2)]
         self.body = nn.Sequential(*layers, spectral_norm(nn.Conv2d(widths[-1], 1, 3, padding=1)))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -101,6 +101,7 @@ class Recipe:
     detection_weight: float = 0.5  # of what a face detector loses: score and landmarks
     reconstruction_weight: float = 8.0  # of the L1 distance to the raw face: the output stays a face
     smoothness_weight: float = 1.5  # of the total variation
+    chroma_weight: float = 0.0  # of that of the colour alone
     realism_weight: float = 0.0  # of what a critic, which learns with the decoder, holds against drawn faces
     critic_lr: float = 4e-4
     warmup_steps: int = 500  # steps before the provider's network comes in
@@ -217,7 +218,7 @@ def _check_ranges(path: Path, recipe: Recipe) -> None:
 
 
 def _check_choices(path: Path, recipe: Recipe) -> None:
-    for key in ("privatizer_hidden", "distribution_weight", "attacker_renewal", "realism_weight"):
+    for key in ("privatizer_hidden", "distribution_weight", "attacker_renewal", "realism_weight", "chroma_weight"):
         if getattr(recipe, key) < 0:
             raise RecipeError(f"{path}: {key} must be positive, or 0 to go without it, not {getattr(recipe, key)}")
     if not recipe.utility:

@@ -97,7 +97,14 @@ def attacker_loss(sanitized_logits: Tensor, raw_logits: Tensor, truth: Tensor, r
     return sanitized + F.cross_entropy(raw_logits, raw_truth, ignore_index=-1)
 
 
+def chroma(picture: Tensor) -> Tensor:
+    """Return the two colour differences [N, 2, H, W] of RGB pictures [N, 3, H, W] in 0..1 (ITU-R BT.601)."""
+    red, green, blue = picture.unbind(1)
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    return torch.stack([0.564 * (blue - luma), 0.713 * (red - luma)], 1)
+
+
 def total_variation(picture: Tensor) -> Tensor:
-    """Return the mean difference of neighbouring pixels [N] of pictures [N, 3, H, W]."""
+    """Return the mean difference of neighbouring pixels [N] of pictures [N, channels, H, W]."""
     down = (picture[:, :, 1:] - picture[:, :, :-1]).abs().mean((1, 2, 3))
     return down + (picture[..., 1:] - picture[..., :-1]).abs().mean((1, 2, 3))
