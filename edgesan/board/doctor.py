@@ -372,7 +372,7 @@ def _is_alive(host: str, number: int) -> bool:
     connection = http.client.HTTPConnection(host, number, timeout=2)
     try:
         connection.request("GET", "/healthz")
-        return connection.getresponse().read(100) in (b"alive\n", b"present the token\n")
+        return connection.getresponse().read(100).startswith((b"alive\n", b"present the token"))
     except (OSError, http.client.HTTPException):
         return False
     finally:

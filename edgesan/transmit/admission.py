@@ -1,9 +1,14 @@
 """Who may use the server: ports, limits on connections, Host and Origin checks, and the token.
 
+A program presents the token in a header, a player as the password of its address, a picture as `?token=`, and a browser
+by a form, which leaves a cookie. The cookie holds a code that is made from the token, and not the token itself.
+
 Nothing here loads numpy, OpenCV or aiohttp: the transmit process binds its ports before it gives up sockets, and that
 must come before anything that starts threads.
 """
 
+import base64
+import binascii
 import errno
 import hashlib
 import hmac
@@ -172,6 +177,23 @@ def is_foreign(method: str, headers: Mapping[str, str]) -> bool:
 # --- the token --------------------------------------------------------------------------------------------------------
 
 
+def authorized(field_value: str) -> str | None:
+    """Return the token of an Authorization field; None if it has another form.
+
+    It is `Bearer TOKEN` (RFC 6750), or `Basic` with the token as the password of any user (RFC 7617).
+    """
+    scheme, _, given = field_value.partition(" ")
+    if scheme.lower() == "bearer":
+        return given
+    if scheme.lower() != "basic":
+        return None
+    try:
+        pair = base64.b64decode(given, validate=True).decode()
+    except (binascii.Error, ValueError):
+        return None
+    return pair.partition(":")[2]
+
+
 @dataclass
 class _Guesser:
     """An address that has presented wrong tokens."""
@@ -207,6 +229,15 @@ class Tokens:
         if guesser is None or not given or _digest(given) in guesser.wrong:
             return 0.0
         return max(0.0, guesser.until_s - self._clock())
+
+    @property
+    def cookie(self) -> str:
+        """What the cookie of a browser holds: it shows the token to nobody, and ends with it."""
+        return hmac.new(self._token, b"edgesan cookie", hashlib.sha256).hexdigest()
+
+    def of_cookie(self, value: str) -> str:
+        """Return the token for the right cookie, and anything else as it is: it is as wrong as a wrong token."""
+        return self._token.decode() if hmac.compare_digest(_encoded(value), self.cookie.encode()) else value
 
     def is_right(self, host: str, given: str) -> bool:
         """Compare a token in constant time. A missing one is wrong, but not a guess."""
