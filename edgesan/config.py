@@ -23,6 +23,7 @@ GONE_BACKGROUNDS = ("pixelate", "blur", "black")
 DEMO_MODEL = Path(__file__).parent / "models" / "default.onnx"
 FILE_SUFFIXES = (".mkv", ".mp4")
 SERVERS = ("http://", "https://")
+ANY = ("0.0.0.0", "::")  # hosts of a server that all networks of this machine reach  # noqa: S104
 TURNS = (0, 90, 180, 270)
 ROLES = ("both", "sanitize", "transmit")
 LEAST_TOKEN = 16  # characters, if other machines can connect

@@ -154,6 +154,7 @@ def test_sockets_are_made_where_they_belong() -> None:
         "isolation.probes",  # tries whether a socket can be made
         "supervisor",  # a pair, through which the transmit process receives its pipes
         "transmit.admission",
+        "transmit.directions",  # asks the kernel which address others see
         "transmit.http",
         "transmit.link",
         "transmit.process",

@@ -21,6 +21,7 @@ from edgesan.errors import ModelError, Reject
 from edgesan.isolation import IsolationClaim
 from edgesan.message import FRESH_NS
 from edgesan.transmit import sinks
+from edgesan.transmit.directions import directions, visible_url
 from edgesan.transmit.sinks import OutputFile, Sink
 
 if TYPE_CHECKING:  # numpy must not be loaded before isolation
@@ -51,6 +52,7 @@ def run(config: Config, files: list[OutputFile], channel: socket.socket, control
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends them in order
     servers = sinks.open_servers(config)
+    urls = [visible_url(server) for server in config.servers]
     loop = asyncio.new_event_loop()
     claims = isolation.transmit(config.model_folders)
     if config.require_isolation:
@@ -58,6 +60,7 @@ def run(config: Config, files: list[OutputFile], channel: socket.socket, control
     print(
         f"edgesan: transmit -> {', '.join(config.out)}\n  isolation: {isolation.summary(claims)}",
         *(f"  WARNING: {claim}" for claim in claims if not claim.holds),
+        *(directions(url, token=bool(config.token), code=sys.stderr.isatty()) for url in urls),
         sep="\n",
         file=sys.stderr,
         flush=True,
