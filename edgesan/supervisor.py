@@ -189,8 +189,7 @@ class Supervisor:
         """Start each child that should run and does not."""
         now_s = time.monotonic()
         if self._config.role != "sanitize" and self._transmit is None and now_s >= self._transmit_due_s:
-            again = self._transmit_due_s > 0 or self._config.role == "transmit"  # systemd starts that role again
-            files = sinks.open_files(self._config, again=again)
+            files = sinks.open_files(self._config)
             self._files += [path for path, _ in files]
             self._channel, theirs = socket.socketpair()
             self._transmit = self._fork("transmit", lambda control: self._run_transmit(files, theirs, control))
@@ -424,7 +423,7 @@ class Supervisor:
             self._sanitize.end(STOP_SANITIZE_S)
             self._close_log()
         if self._transmit:
-            files = [str(path) for path in self._config.files]
+            files = [str(path) for path in self._files]
             ended = self._transmit.end(STOP_FILES_S if files else STOP_S)
             self._remove_empty_files()
             if files and ended < 0 and self._transmit.ready:

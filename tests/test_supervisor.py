@@ -243,14 +243,26 @@ def test_files_can_be_played_and_hold_the_frames(run: Callable[..., Run], tmp_pa
         assert 12 <= count <= 15
 
 
-def test_an_existing_file_is_not_overwritten_and_no_empty_one_is_left(run: Callable[..., Run], tmp_path: Path) -> None:
-    path, other = tmp_path / "clip.mkv", tmp_path / "other.mkv"
-    path.write_bytes(b"precious")
-    running = run("--out", str(other), "--out", str(path))
+def test_a_run_that_is_started_again_writes_beside_the_files_that_exist_and_says_how_much(
+    run: Callable[..., Run], tmp_path: Path
+) -> None:
+    paths = [tmp_path / name for name in ("clip.mkv", "clip-2.mkv", "clip-3.mkv")]
+    paths[0].write_bytes(b"precious")
+    for path in paths[1:]:
+        running = run("--out", str(paths[0]), "--frames", "5")
+        assert running.process.wait(30) == 0
+        assert f"transmit -> {path}\n" in running.said()
+        frames = pictures(path)
+        assert f"{path}: {frames} frames, {path.stat().st_size:,} bytes\n" in running.said()
+        assert frames > 0
+    assert paths[0].read_bytes() == b"precious"
+
+
+def test_a_file_that_cannot_be_made_leaves_no_empty_one_behind(run: Callable[..., Run], tmp_path: Path) -> None:
+    running = run("--out", str(tmp_path / "other.mkv"), "--out", str(tmp_path / "nowhere" / "clip.mkv"))
     assert running.process.wait(15) == 5
-    assert "exists: name another file" in running.said()
-    assert path.read_bytes() == b"precious"
-    assert not other.exists()
+    assert "there is no such folder" in running.said()
+    assert list(tmp_path.glob("**/*.mkv")) == []
 
 
 @pytest.fixture

@@ -4,6 +4,8 @@ A power cut costs an .mkv its last second, and an .mp4 everything: its index is 
 """
 
 import errno
+import os
+import sys
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -71,7 +73,7 @@ class ClipWriter:
         self._stream.time_base = TIME_BASE
         self._stream.codec_context.time_base = TIME_BASE
         self._size: tuple[int, int] | None = None
-        self._last = -1
+        self._last, self.frames = -1, 0
         self._open = True
 
     def write(self, frame: SanitizedFrame, seconds: float) -> None:
@@ -90,6 +92,7 @@ class ClipWriter:
         self._last = max(self._last + 1, round(seconds / TIME_BASE))
         picture.pts, picture.time_base = self._last, TIME_BASE
         self._mux(picture)
+        self.frames += 1
 
     def _mux(self, picture: av.VideoFrame | None) -> None:
         """Encode a picture, or flush the encoder if it is None, and write the packets."""
@@ -142,10 +145,12 @@ class FileSink:
         self._writer.write(frame, (frame.stamps.captured_ns - self._first_ns) / 1e9)
 
     async def close(self) -> None:
-        """Finish the clip and close the file."""
+        """Finish the clip, say what is in it, and close the file."""
         try:
             if self._writer is not None:
                 self._writer.close()
+                size = os.fstat(self._file.fileno()).st_size
+                print(f"edgesan: {self._path}: {self._writer.frames:,} frames, {size:,} bytes", file=sys.stderr)
         finally:
             with suppress(OSError):  # an earlier error is reported already
                 self._file.close()

@@ -57,8 +57,9 @@ def run(config: Config, files: list[OutputFile], channel: socket.socket, control
     claims = isolation.transmit(config.model_folders)
     if config.require_isolation:
         isolation.require(claims)
+    out = ", ".join([*config.servers, *(str(path) for path, _ in files)])
     print(
-        f"edgesan: transmit -> {', '.join(config.out)}\n  isolation: {isolation.summary(claims)}",
+        f"edgesan: transmit -> {out}\n  isolation: {isolation.summary(claims)}",
         *(f"  WARNING: {claim}" for claim in claims if not claim.holds),
         *(directions(url, token=bool(config.token), code=sys.stderr.isatty()) for url in urls),
         sep="\n",
