@@ -1,14 +1,19 @@
-"""The command line: `edgesan run | sanitize | devices | inspect | doctor | bench | keys | sign | install | flash`."""
+"""The command line: `edgesan run | sanitize | devices | inspect | doctor | bench | keys | sign | install | flash`.
+
+Answers go to standard output, and all else to standard error.
+"""
 
 import argparse
 import dataclasses
+import difflib
 import json
 import logging
 import os
 import shlex
 import sys
 import typing
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -60,6 +65,12 @@ examples:
   sudo edgesan flash board.img.xz /dev/sdX --settings porch.toml
 """
 
+COMPLETION_EPILOG = """\
+examples:
+  edgesan completion bash > ~/.local/share/bash-completion/completions/edgesan
+  edgesan completion zsh > ~/.zfunc/_edgesan     with `fpath+=~/.zfunc` before `compinit` in ~/.zshrc
+"""
+
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
@@ -72,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     main_parser.add_argument("--version", action="version", version=f"edgesan {__version__}")
-    verbs = main_parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs = main_parser.add_subparsers(dest="verb", metavar="VERB")
     _add_run(verbs)
     _add_sanitize(verbs)
     _add_devices(verbs)
@@ -83,7 +94,59 @@ def parser() -> argparse.ArgumentParser:
     _add_sign(verbs)
     _add_install(verbs)
     _add_flash(verbs)
+    _add_help(verbs)
+    _add_completion(verbs)
     return main_parser
+
+
+def verb_parsers(main_parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Return the parser of each verb."""
+    (group,) = [a for a in main_parser._actions if isinstance(a, argparse._SubParsersAction)]
+    return dict(group.choices)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Parse a command line, and suggest what a mistyped verb or option may have meant.
+
+    Raises:
+        ConfigError: a verb or an option is unknown.
+        SystemExit: the help was asked for, or a value is missing or wrong.
+    """
+    main_parser = parser()
+    verbs = verb_parsers(main_parser)
+    if argv and not argv[0].startswith("-") and argv[0] not in verbs:
+        raise ConfigError(f"there is no `edgesan {argv[0]}`; {_suggest(argv[0], verbs)} See `edgesan help`")
+    arguments, unknown = main_parser.parse_known_args(argv)
+    if unknown:
+        verb = verbs.get(arguments.verb, main_parser)
+        options = [name for action in verb._actions for name in action.option_strings if name.startswith("--")]
+        mistyped = next((word.partition("=")[0] for word in unknown if word.startswith("-")), "")
+        if not mistyped:
+            raise ConfigError(f"{unknown[0]!r} is one argument too many: see `{verb.prog} --help`")
+        raise ConfigError(f"`{verb.prog}` has no {mistyped}; {_suggest(mistyped, options)} See `{verb.prog} --help`")
+    return arguments
+
+
+def _suggest(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, known := list(known), 1)
+    return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}."
+
+
+def say(text: str) -> None:
+    """Print an answer."""
+    with _until_read():
+        print(text, flush=True)
+
+
+@contextmanager
+def _until_read() -> Iterator[None]:
+    """Write to standard output. A reader who has seen enough, as `head`, ends nothing and is no error."""
+    try:
+        yield
+    except BrokenPipeError:
+        nothing = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(nothing, sys.stdout.fileno())  # for what Python writes at its end
+        os.close(nothing)
 
 
 def _add_run(verbs: Verbs) -> None:
@@ -258,6 +321,22 @@ def _add_flash(verbs: Verbs) -> None:
     )
 
 
+def _add_help(verbs: Verbs) -> None:
+    explain = verbs.add_parser("help", help="explain a verb", description="Explain edgesan, or one verb of it.")
+    explain.add_argument("topic", nargs="?", metavar="VERB", help="the verb (default: all of them in short)")
+
+
+def _add_completion(verbs: Verbs) -> None:
+    completion = verbs.add_parser(
+        "completion",
+        help="completion for a shell",
+        description="Print the script that completes verbs and options when the Tab key is pressed.",
+        epilog=COMPLETION_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell")
+
+
 def add_options(verb: argparse.ArgumentParser, names: list[str] | tuple[str, ...]) -> None:
     """Add `--name` for fields of Config. None means "not given", so that the value of the TOML file holds."""
     verb.add_argument("--config", type=Path, metavar="FILE", help="a TOML file of the same options")
@@ -311,7 +390,6 @@ def board_configuration(arguments: argparse.Namespace) -> Config:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line, and return the exit code: see `edgesan.errors`."""
     logging.basicConfig(level=logging.WARNING, format="edgesan: %(message)s")
-    arguments = parser().parse_args(argv)
     verbs = {
         "run": _run,
         "sanitize": _sanitize,
@@ -323,12 +401,20 @@ def main(argv: list[str] | None = None) -> int:
         "sign": _sign,
         "install": _install,
         "flash": _flash,
+        "help": _help,
+        "completion": _completion,
+        None: _help,
     }
     try:
+        arguments = parse(sys.argv[1:] if argv is None else argv)
         return verbs[arguments.verb](arguments)
     except EdgesanError as error:
         print(f"edgesan: {error}", file=sys.stderr)
         return error.exit_code
+    except SystemExit:
+        with _until_read():
+            sys.stdout.flush()  # --help | head
+        raise
 
 
 # Each verb imports what it needs, so that a quick answer does not wait for onnxruntime.
@@ -367,7 +453,7 @@ def _sanitize(arguments: argparse.Namespace) -> int:
     report = files.sanitize_file(
         arguments.input, arguments.output, config, force=arguments.force, stats=arguments.stats
     )
-    print(json.dumps(report.as_dict()) if arguments.json else report.text())
+    say(json.dumps(report.as_dict()) if arguments.json else report.text())
     return 0
 
 
@@ -375,7 +461,7 @@ def _devices(arguments: argparse.Namespace) -> int:
     from edgesan.capture import devices
 
     found = devices.list_devices()
-    print(json.dumps([dataclasses.asdict(d) for d in found], indent=2) if arguments.json else devices.table(found))
+    say(json.dumps([dataclasses.asdict(d) for d in found], indent=2) if arguments.json else devices.table(found))
     return 0
 
 
@@ -383,7 +469,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     from edgesan.model import inspect
 
     config = board_configuration(arguments)
-    print(inspect.as_json(config) if arguments.json else inspect.text(config))
+    say(inspect.as_json(config) if arguments.json else inspect.text(config))
     return 0
 
 
@@ -391,7 +477,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
     from edgesan.board import doctor
 
     findings = doctor.examine(board_configuration(arguments))
-    print(doctor.to_json(findings) if arguments.json else doctor.render(findings))
+    say(doctor.to_json(findings) if arguments.json else doctor.render(findings))
     return 1 if any(finding.level == "fail" for finding in findings) else 0
 
 
@@ -400,7 +486,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 
     parts = tuple(arguments.part or ("stages", "wire", "idle"))
     results = bench.run(parts, configuration(arguments), arguments.seconds, arguments.minutes)
-    print(json.dumps(bench.plain(results), indent=1) if arguments.json else bench.text(results))
+    say(json.dumps(bench.plain(results), indent=1) if arguments.json else bench.text(results))
     return 0
 
 
@@ -417,15 +503,15 @@ def _keys(arguments: argparse.Namespace) -> int:
             "Devices run what it signs once this line is in their configuration (--config FILE):\n\n"
             f"trusted_keys = [{json.dumps(key.line)}]"
         )
-        print(json.dumps(facts, indent=2) if arguments.json else text)
+        say(json.dumps(facts, indent=2) if arguments.json else text)
         return 0
     trusted = [("bundled", key) for key in signing.bundled()]
     trusted += [("trusted_keys", key) for key in signing.configured(configuration(arguments).trusted_keys)]
     if arguments.json:
         rows = [{"origin": o, "fingerprint": k.fingerprint, "name": k.name, "key": k.line} for o, k in trusted]
-        print(json.dumps(rows, indent=2))
+        say(json.dumps(rows, indent=2))
     else:
-        print("\n".join(f"{origin:<12}  {key}" for origin, key in trusted))
+        say("\n".join(f"{origin:<12}  {key}" for origin, key in trusted))
     return 0
 
 
@@ -437,7 +523,7 @@ def _sign(arguments: argparse.Namespace) -> int:
     content = read(arguments.model)
     facts = prepare(arguments.model, content).metadata
     path = signing.sign(arguments.model, content, private)
-    print(
+    say(
         json.dumps({"signature": str(path), "fingerprint": signing.public_half(private).fingerprint})
         if arguments.json
         else f"{path}: {facts.name} version {facts.version}, signed by {signing.public_half(private).fingerprint}"
@@ -455,10 +541,10 @@ def _install(arguments: argparse.Namespace) -> int:
     config = load(path, {"token": token} if token else {})
     models = arguments.models or settings.MODELS
     if arguments.settle:
-        print(update.settle(config, models))
+        say(update.settle(config, models))
         return 0
     command = shlex.split(arguments.restart or update.RESTART)
-    print(update.install(arguments.model, config, models, command, update.Watch(arguments.watch)))
+    say(update.install(arguments.model, config, models, command, update.Watch(arguments.watch)))
     return 0
 
 
@@ -470,10 +556,31 @@ def _flash(arguments: argparse.Namespace) -> int:
             raise ConfigError(
                 f"name the card, too: edgesan flash {arguments.image} DEVICE; `edgesan flash` lists the cards"
             )
-        print(flash.table(flash.list_devices()))
+        say(flash.table(flash.list_devices()))
         return 0
     options = flash.Options(dry_run=arguments.dry_run, to_file=arguments.to_file, yes=arguments.yes)
-    print(flash.flash(arguments.image, arguments.device, arguments.settings, options))
+    say(flash.flash(arguments.image, arguments.device, arguments.settings, options))
+    return 0
+
+
+def _help(arguments: argparse.Namespace) -> int:
+    main_parser, topic = parser(), getattr(arguments, "topic", None)
+    verbs = verb_parsers(main_parser)
+    if topic and topic not in verbs:
+        raise ConfigError(f"there is no `edgesan {topic}`; {_suggest(topic, verbs)}")
+    say((verbs[topic] if topic else main_parser).format_help().rstrip())
+    return 0
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    import shtab
+
+    main_parser = parser()
+    for verb in verb_parsers(main_parser).values():
+        for action in verb._actions:
+            if action.type is Path:
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+    say(shtab.complete(main_parser, arguments.shell))
     return 0
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +17,8 @@ import cv2
 import numpy as np
 import pytest
 
-from edgesan.cli import parser
+from edgesan import __version__
+from edgesan.cli import parser, verb_parsers
 from edgesan.config import DEMO_MODEL, Config, load
 from edgesan.errors import ConfigError
 from tests.capture.webcam import Webcam
@@ -168,6 +170,58 @@ def test_bad_input_is_a_clear_error_with_its_exit_code(
     assert not Path("out.mp4").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("snaitize", "a.mp4", "b.mp4"), "there is no `edgesan snaitize`; did you mean sanitize?"),
+        (("run", "--camra", "0"), "`edgesan run` has no --camra; did you mean --camera? See `edgesan run --help`"),
+        (("doctor", "--jsn=1"), "`edgesan doctor` has no --jsn; did you mean --json?"),
+        (("devices", "--colour"), "`edgesan devices` has no --colour; known are --help, --json"),
+        (("run", "0"), "'0' is one argument too many"),
+        (("help", "sing"), "there is no `edgesan sing`; did you mean sign?"),
+    ],
+)
+def test_a_mistyped_verb_or_option_gets_a_suggestion(arguments: tuple[str, ...], words: str) -> None:
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"edgesan: {words}")
+
+
+def test_help_explains_all_verbs_or_one() -> None:
+    whole = run("--help").stdout
+    assert run().stdout == run("help").stdout == whole
+    assert run("help", "sign").stdout == run("sign", "--help").stdout
+    assert run("--version").stdout == f"edgesan {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", ["inspect", "--help", "help run", "completion bash"])
+def test_a_reader_who_has_seen_enough_is_no_error(arguments: str) -> None:
+    readable, writable = os.pipe()
+    os.close(readable)  # as `head` after its last line
+    done = subprocess.run(
+        [*COMMAND, *arguments.split()], stdout=writable, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writable)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+COMPLETE = """
+eval "$1"; COMP_WORDS=(edgesan $2); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _shtab_edgesan
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"), [("de", {"devices"}), ("run --al", {"--alpha", "--allow-unsigned", "--allow-rollback"})]
+)
+def test_bash_completes_verbs_and_options(typed: str, words: set[str]) -> None:
+    bash = shutil.which("bash")
+    assert bash
+    script = run("completion", "bash").stdout
+    done = subprocess.run([bash, "-c", COMPLETE, "bash", script, typed], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == words
+
+
 def test_a_picture_is_sanitized_and_counted(tmp_path: Path, clip: list[np.ndarray]) -> None:
     cv2.imwrite(str(tmp_path / "in.png"), clip[0])
     done = run("sanitize", str(tmp_path / "in.png"), str(tmp_path / "out.png"), "--stats", "--json")
@@ -209,7 +263,7 @@ def test_inspect_devices_and_doctor_answer_people_and_programs() -> None:
 
 
 def test_every_option_is_on_the_command_line_and_in_the_file_and_none_switches_the_sanitizer_off() -> None:
-    run_parser = parser()._subparsers._group_actions[0].choices["run"]  # type: ignore[union-attr, index]
+    run_parser = verb_parsers(parser())["run"]
     options = {action.dest for action in run_parser._actions} - {"help", "config"}
     assert options == {
         "model",

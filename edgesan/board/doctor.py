@@ -39,6 +39,7 @@ PACKAGES: Final = {
     "av": "av",
     "prometheus-client": "prometheus_client",
     "segno": "segno",
+    "shtab": "shtab",
     "tqdm": "tqdm",
 }
 LEAST_CMA_KB: Final = 64 * 1024
