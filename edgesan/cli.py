@@ -17,9 +17,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from edgesan import __version__
+from edgesan import __version__, log
 from edgesan.config import Config, board_token, load
 from edgesan.errors import ConfigError, EdgesanError
+
+logger = logging.getLogger(__name__)
 
 FILE_OPTIONS = (
     *("model", "alpha", "background", "zone", "rotate", "detect_size", "detect_every", "hold", "refresh", "threads"),
@@ -96,6 +98,8 @@ def parser() -> argparse.ArgumentParser:
     _add_flash(verbs)
     _add_help(verbs)
     _add_completion(verbs)
+    for verb in verbs.choices.values():
+        _add_logging(verb)
     return main_parser
 
 
@@ -341,7 +345,7 @@ def add_options(verb: argparse.ArgumentParser, names: list[str] | tuple[str, ...
     """Add `--name` for fields of Config. None means "not given", so that the value of the TOML file holds."""
     verb.add_argument("--config", type=Path, metavar="FILE", help="a TOML file of the same options")
     for f in dataclasses.fields(Config):
-        if f.name not in names:
+        if f.name not in names or f.name.startswith("log_"):  # every verb has those
             continue
         if isinstance(f.default, bool):
             verb.add_argument(
@@ -363,6 +367,22 @@ def add_options(verb: argparse.ArgumentParser, names: list[str] | tuple[str, ...
         )
 
 
+def _add_logging(verb: argparse.ArgumentParser) -> None:
+    """Add the options of the log, which every verb has."""
+    group = verb.add_argument_group("log")
+    group.add_argument(
+        "-v", "--verbose", dest="log_level", action="store_const", const="debug", help="say more on standard error"
+    )
+    group.add_argument(
+        "-q", "--quiet", dest="log_level", action="store_const", const="warning", help="say only what is wrong"
+    )
+    for name, known in (("log_level", log.LEVELS), ("log_format", log.FORMATS)):
+        field = Config.__dataclass_fields__[name]
+        group.add_argument(
+            f"--{name.replace('_', '-')}", choices=known, metavar=field.metadata["metavar"], help=field.metadata["help"]
+        )
+
+
 def _kind(field: dataclasses.Field[Any]) -> type:
     """Return the type of one value of an option: Path for `Path | None`, str for `tuple[str, ...]`."""
     hint = typing.get_type_hints(Config)[field.name]
@@ -377,7 +397,9 @@ def configuration(arguments: argparse.Namespace) -> Config:
     """Return the configuration of the arguments and their `--config` file."""
     known = {f.name for f in dataclasses.fields(Config)}
     given = {k: v for k, v in vars(arguments).items() if k in known and v is not None}
-    return load(arguments.config, {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    config = load(arguments.config, {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    log.configure(config.log_level, config.log_format)
+    return config
 
 
 def board_configuration(arguments: argparse.Namespace) -> Config:
@@ -389,7 +411,7 @@ def board_configuration(arguments: argparse.Namespace) -> Config:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line, and return the exit code: see `edgesan.errors`."""
-    logging.basicConfig(level=logging.WARNING, format="edgesan: %(message)s")
+    log.configure("info", "text")
     verbs = {
         "run": _run,
         "sanitize": _sanitize,
@@ -407,9 +429,10 @@ def main(argv: list[str] | None = None) -> int:
     }
     try:
         arguments = parse(sys.argv[1:] if argv is None else argv)
+        log.configure(arguments.log_level or "info", arguments.log_format or "text")
         return verbs[arguments.verb](arguments)
     except EdgesanError as error:
-        print(f"edgesan: {error}", file=sys.stderr)
+        logger.error("%s", error)
         return error.exit_code
     except SystemExit:
         with _until_read():
@@ -449,7 +472,7 @@ def _sanitize(arguments: argparse.Namespace) -> int:
     if config.require_isolation:
         isolation.require(claims)
     elif not all(claim.holds for claim in claims):
-        print(f"edgesan: {isolation.summary(claims)}; see `edgesan doctor`", file=sys.stderr)
+        logger.warning("%s; see `edgesan doctor`", isolation.summary(claims))
     report = files.sanitize_file(
         arguments.input, arguments.output, config, force=arguments.force, stats=arguments.stats
     )

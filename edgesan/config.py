@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from edgesan import log
 from edgesan.errors import ConfigError
 from edgesan.message import MOST_SIDE
 
@@ -121,6 +122,11 @@ class Config:
         None, "key of the certificate (PEM; default: it is in the certificate's file)", "FILE"
     )
 
+    log_level: str = option(
+        "info", f"least level that is logged: {', '.join(log.LEVELS)} (-v: debug, --quiet: warning)", "LEVEL"
+    )
+    log_format: str = option("text", "format of the log: text, or json (an object a line)", "FORMAT")
+
     def __post_init__(self) -> None:
         check(self)
 
@@ -189,6 +195,13 @@ RANGES = {
     "threads": (1, 64),
 }
 
+CHOICES: dict[str, tuple[object, ...]] = {
+    "rotate": TURNS,
+    "role": ROLES,
+    "log_level": log.LEVELS,
+    "log_format": log.FORMATS,
+}
+
 
 def check(c: Config) -> None:
     """Refuse values out of range.
@@ -204,10 +217,11 @@ def check(c: Config) -> None:
             raise ConfigError(f"{name} is {value}: it must be at least {least}, and at most {most:,}")
     if not 64 <= c.detect_size <= 4096:
         raise ConfigError(f"detect_size is {c.detect_size}: it must lie within 64..4096 pixels")
-    if c.rotate not in TURNS:
-        raise ConfigError(f"rotate is {c.rotate}: choose one of {', '.join(map(str, TURNS))}, degrees clockwise")
     if c.size is not None and not _is_size(c.size):
         raise ConfigError(f"size is {c.size!r}: write it as WIDTHxHEIGHT, such as 640x480, each within 16..{MOST_SIDE}")
+    for name, known in CHOICES.items():
+        if getattr(c, name) not in known:
+            raise ConfigError(f"{name} is {getattr(c, name)!r}: choose one of {', '.join(map(str, known))}")
     check_safety(c)
     for text in c.zone:
         _zone(text)
@@ -216,7 +230,7 @@ def check(c: Config) -> None:
 
 
 def check_safety(c: Config) -> None:
-    """Refuse a background or a role that does not exist, and a camera that isolation would not allow.
+    """Refuse a background that does not exist, and a camera that isolation would not allow.
 
     Raises:
         ConfigError: says which option is wrong.
@@ -228,8 +242,6 @@ def check_safety(c: Config) -> None:
         )
     if c.background not in BACKGROUNDS:
         raise ConfigError(f"background is {c.background!r}: choose one of {', '.join(BACKGROUNDS)}")
-    if c.role not in ROLES:
-        raise ConfigError(f"role is {c.role!r}: choose one of {', '.join(ROLES)}")
     if c.require_isolation and c.camera_is_url and c.role != "transmit":
         raise ConfigError(
             "require_isolation is set, and the camera is a URL: the process that sees raw pixels would need the"

@@ -1,6 +1,6 @@
 """`edgesan sanitize IN OUT`: every frame of one picture or clip, through the same pipeline as a camera's."""
 
-import sys
+import logging
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, closing
@@ -22,6 +22,8 @@ from edgesan.local import Sanitizer
 from edgesan.render import PLAIN
 from edgesan.status import warnings
 from edgesan.transmit.file import ClipWriter
+
+logger = logging.getLogger(__name__)
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 SAME_FACE = 0.3  # overlap (IoU) from which a detected face and a sanitized one are the same
@@ -142,7 +144,7 @@ def sanitize_file(source: Path, target: Path, config: Config, *, force: bool, st
     started = time.monotonic()
     sanitizer = (KeepingSanitizer if config.background == "keep" else Sanitizer)(config)
     for text in warnings(config, sanitizer.model):
-        print(f"edgesan: WARNING: {text}", file=sys.stderr)
+        logger.warning("%s", text)
     sanitize = CountingSanitizer(sanitizer, stats=stats)
     (_sanitize_picture if picture else _sanitize_clip)(source, target, config.rotate, sanitize)
     sanitize.report.seconds = time.monotonic() - started

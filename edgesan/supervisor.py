@@ -14,13 +14,13 @@ With `--role sanitize` or `--role transmit` the parent has one child, and the tw
 """
 
 import json
+import logging
 import os
 import select
 import signal
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -38,6 +38,8 @@ from edgesan.transmit.link import Pipes, send_pipes
 from edgesan.transmit.sinks import OutputFile
 from edgesan.transmit.unit import UnitClient, UnitListener
 from edgesan.watchdog import Watchdog
+
+logger = logging.getLogger(__name__)
 
 POLL_MS: Final = 200  # at most, from one round of checks to the next
 START_S: Final = 30.0  # for a child to become ready
@@ -83,11 +85,12 @@ class Log:
                 text = "".join(c if c.isprintable() or c == "\n" else "?" for c in content.decode(errors="replace"))
                 shown = text[: int(self._budget)]
                 self._budget -= len(shown)
-                if len(shown) < len(text) and not self._full:
-                    shown += "\nedgesan: the sanitize process prints too much; the rest is dropped\n"
-                    self._full = True
                 sys.stderr.write(shown)
-            sys.stderr.flush()
+                sys.stderr.flush()
+                if len(shown) < len(text) and not self._full:
+                    sys.stderr.write("\n")
+                    logger.warning("the sanitize process prints too much; the rest is dropped")
+                    self._full = True
 
     def close(self) -> None:
         """Print what is left, and close the pipe."""
@@ -213,6 +216,7 @@ class Supervisor:
         sys.stderr.flush()
         pid = os.fork()
         if pid:
+            logger.debug("started the %s process, number %d", name, pid)
             theirs.close()
             return Child(name, pid, ours, time.monotonic())
         code = 1
@@ -231,12 +235,11 @@ class Supervisor:
                     unit.close()
             code = main(theirs)
         except EdgesanError as error:
-            print(f"edgesan: {error}", file=sys.stderr)
+            logger.error("%s", error)
             code = error.exit_code
         finally:  # the clean-up of the parent and of its caller is not this process's
             if code == 1 and sys.exc_info()[0] is not None:
-                traceback.print_exc()
-            sys.stderr.flush()
+                logger.critical("unexpected error of the %s process", name, exc_info=True)
             os._exit(code)
 
     def _run_sanitize(self, control: ControlChannel) -> int:
@@ -366,7 +369,7 @@ class Supervisor:
             raise Ended(0)
         for child in self._children():
             if child.is_alive() and not child.ready and now_s - child.started_s > START_S:
-                print(f"edgesan: the {child.name} process was not ready after {START_S:g} s", file=sys.stderr)
+                logger.error("the %s process was not ready after %g s", child.name, START_S)
                 child.end(0)
                 raise Ended(1)
         if self._transmit and not self._transmit.is_alive():
@@ -387,7 +390,7 @@ class Supervisor:
         wait_s = BACK_OFF_S[min(self._tries, len(BACK_OFF_S) - 1)]
         self._tries += 1
         self._sanitize_due_s = time.monotonic() + wait_s
-        print("edgesan: opening the camera again", file=sys.stderr, flush=True)
+        logger.info("opening the camera again")
 
     def _transmit_ended(self, child: Child) -> None:
         child.control.close()
@@ -401,7 +404,7 @@ class Supervisor:
             self._client.leave()
         # Wait, because a signal to all processes of the service may be about to reach this one.
         self._transmit_due_s = time.monotonic() + RESTART_S
-        print(f"edgesan: the transmit process ended ({child.code}); starting it again", file=sys.stderr, flush=True)
+        logger.warning("the transmit process ended (%s); starting it again", child.code)
 
     def _close_log(self) -> None:
         if self._log:
@@ -412,7 +415,7 @@ class Supervisor:
         """Return the exit code of a run that ends with this child."""
         assert child.code is not None
         if child.code < 0:
-            print(f"edgesan: the {child.name} process was killed by signal {-child.code}", file=sys.stderr, flush=True)
+            logger.error("the %s process was killed by signal %d", child.name, -child.code)
             return 128 - child.code
         return child.code
 
@@ -427,10 +430,7 @@ class Supervisor:
             ended = self._transmit.end(STOP_FILES_S if files else STOP_S)
             self._remove_empty_files()
             if files and ended < 0 and self._transmit.ready:
-                print(
-                    f"edgesan: {', '.join(files)} may not be whole: the transmit process had to be killed",
-                    file=sys.stderr,
-                )
+                logger.error("%s may not be whole: the transmit process had to be killed", ", ".join(files))
                 ended = SinkError.exit_code
             code = code or max(0, ended)
         for unit in (self._listener, self._client):

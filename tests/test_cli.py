@@ -287,6 +287,8 @@ def test_every_option_is_on_the_command_line_and_in_the_file_and_none_switches_t
         "state_dir",
         "allow_rollback",
         "require_isolation",
+        "log_level",
+        "log_format",
         "role",
         "socket",
         "rotate",

@@ -24,7 +24,7 @@ PACKAGES = {
 }
 # The modules and sub-packages of edgesan, from the bottom: each imports only what stands on a floor below its own.
 FLOORS = (
-    {"control", "errors", "frames", "metrics", "noise", "ort"},
+    {"control", "errors", "frames", "log", "metrics", "noise", "ort"},
     {"disk", "isolation", "message", "watchdog"},
     {"config"},
     {"capture", "faces"},

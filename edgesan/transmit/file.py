@@ -4,8 +4,8 @@ A power cut costs an .mkv its last second, and an .mp4 everything: its index is 
 """
 
 import errno
+import logging
 import os
-import sys
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -16,6 +16,8 @@ import numpy as np
 
 from edgesan.errors import SinkError
 from edgesan.frames import SanitizedFrame
+
+logger = logging.getLogger(__name__)
 
 TIME_BASE = Fraction(1, 1000)
 CODEC: Final = "libx264"
@@ -150,7 +152,7 @@ class FileSink:
             if self._writer is not None:
                 self._writer.close()
                 size = os.fstat(self._file.fileno()).st_size
-                print(f"edgesan: {self._path}: {self._writer.frames:,} frames, {size:,} bytes", file=sys.stderr)
+                logger.info("%s: %s frames, %s bytes", self._path, f"{self._writer.frames:,}", f"{size:,}")
         finally:
             with suppress(OSError):  # an earlier error is reported already
                 self._file.close()

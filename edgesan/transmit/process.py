@@ -5,6 +5,7 @@ It first opens what it may not open later: ports, the key for TLS, its event loo
 """
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -29,6 +30,8 @@ if TYPE_CHECKING:  # numpy must not be loaded before isolation
     from edgesan.message import Status
     from edgesan.model.load import Decoder
     from edgesan.transmit.link import Receiver
+
+logger = logging.getLogger(__name__)
 
 SLATE_S: Final = 0.5  # between two slates, while no live frame comes
 ALIVE_S: Final = 1.0  # between two ALIVE messages to the parent
@@ -58,14 +61,13 @@ def run(config: Config, files: list[OutputFile], channel: socket.socket, control
     if config.require_isolation:
         isolation.require(claims)
     out = ", ".join([*config.servers, *(str(path) for path, _ in files)])
-    print(
-        f"edgesan: transmit -> {out}\n  isolation: {isolation.summary(claims)}",
-        *(f"  WARNING: {claim}" for claim in claims if not claim.holds),
-        *(directions(url, token=bool(config.token), code=sys.stderr.isatty()) for url in urls),
-        sep="\n",
-        file=sys.stderr,
-        flush=True,
-    )
+    code = sys.stderr.isatty() and config.log_format == "text"
+    where = [directions(url, token=bool(config.token), code=code) for url in urls]
+    lines = [f"transmit -> {out}", f"  isolation: {isolation.summary(claims)}", *where]
+    logger.info("%s", "\n".join(lines))
+    for claim in claims:
+        if not claim.holds:
+            logger.warning("%s", claim)
     transmitter = Transmitter(config, claims, channel, control)
     built = sinks.build(config, servers, files, transmitter.report, transmitter.request_alpha)
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
@@ -191,7 +193,7 @@ class Transmitter:
         try:
             self._decoder = self._load()
         except ModelError as error:
-            print(f"edgesan: {error}", file=sys.stderr, flush=True)
+            logger.error("%s", error)
         else:
             self._renderer = Renderer(self._decoder, self._config.zones)
 
