@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 
 from edgesan import __version__, log
 from edgesan.config import Config, board_token, load
-from edgesan.errors import ConfigError, EdgesanError
+from edgesan.errors import ConfigError, EdgesanError, ModelError
 
 logger = logging.getLogger(__name__)
 
@@ -195,11 +195,17 @@ def _add_devices(verbs: Verbs) -> None:
 
 def _add_inspect(verbs: Verbs) -> None:
     inspect = verbs.add_parser(
-        "inspect", help="verify and describe a model file", description="Verify a model file and describe it."
+        "inspect",
+        help="verify and describe a model file",
+        description=(
+            "Verify a model file and describe it, also one that may not run here: then the exit code is 4, and the"
+            " network is not run."
+        ),
     )
     inspect.add_argument(
         "model", type=Path, nargs="?", metavar="MODEL", help="an edgesan .onnx file (default: the configuration's)"
     )
+    inspect.add_argument("--claims", action="store_true", help="list every measured figure")
     inspect.add_argument("--json", action="store_true", help="print JSON")
     add_options(inspect, ("trusted_keys", "allow_unsigned"))
 
@@ -491,9 +497,9 @@ def _devices(arguments: argparse.Namespace) -> int:
 def _inspect(arguments: argparse.Namespace) -> int:
     from edgesan.model import inspect
 
-    config = board_configuration(arguments)
-    say(inspect.as_json(config) if arguments.json else inspect.text(config))
-    return 0
+    found = inspect.facts(board_configuration(arguments))
+    say(inspect.as_json(found) if arguments.json else inspect.text(found, every_claim=arguments.claims))
+    return 0 if found["runs_here"] else ModelError.exit_code
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
