@@ -11,14 +11,13 @@ import logging
 import os
 import shlex
 import sys
-import typing
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from edgesan import __version__, log
-from edgesan.config import Config, board_token, load
+from edgesan.config import Config, board_token, found, kind_of, load
 from edgesan.errors import ConfigError, EdgesanError, ModelError
 
 logger = logging.getLogger(__name__)
@@ -28,6 +27,11 @@ FILE_OPTIONS = (
     *("trusted_keys", "allow_unsigned", "state_dir", "allow_rollback", "require_isolation"),
 )
 """The options of a run that also apply to a file."""
+
+CONFIG_HELP = (
+    "a TOML file of the same options (default: edgesan/edgesan.toml in $XDG_CONFIG_HOME or ~/.config, or else"
+    " /etc/edgesan/edgesan.toml)"
+)
 
 EPILOG = """\
 examples:
@@ -39,6 +43,9 @@ examples:
   edgesan run --role sanitize --camera 0         the camera alone, without network; also: edgesan run --role transmit
   edgesan bench                                  measure how fast this machine is
   edgesan keys new mine                          make a key to sign your own models: edgesan sign san.onnx --key mine
+
+Each option can also stand in a file (--config) and in the environment: EDGESAN_ALPHA=0.6. Several values are separated
+by a semicolon. The command line overrides the environment, and that the file.
 
 exit codes:
   0 clean end                  2 option or configuration    4 model                      6 isolation
@@ -349,7 +356,7 @@ def _add_completion(verbs: Verbs) -> None:
 
 def add_options(verb: argparse.ArgumentParser, names: list[str] | tuple[str, ...]) -> None:
     """Add `--name` for fields of Config. None means "not given", so that the value of the TOML file holds."""
-    verb.add_argument("--config", type=Path, metavar="FILE", help="a TOML file of the same options")
+    verb.add_argument("--config", type=Path, metavar="FILE", help=CONFIG_HELP)
     for f in dataclasses.fields(Config):
         if f.name not in names or f.name.startswith("log_"):  # every verb has those
             continue
@@ -366,7 +373,7 @@ def add_options(verb: argparse.ArgumentParser, names: list[str] | tuple[str, ...
         verb.add_argument(
             f"--{f.name.replace('_', '-')}",
             dest=f.name,
-            type=_kind(f),
+            type=str if many else kind_of(f.name),
             action="append" if many else "store",
             metavar=f.metadata["metavar"],
             help=f.metadata["help"].replace("%", "%%") + shown,
@@ -389,29 +396,30 @@ def _add_logging(verb: argparse.ArgumentParser) -> None:
         )
 
 
-def _kind(field: dataclasses.Field[Any]) -> type:
-    """Return the type of one value of an option: Path for `Path | None`, str for `tuple[str, ...]`."""
-    hint = typing.get_type_hints(Config)[field.name]
-    return next((kind for kind in (Path, float, int) if kind in (hint, *typing.get_args(hint))), str)
-
-
 def _text(value: Any) -> str:
     return ", ".join(value) if isinstance(value, tuple) else str(value)
 
 
 def configuration(arguments: argparse.Namespace) -> Config:
-    """Return the configuration of the arguments and their `--config` file."""
+    """Return the configuration of the arguments, and of the file that `--config` names or that is found.
+
+    A verb without the option `out` serves nothing, and needs neither token nor certificate.
+    """
     known = {f.name for f in dataclasses.fields(Config)}
     given = {k: v for k, v in vars(arguments).items() if k in known and v is not None}
-    config = load(arguments.config, {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    serving = {} if "out" in arguments else {"role": "sanitize"}
+    path = arguments.config or found(os.environ)
+    config = load(path, {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()} | serving)
     log.configure(config.log_level, config.log_format)
+    logger.debug("the configuration is %s", path or "the default one: no file was found")
     return config
 
 
 def board_configuration(arguments: argparse.Namespace) -> Config:
     """Return the configuration; on a board, with the token from the file beside it, so that root need not type it."""
-    if arguments.config and not getattr(arguments, "token", None) and "EDGESAN_TOKEN" not in os.environ:
-        arguments.token = board_token(arguments.config) or None
+    path = arguments.config or found(os.environ)
+    if path and not arguments.token and "EDGESAN_TOKEN" not in os.environ:
+        arguments.token = board_token(path) or None
     return configuration(arguments)
 
 
@@ -460,7 +468,7 @@ def _run(arguments: argparse.Namespace) -> int:
             " (for a file of your own there is `edgesan sanitize --background keep IN OUT`)"
         )
     with closing(Watchdog(os.environ)) as watchdog:
-        return Supervisor(config, watchdog).run()
+        return Supervisor(config, watchdog, lambda: configuration(arguments)).run()
 
 
 def _sanitize(arguments: argparse.Namespace) -> int:
@@ -469,7 +477,13 @@ def _sanitize(arguments: argparse.Namespace) -> int:
 
     config = configuration(arguments)
     state = rollback.state_folder(config.state_dir, os.environ)
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot make {state}, for the record of model versions: {error.strerror}; name a folder of your own,"
+            " --state-dir"
+        ) from error
     folder = arguments.output.absolute().parent
     reads = [*config.model_folders, arguments.input.absolute()]
     claims = isolation.sanitize(reads, [folder, state])
@@ -497,7 +511,7 @@ def _devices(arguments: argparse.Namespace) -> int:
 def _inspect(arguments: argparse.Namespace) -> int:
     from edgesan.model import inspect
 
-    found = inspect.facts(board_configuration(arguments))
+    found = inspect.facts(configuration(arguments))
     say(inspect.as_json(found) if arguments.json else inspect.text(found, every_claim=arguments.claims))
     return 0 if found["runs_here"] else ModelError.exit_code
 

@@ -1,15 +1,18 @@
-"""Every option of a run: one frozen dataclass that defines both the command line and the TOML file.
+"""Every option of a run: one frozen dataclass that defines the command line, the environment and the TOML file.
 
-The TOML file has the same names; an unknown key is an error. The command line overrides the file.
+The TOML file has the same names; an unknown key is an error. The environment (EDGESAN_ALPHA=0.6) overrides the file,
+and the command line overrides both.
 """
 
 import dataclasses
 import difflib
 import ipaddress
+import logging
 import os
 import tomllib
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +22,12 @@ from edgesan import log
 from edgesan.errors import ConfigError
 from edgesan.message import MOST_SIDE
 
+logger = logging.getLogger(__name__)
+
+SYSTEM_CONFIG = Path("/etc/edgesan/edgesan.toml")
+VARIABLE = "EDGESAN_"  # and the name of an option in capitals
+SEPARATOR = ";"  # of the values of an option that can be repeated, in a variable
+TRUTH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 BACKGROUNDS = ("plain", "keep")
 GONE_BACKGROUNDS = ("pixelate", "blur", "black")
 DEMO_MODEL = Path(__file__).parent / "models" / "default.onnx"
@@ -343,8 +352,17 @@ def _zone(text: str) -> Zone:
     return Zone(x, y, width, height)
 
 
+def found(environment: Mapping[str, str]) -> Path | None:
+    """Return the configuration file of the user ($XDG_CONFIG_HOME or ~/.config), or else the system's; None if none."""
+    home = environment.get("HOME", "")
+    folder = environment.get("XDG_CONFIG_HOME") or (f"{home}/.config" if home else "")
+    places = [Path(folder) / "edgesan" / "edgesan.toml"] if folder else []
+    # Not Path.is_file, which raises in a folder that this user may not look into.
+    return next((place for place in (*places, SYSTEM_CONFIG) if os.path.isfile(place)), None)
+
+
 def load(path: Path | None, overrides: dict[str, Any]) -> Config:
-    """Load the configuration: defaults, then the TOML file, then EDGESAN_TOKEN, then `overrides` of the command line.
+    """Load the configuration: defaults, then the TOML file, then the environment, then `overrides`, the command line's.
 
     Raises:
         ConfigError: the file is missing or not TOML, a key is unknown, or a value has the wrong type or range.
@@ -360,9 +378,47 @@ def load(path: Path | None, overrides: dict[str, Any]) -> Config:
         except (ValueError, RecursionError) as error:  # TOMLDecodeError, or a number of 5000 digits
             raise ConfigError(f"{path} is not TOML: {error}") from error
         values = typed(path, table)
-    if "EDGESAN_TOKEN" in os.environ:
-        values["token"] = os.environ["EDGESAN_TOKEN"]
-    return Config(**(values | overrides))
+    return Config(**(values | of_environment(os.environ) | overrides))
+
+
+def of_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return the options that variables give: EDGESAN_ALPHA is `alpha`. An empty variable gives nothing.
+
+    Raises:
+        ConfigError: a value is not of the option's type.
+    """
+    hints, values = typing.get_type_hints(Config), {}
+    for variable, text in environment.items():
+        name = variable.removeprefix(VARIABLE).lower()
+        if not text or not variable.startswith(VARIABLE):
+            continue
+        if name in hints:
+            values[name] = _read(variable, name, text)
+        elif near := difflib.get_close_matches(name, hints, 1, cutoff=0.75):
+            logger.warning("%s is no option; did you mean %s%s?", variable, VARIABLE, near[0].upper())
+    return values
+
+
+def _read(variable: str, name: str, text: str) -> Any:
+    """Return the text of a variable as the type of its option."""
+    kind = kind_of(name)
+    if typing.get_origin(kind) is tuple:
+        return tuple(item.strip() for item in text.split(SEPARATOR) if item.strip())
+    try:
+        return TRUTH[text.lower()] if kind is bool else kind(text)
+    except (KeyError, ValueError) as error:
+        expected = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+        raise ConfigError(f"{variable} is {text!r}: expected {expected}; {option_help(name)}") from error
+
+
+def kind_of(name: str) -> Any:
+    """Return the type of an option: `Path` for `Path | None`."""
+    hint = typing.get_type_hints(Config)[name]
+    return next(kind for kind in typing.get_args(hint) if kind is not type(None)) if _is_union(hint) else hint
+
+
+def _is_union(hint: Any) -> bool:
+    return isinstance(hint, types.UnionType)
 
 
 def board_token(config: Path) -> str:
@@ -401,7 +457,7 @@ def _typed(path: Path, key: str, value: Any) -> Any:
     texts = value if isinstance(value, list) else [value]
     if any(isinstance(text, str) and "\0" in text for text in texts):
         raise ConfigError(f"{path}: {key} = {value!r} holds a zero byte; {option_help(key)}")
-    kinds = typing.get_args(hints[key]) if isinstance(hints[key], types.UnionType) else (hints[key],)
+    kinds = typing.get_args(hints[key]) if _is_union(hints[key]) else (hints[key],)
     if float in kinds and (type(value) is float or (type(value) is int and abs(value) < 2**53)):
         return float(value)
     if (int in kinds and type(value) is int) or (bool in kinds and type(value) is bool):

@@ -97,7 +97,7 @@ def announce(config: Config, model: Verified, camera: str, alpha: float, claims:
         "%s",
         f"version {__version__}: {camera} -> {out}\n"
         f"  model {facts.name} v{facts.version} ({model.sha256[:8]}): private {facts.private}, useful {facts.utility};"
-        f" alpha {alpha:g}, background {config.background}\n"
+        f" alpha {alpha:.3g}, background {config.background}\n"
         f"  measured: {facts.strongest_attack}\n"
         f"  {model.signer or 'unsigned'}\n"
         f"  across the wall: numbers only, at most {MOST_BYTES:,} bytes a frame"

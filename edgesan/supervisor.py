@@ -23,7 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -52,6 +52,14 @@ ALIVE_S: Final = 0.5  # between two notifications to systemd
 MOST_NAME: Final = 500  # characters of a model name that is recorded
 LOG_BURST: Final = 16384  # bytes of text that the sanitize process may print at once: a traceback
 LOG_RATE: Final = 256  # bytes a second, for longer
+# What SIGHUP changes, by the process that starts again for it.
+FIXED: Final = frozenset({"role", "socket", "frames", "duration"})
+OF_BOTH: Final = frozenset(
+    {"model", "threads", "trusted_keys", "allow_unsigned", "zone", "background", "require_isolation"}
+    | {"allow_rollback", "camera", "fps", "log_level", "log_format"}
+)
+OF_TRANSMIT: Final = OF_BOTH | {"out", "token", "tls_cert", "tls_key"}
+OF_SANITIZE: Final = frozenset(f.name for f in fields(Config)) - FIXED - (OF_TRANSMIT - OF_BOTH)
 
 
 class Log:
@@ -143,8 +151,16 @@ class Ended(Exception):
 class Supervisor:
     """The parent process. `run` is its whole life."""
 
-    def __init__(self, config: Config, watchdog: Watchdog) -> None:
+    def __init__(self, config: Config, watchdog: Watchdog, reload: Callable[[], Config] | None = None) -> None:
+        """Prepare a run.
+
+        Args:
+            config: its options.
+            watchdog: the service manager's.
+            reload: reads the options again, after SIGHUP.
+        """
         self._config, self._watchdog, self._pid = config, watchdog, os.getpid()
+        self._reload, self._hung_up = reload, False
         self._pipes: Pipes | None = None if config.role == "transmit" else Pipes.make()
         self._listener = UnitListener(config.socket) if config.role == "sanitize" else None
         self._client = UnitClient(config.socket) if config.role == "transmit" else None
@@ -154,7 +170,9 @@ class Supervisor:
         self._channel: socket.socket | None = None  # carries pipes to the transmit process
         self._files: list[Path] = []  # the files that were created
         self._stop = False
-        self._frames, self._losses, self._tries = 0, 0, 0
+        # Closing its terminal ends a run; a service has none, and reads its configuration again.
+        self._has_terminal = os.isatty(0)
+        self._frames, self._losses, self._tries, self._reloaded = 0, 0, 0, False
         self._sanitize_due_s = self._transmit_due_s = self._alive_s = 0.0
         self._began_s: float | None = None  # when everything was ready for the first time
 
@@ -164,10 +182,12 @@ class Supervisor:
         Raises:
             EdgesanError: something could not be started.
         """
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._handle_signal)
         try:
             while True:
+                if self._hung_up:
+                    self._reload_config()
                 self._start()
                 self._wait()
                 for child in self._children():
@@ -181,7 +201,10 @@ class Supervisor:
             raise
 
     def _handle_signal(self, number: int, frame: FrameType | None) -> None:
-        self._stop = True
+        if number == signal.SIGHUP and not self._has_terminal:
+            self._hung_up = True
+        else:
+            self._stop = True
 
     def _children(self) -> list[Child]:
         return [child for child in (self._sanitize, self._transmit) if child]
@@ -223,6 +246,7 @@ class Supervisor:
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the parent's
             Path("/proc/self/comm").write_text(f"edgesan-{name}"[:15])  # for ps and top: proc(5)
             ours.close()
             for child in self._children():
@@ -356,6 +380,39 @@ class Supervisor:
                 for fd in given:
                     os.close(fd)
 
+    def _reload_config(self) -> None:
+        """Read the configuration again, and start the processes again that it changes. A wrong one changes nothing."""
+        self._hung_up = False
+        if self._reload is None:
+            return
+        try:
+            new = self._reload()
+        except EdgesanError as error:
+            logger.error("the configuration stays as it was: %s", error)
+            return
+        old, self._reloaded = self._config, True
+        changed = {f.name for f in fields(Config) if getattr(old, f.name) != getattr(new, f.name)}
+        fixed = sorted(changed & FIXED)
+        if fixed:
+            logger.warning("%s changed: this takes effect at the next start", ", ".join(fixed))
+        self._config = replace(new, **{name: getattr(old, name) for name in FIXED})
+        renewed = changed & OF_TRANSMIT or (new.tls_cert and self._transmit)  # a certificate has a new content at times
+        logger.info("the configuration was read again; changed: %s", ", ".join(sorted(changed - FIXED)) or "nothing")
+        if self._sanitize and changed & OF_SANITIZE:
+            self._sanitize.end(STOP_SANITIZE_S)
+            self._sanitize.control.close()
+            self._sanitize, self._sanitize_due_s = None, 0.0
+            self._close_log()
+        if self._transmit and renewed:
+            self._transmit.end(STOP_FILES_S if self._files else STOP_S)
+            self._transmit.control.close()
+            assert self._channel
+            self._channel.close()
+            self._remove_empty_files()
+            self._transmit, self._transmit_due_s = None, 0.0
+            if self._client:
+                self._client.leave()
+
     # --- ending -------------------------------------------------------------------------------------------------------
 
     def _check(self) -> None:
@@ -382,7 +439,7 @@ class Supervisor:
         child.control.close()
         self._sanitize = None
         self._close_log()
-        lost = child.code == CameraError.exit_code and (child.ready or self._losses)
+        lost = child.code == CameraError.exit_code and (child.ready or self._losses or self._reloaded)
         if not lost or (self._config.frames is not None and self._frames >= self._config.frames):
             raise Ended(self._code(child))
         if child.ready:

@@ -19,7 +19,7 @@ import pytest
 
 from edgesan import __version__
 from edgesan.cli import parser, verb_parsers
-from edgesan.config import DEMO_MODEL, Config, load
+from edgesan.config import DEMO_MODEL, Config, found, load
 from edgesan.errors import ConfigError
 from tests.capture.webcam import Webcam
 from tests.support import CLIP, COMMAND, ROOT, Running, child, free_port, run
@@ -338,6 +338,63 @@ def test_a_wrong_configuration_is_refused(tmp_path: Path, text: str, words: str)
     assert words in str(caught.value)
 
 
+def test_the_environment_has_every_option_and_stands_between_the_file_and_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "edgesan.toml"
+    path.write_text('camera = "demo"\nalpha = 1\nfps = 5\n')
+    given = {
+        "ALPHA": "0.25",
+        "FPS": "10",
+        "FRAMES": "7",
+        "OUT": "http://127.0.0.1:8080; walk.mkv",
+        "ALLOW_UNSIGNED": "yes",
+        "REQUIRE_ISOLATION": "0",
+        "STATE_DIR": "/tmp",
+        "SIZE": "",
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(f"EDGESAN_{name}", value)
+    monkeypatch.setenv("EDGESAN_CAMRA", "1")
+    config = load(path, {"fps": 15.0})
+    assert (config.camera, config.alpha, config.fps, config.frames) == ("demo", 0.25, 15.0, 7)
+    assert config.out == ("http://127.0.0.1:8080", "walk.mkv")
+    assert (config.allow_unsigned, config.require_isolation) == (True, False)
+    assert (config.state_dir, config.size) == (Path("/tmp"), None)
+    assert caplog.messages == ["EDGESAN_CAMRA is no option; did you mean EDGESAN_CAMERA?"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [("ALPHA", "high", "a number"), ("FRAMES", "1.5", "a whole number"), ("ALLOW_UNSIGNED", "maybe", "true or false")],
+)
+def test_a_wrong_variable_is_named(name: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"EDGESAN_{name}", value)
+    with pytest.raises(ConfigError, match=f"EDGESAN_{name} is '{value}': expected {words}"):
+        load(None, {})
+
+
+def test_the_configuration_of_the_user_is_found_before_that_of_the_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgesan.config.SYSTEM_CONFIG", tmp_path / "system.toml")
+    home = {"HOME": str(tmp_path)}
+    assert found(home) is None
+    (tmp_path / "system.toml").touch()
+    assert found(home) == found({}) == tmp_path / "system.toml"
+    for folder, environment in ((".config", home), ("xdg", home | {"XDG_CONFIG_HOME": str(tmp_path / "xdg")})):
+        file = tmp_path / folder / "edgesan" / "edgesan.toml"
+        file.parent.mkdir(parents=True)
+        file.write_text('camera = "demo"\nalpha = 0.75\nout = "http://0.0.0.0:8080"\n')
+        assert found(environment) == file
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    done = run("run", "--frames", "3", "--out", str(tmp_path / "walk.mkv"))
+    assert "demo 480x270" in done.stderr
+    assert "alpha 0.75" in done.stderr
+    assert run("keys").returncode == 0, "what serves nothing needs no token"
+    assert "viewers must present a secret" in run("run").stderr
+
+
 def test_the_token_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGESAN_TOKEN", "correct-horse-battery")
     assert load(None, {"out": ("http://0.0.0.0:8080",)}).token == "correct-horse-battery"
@@ -345,10 +402,10 @@ def test_the_token_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch
 
 def test_the_token_that_stands_beside_a_boards_configuration_is_found(tmp_path: Path) -> None:
     (tmp_path / "edgesan.toml").write_text('out = "http://0.0.0.0:8080"\n')
-    assert "viewers must present a secret" in run("inspect", "--config", str(tmp_path / "edgesan.toml")).stderr
+    assert "viewers must present a secret" in run("doctor", "--config", str(tmp_path / "edgesan.toml")).stderr
     (tmp_path / "token.env").write_text("EDGESAN_TOKEN=correct-horse-battery\n")
-    told = run("inspect", "--config", str(tmp_path / "edgesan.toml"))
-    assert told.returncode == 0, told.stderr
+    told = run("doctor", "--config", str(tmp_path / "edgesan.toml"))
+    assert "the port is free" in told.stdout, told.stderr
     assert "correct-horse-battery" not in told.stdout
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -317,6 +318,59 @@ def test_a_record_that_cannot_be_written_ends_the_run_with_its_reason(run: Calla
     assert running.process.wait(15) == 4
     assert "versions.json" in running.said()
     assert "--allow-rollback" in running.said() or "readable" in running.said()
+
+
+def test_sighup_reads_the_configuration_again_and_a_wrong_one_changes_nothing(
+    run: Callable[..., Run], tmp_path: Path
+) -> None:
+    path = tmp_path / "edgesan.toml"
+    path.write_text("alpha = 0.25\n")
+    running = run("--config", str(path)).ready()
+    camera, server = running.child("sanitize"), running.child("transmit")
+
+    path.write_text('alpha = 0.75\nsocket = "elsewhere.sock"\n')
+    running.process.send_signal(signal.SIGHUP)
+    running.until(lambda: running.status().get("alpha") == 0.75)
+    assert running.child("sanitize").pid != camera.pid
+    assert server.is_running(), "viewers keep their streams"
+    assert "WARNING: socket changed: this takes effect at the next start" in running.said()
+
+    path.write_text("alhpa = 0.5\n")
+    running.process.send_signal(signal.SIGHUP)
+    running.until(lambda: "the configuration stays as it was" in running.said())
+    assert running.ready().status()["alpha"] == 0.75
+
+    path.write_text('token = "correct-horse-battery"\n')
+    running.process.send_signal(signal.SIGHUP)
+    running.until(lambda: not running.status())  # 401
+    running.until(lambda: not server.is_running())
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{running.port}/readyz", headers={"Authorization": "Bearer correct-horse-battery"}
+    )
+    running.until(lambda: answers(request))
+    assert running.end() == 0
+
+
+def answers(request: urllib.request.Request) -> bool:
+    try:
+        urllib.request.urlopen(request, timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_a_run_whose_terminal_is_closed_ends(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "edgesan", "run", "--camera", "demo", "--out", str(tmp_path / "clip.mkv")]
+    process = subprocess.Popen(command, stdin=theirs, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    os.close(theirs)
+    assert process.stderr
+    process.stderr.readline()
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(15) == 0
+    assert "read again" not in process.stderr.read()
+    process.stderr.close()
+    os.close(ours)
 
 
 def test_what_the_sanitize_process_prints_has_no_room_for_a_picture(
