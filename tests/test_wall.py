@@ -150,6 +150,7 @@ def test_sockets_are_made_where_they_belong() -> None:
     assert users("socket") == {
         "bench",  # a viewer of its own
         "board.doctor",  # tries whether a port is free
+        "capture.network",  # asks a network camera before FFmpeg does
         "isolation.limits",  # tries whether a stranger can be reached
         "isolation.probes",  # tries whether a socket can be made
         "supervisor",  # a pair, through which the transmit process receives its pipes
