@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 from edgesan import __version__, log
 from edgesan.config import Config, board_token, found, kind_of, load
-from edgesan.errors import ConfigError, EdgesanError, ModelError
+from edgesan.errors import CameraError, ConfigError, EdgesanError, ModelError
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ examples:
   edgesan run --model san.onnx --camera 0        show the first camera, with your own model
   edgesan run --camera 0 --out walk.mkv          write a file instead
   edgesan sanitize holiday.mp4 shared.mp4        sanitize a clip or a picture
+  edgesan sanitize holiday/ shared/              sanitize all pictures and clips of a folder
   edgesan doctor                                 check this machine, and show how to fix what is wrong
   edgesan run --role sanitize --camera 0         the camera alone, without network; also: edgesan run --role transmit
   edgesan bench                                  measure how fast this machine is
@@ -175,16 +176,20 @@ def _add_run(verbs: Verbs) -> None:
 def _add_sanitize(verbs: Verbs) -> None:
     sanitize = verbs.add_parser(
         "sanitize",
-        help="sanitize a picture or a clip",
+        help="sanitize pictures and clips",
         description=(
-            "Sanitize a picture or a clip as a camera's stream is sanitized: faces are painted from their codes on a"
-            " flat colour."
+            "Sanitize pictures and clips as a camera's stream is sanitized: faces are painted from their codes on a"
+            " flat colour. Several files, or what is in folders, go into a folder; what exists there stays as it is."
         ),
     )
-    sanitize.add_argument("input", type=Path, metavar="IN", help="a picture or a clip")
+    sanitize.add_argument("inputs", type=Path, nargs="+", metavar="IN", help="pictures, clips, and folders of them")
     sanitize.add_argument(
-        "output", type=Path, metavar="OUT", help=".png, .jpg or .webp for a picture; .mkv or .mp4 for a clip"
+        "output",
+        type=Path,
+        metavar="OUT",
+        help="a folder; of one input a file: .png, .jpg or .webp for a picture, .mkv, .mp4 or .mov for a clip",
     )
+    sanitize.add_argument("--audio", action="store_true", help="keep the sound of clips, RAW: a voice tells who speaks")
     sanitize.add_argument("--force", action="store_true", help="overwrite OUT")
     sanitize.add_argument(
         "--stats",
@@ -475,17 +480,18 @@ def _sanitize(arguments: argparse.Namespace) -> int:
     from edgesan import isolation
     from edgesan.model import rollback
 
-    config = configuration(arguments)
+    config, inputs, output = configuration(arguments), arguments.inputs, arguments.output
     state = rollback.state_folder(config.state_dir, os.environ)
-    try:
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(
-            f"cannot make {state}, for the record of model versions: {error.strerror}; name a folder of your own,"
-            " --state-dir"
-        ) from error
-    folder = arguments.output.absolute().parent
-    reads = [*config.model_folders, arguments.input.absolute()]
+    many = len(inputs) > 1 or inputs[0].is_dir() or output.is_dir()
+    folder = output.absolute() if many else output.absolute().parent
+    if many and output.exists() and not output.is_dir():
+        raise ConfigError(f"{output} is a file: for a folder, or several files, name a folder")
+    for made, option in ((state, "--state-dir, for the record of model versions"), *([(folder, "OUT")] * many)):
+        try:
+            made.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot make {made}: {error.strerror}; name a folder of your own, {option}") from error
+    reads = [*config.model_folders, *(path.absolute() for path in inputs)]
     claims = isolation.sanitize(reads, [folder, state])
     from edgesan import files
 
@@ -493,11 +499,27 @@ def _sanitize(arguments: argparse.Namespace) -> int:
         isolation.require(claims)
     elif not all(claim.holds for claim in claims):
         logger.warning("%s; see `edgesan doctor`", isolation.summary(claims))
-    report = files.sanitize_file(
-        arguments.input, arguments.output, config, force=arguments.force, stats=arguments.stats
-    )
-    say(json.dumps(report.as_dict()) if arguments.json else report.text())
-    return 0
+    jobs = files.plan(inputs, output)
+    sanitize = files.FileSanitizer(config, force=arguments.force, stats=arguments.stats, audio=arguments.audio)
+    if not many:
+        report = sanitize(*jobs[0])
+        say(json.dumps(report.as_dict()) if arguments.json else report.text())
+        return 0
+    code = 0
+    for job in jobs:
+        if job.target.exists() and not arguments.force:
+            logger.info("%s exists, and stays as it is (--force overwrites it)", job.target)
+            continue
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            report = sanitize(*job)
+        except CameraError as error:  # the others may be whole
+            logger.error("%s", error)
+            code = error.exit_code
+            continue
+        names = {"source": str(job.source), "target": str(job.target)}
+        say(json.dumps(names | report.as_dict()) if arguments.json else f"{job.target}: {report.text()}")
+    return code
 
 
 def _devices(arguments: argparse.Namespace) -> int:

@@ -31,7 +31,7 @@ TRUTH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": 
 BACKGROUNDS = ("plain", "keep")
 GONE_BACKGROUNDS = ("pixelate", "blur", "black")
 DEMO_MODEL = Path(__file__).parent / "models" / "default.onnx"
-FILE_SUFFIXES = (".mkv", ".mp4")
+FILE_SUFFIXES = (".mkv", ".mp4", ".mov")
 SERVERS = ("http://", "https://")
 ANY = ("0.0.0.0", "::")  # hosts of a server that all networks of this machine reach  # noqa: S104
 TURNS = (0, 90, 180, 270)
@@ -65,7 +65,7 @@ class Config:
     )
     out: tuple[str, ...] = option(
         ("http://127.0.0.1:8080",),
-        "where to send the stream: http[s]://HOST:PORT or a file (.mkv, .mp4); repeatable",
+        "where to send the stream: http[s]://HOST:PORT or a file (.mkv, .mp4, .mov); repeatable",
         "SINK",
     )
     role: str = option(

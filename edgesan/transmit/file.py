@@ -1,6 +1,6 @@
-"""The file sink: H.264 in .mkv or .mp4, with the time stamps of the camera.
+"""The file sink: H.264 in .mkv, .mp4 or .mov, with the time stamps of the camera.
 
-A power cut costs an .mkv its last second, and an .mp4 everything: its index is written at the end.
+A power cut costs an .mkv its last second, and the others everything: their index is written at the end.
 """
 
 import errno
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 TIME_BASE = Fraction(1, 1000)
 CODEC: Final = "libx264"
 CODEC_OPTIONS = {"preset": "veryfast", "crf": "23"}
-CONTAINERS: Final = {".mkv": "matroska", ".mp4": "mp4"}
+CONTAINERS: Final = {".mkv": "matroska", ".mp4": "mp4", ".mov": "mov"}
 CONTAINER_OPTIONS = {
     ".mkv": {"cluster_time_limit": "1000"}
 }  # ms that are held back; FFmpeg's default of 5 s would hide a full disk
@@ -56,8 +56,14 @@ class ClipWriter:
         SinkError: the file cannot be written, the disk is full, or libx264 is missing.
     """
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        """Begin a clip. `file` is open for writing and empty, and stays open; `path` is its name."""
+    def __init__(self, file: BinaryIO, path: Path, sound: av.AudioStream | None = None) -> None:
+        """Begin a clip.
+
+        Args:
+            file: open for writing and empty; it stays open.
+            path: its name, whose suffix says how to write.
+            sound: the stream whose packets `copy` will get; None: the clip stays silent.
+        """
         self._file, self.path = Output(file), path
         if CODEC not in av.codecs_available:
             others = ", ".join(sorted(name for name in av.codecs_available if "264" in name)) or "none"
@@ -66,11 +72,12 @@ class ClipWriter:
                 " install a wheel that has it: pip install av"
             )
         try:
-            options = CONTAINER_OPTIONS.get(path.suffix, {})
-            self._container = av.open(self._file, "w", format=CONTAINERS[path.suffix], options=options)
+            options = CONTAINER_OPTIONS.get(path.suffix.lower(), {})
+            self._container = av.open(self._file, "w", format=CONTAINERS[path.suffix.lower()], options=options)
             self._stream: Any = self._container.add_stream(CODEC, options=CODEC_OPTIONS)
         except (av.FFmpegError, OSError) as error:
             raise self._failure(error) from error
+        self._sound = None if sound is None else self._copied(sound)
         self._stream.pix_fmt = "yuv420p"
         self._stream.time_base = TIME_BASE
         self._stream.codec_context.time_base = TIME_BASE
@@ -95,6 +102,24 @@ class ClipWriter:
         picture.pts, picture.time_base = self._last, TIME_BASE
         self._mux(picture)
         self.frames += 1
+
+    def _copied(self, sound: av.AudioStream) -> Any:
+        """Return a stream of this clip for the sound of another one."""
+        try:
+            return self._container.add_stream_from_template(sound)
+        except (av.FFmpegError, ValueError) as error:
+            codec = sound.codec_context.name
+            raise SinkError(
+                f"{self.path} cannot hold the sound ({codec}): name an .mkv or .mov, or leave --audio out"
+            ) from error
+
+    def copy(self, packet: Any) -> None:
+        """Add a packet of the sound as it is."""
+        packet.stream = self._sound
+        try:
+            self._container.mux(packet)
+        except (av.FFmpegError, OSError) as error:
+            raise self._failure(error) from error
 
     def _mux(self, picture: av.VideoFrame | None) -> None:
         """Encode a picture, or flush the encoder if it is None, and write the packets."""
