@@ -9,6 +9,7 @@ import difflib
 import ipaddress
 import logging
 import os
+import re
 import tomllib
 import types
 import typing
@@ -36,6 +37,7 @@ SERVERS = ("http://", "https://")
 ANY = ("0.0.0.0", "::")  # hosts of a server that all networks of this machine reach  # noqa: S104
 TURNS = (0, 90, 180, 270)
 ROLES = ("both", "sanitize", "transmit")
+ORIGIN = re.compile(r"https?://(?:[0-9a-z._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 LEAST_TOKEN = 16  # characters, if other machines can connect
 
 
@@ -125,6 +127,9 @@ class Config:
         "",
         "secret that viewers must present, needed if other machines can connect (EDGESAN_TOKEN hides it better)",
         "SECRET",
+    )
+    embed_from: tuple[str, ...] = option(
+        (), "origin of pages that may show the picture, such as https://home.example:8123; repeatable", "ORIGIN"
     )
     tls_cert: Path | None = option(None, "certificate for https://, with its chain (PEM)", "FILE")
     tls_key: Path | None = option(
@@ -281,6 +286,12 @@ def check_sinks(c: Config) -> None:
     if len(c.servers) > 1:
         raise ConfigError("out names more than one http:// address: one server is enough for all viewers")
     check_token(c)
+    for origin in c.embed_from:
+        if not ORIGIN.fullmatch(origin):
+            raise ConfigError(
+                f"embed_from is {origin!r}: write the origin of a site as its browser does, in lower case and without a"
+                " path, such as https://home.example:8123"
+            )
     encrypted = any(sink.startswith("https://") for sink in c.servers)
     if encrypted and c.tls_cert is None:
         raise ConfigError(

@@ -17,7 +17,7 @@ import re
 import socket
 import ssl
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
@@ -159,19 +159,33 @@ def host_name(field_value: str) -> str | None:
     return str(six).lower()
 
 
-def is_foreign(method: str, headers: Mapping[str, str]) -> bool:
+def is_foreign(method: str, headers: Mapping[str, str], embed_from: Collection[str] = ()) -> bool:
     """Return whether a page of another site makes this request (W3C Fetch Metadata; RFC 6454 for older browsers).
 
     Following a link to the page is allowed. A client without these headers is no browser, or one that only reads.
+
+    Args:
+        method: of the request.
+        headers: of the request.
+        embed_from: origins of pages that may show the picture, or our page in a frame. Which page may hold a frame, the
+            browser knows (`frame-ancestors` in our answer); that of a picture stands in `Referer`.
     """
-    site = headers.get("Sec-Fetch-Site")
+    site, reading = headers.get("Sec-Fetch-Site"), method in ("GET", "HEAD")
     if site is None:
         origin = headers.get("Origin")
         return origin is not None and origin.partition("://")[2] != headers.get("Host")
     if site in ("same-origin", "none"):
         return False
-    reading = method in ("GET", "HEAD") and headers.get("Sec-Fetch-Mode") == "navigate"
-    return not (reading and headers.get("Sec-Fetch-Dest") == "document")
+    destination = headers.get("Sec-Fetch-Dest")
+    if reading and headers.get("Sec-Fetch-Mode") == "navigate":
+        return destination != "document" and not (destination in ("iframe", "frame") and embed_from)
+    return not (reading and destination == "image" and is_embedded(headers, embed_from))
+
+
+def is_embedded(headers: Mapping[str, str], embed_from: Collection[str]) -> bool:
+    """Return whether a page of one of these origins asks."""
+    scheme, colon, rest = headers.get("Referer", "").partition("://")
+    return f"{scheme}{colon}{rest.partition('/')[0]}" in embed_from
 
 
 # --- the token --------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import json
 import math
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -31,7 +31,7 @@ from edgesan.errors import SinkError
 from edgesan.frames import SanitizedFrame
 from edgesan.message import FRESH_NS
 from edgesan.metrics import Metrics
-from edgesan.transmit.admission import Server, Tokens, authorized, host_name, is_foreign
+from edgesan.transmit.admission import Server, Tokens, authorized, host_name, is_embedded, is_foreign
 from edgesan.transmit.prometheus import Exporter
 
 WEB: Final = Path(__file__).parent.parent / "web"
@@ -53,16 +53,11 @@ HOW: Final = (
 )
 HEADERS: Final = {
     "Cache-Control": "no-store",
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
-        " frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
-    ),
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "Server": "edgesan",
     "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
 }
 Handler = Callable[[web.Request], Any]
 
@@ -75,6 +70,7 @@ class HttpSink:
         token: what viewers must present; empty if nothing.
         status: returns the status of all processes.
         request_alpha: asks the sanitize process for another alpha; returns False if it does not listen.
+        embed_from: origins of pages of other sites that may show the picture.
     """
 
     def __init__(
@@ -83,9 +79,12 @@ class HttpSink:
         token: str,
         status: Callable[[], dict[str, Any]],
         request_alpha: Callable[[float], bool],
+        embed_from: Collection[str] = (),
     ) -> None:
         self.name = server.address
         self._status, self._request_alpha = status, request_alpha
+        self._embed_from = embed_from
+        self._headers = HEADERS | _framing(embed_from)
         self._tokens = Tokens(token, time.monotonic) if token else None
         self._cookie = f"edgesan-{http_address(server.address)[1]}"  # a browser sends it to all ports of this host
         self._form = (WEB / "login.html").read_text(encoding="utf-8")
@@ -100,7 +99,7 @@ class HttpSink:
         self._servers: list[asyncio.Server] = []
         self._exporter = Exporter(self.report)
         app = web.Application(middlewares=[self._guard], client_max_size=MOST_BODY_BYTES)
-        app.on_response_prepare.append(_add_headers)
+        app.on_response_prepare.append(self._add_headers)
         app.add_routes(
             [
                 web.get("/", _asset("index.html", "text/html")),
@@ -303,9 +302,10 @@ class HttpSink:
         host = host_name(names[0]) if len(names) == 1 else None
         if host is None:
             raise web.HTTPBadRequest(text="name this server in one Host field, such as Host: 127.0.0.1:8080\n")
-        if is_foreign(request.method, request.headers):
+        if is_foreign(request.method, request.headers, self._embed_from):
             raise web.HTTPForbidden(
-                text="a page of another site may not use this server: open this server's own page\n"
+                text="a page of another site may not use this server: open this server's own page, or name that site in"
+                " embed_from\n"
             )
         if self._tokens is None:
             if not is_loopback(host):
@@ -314,6 +314,11 @@ class HttpSink:
             self._check(self._tokens, request, self._presented(self._tokens, request))
         response: web.StreamResponse = await handler(request)
         return response
+
+    async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+        response.headers.update(self._headers)
+        if is_embedded(request.headers, self._embed_from):
+            response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
 
     async def _log_in(self, request: web.Request) -> web.Response:
         """Take the token of the form, and have the browser keep a cookie for it."""
@@ -396,6 +401,15 @@ class Connection(web.RequestHandler):
         return answer
 
 
+def _framing(embed_from: Collection[str]) -> dict[str, str]:
+    """Return the headers that say whose pages may hold ours in a frame."""
+    policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'"
+    ancestors = " ".join(("'self'", *embed_from)) if embed_from else "'none'"
+    policy += f"; frame-ancestors {ancestors}; base-uri 'none'; form-action 'self'"
+    # X-Frame-Options knows no list.
+    return {"Content-Security-Policy": policy} | ({} if embed_from else {"X-Frame-Options": "DENY"})
+
+
 async def _read(request: web.Request) -> bytes:
     """Return the body of a request. Raises the HTTP error of a slow or wrong one."""
     try:
@@ -423,7 +437,3 @@ def _asset(name: str, kind: str) -> Handler:
         return web.Response(body=content, content_type=kind, charset="utf-8")
 
     return serve
-
-
-async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    response.headers.update(HEADERS)

@@ -99,7 +99,7 @@ def build(
     """Build the sinks. Loads the libraries that read what viewers send, so only after isolation.
 
     Args:
-        config: its `token` is what viewers must present.
+        config: its `token` is what viewers must present, and pages of `embed_from` may show the picture.
         servers: from `open_servers`.
         files: from `open_files`.
         status: returns the report that the page and the metrics show.
@@ -107,7 +107,7 @@ def build(
     """
     from edgesan.transmit.http import HttpSink
 
-    sinks: list[Sink] = [HttpSink(server, config.token, status, request_alpha) for server in servers]
+    sinks: list[Sink] = [HttpSink(server, config.token, status, request_alpha, config.embed_from) for server in servers]
     if files:
         from edgesan.transmit.file import FileSink  # loads 16 MB of PyAV, which streams do not need
 

@@ -211,6 +211,39 @@ def test_without_a_token_the_form_leads_to_the_page(serve: Serve) -> None:
     assert live.get("/login", "POST", "token=x", Origin="http://evil.example", **FORM)[0] == 403
 
 
+HOME = "https://home.example:8123"
+IMAGE = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "no-cors", "Sec_Fetch_Dest": "image"}
+FRAME = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate", "Sec_Fetch_Dest": "iframe"}
+
+
+def test_pages_of_listed_origins_may_show_the_picture_and_no_others(serve: Serve) -> None:
+    live = serve(embed_from=(HOME,))
+    live.picture()
+    for page in (f"{HOME}/", f"{HOME}/lovelace/0"):
+        status, _, headers = live.get("/snapshot.jpg", Referer=page, **IMAGE)
+        assert (status, headers["Cross-Origin-Resource-Policy"]) == (200, "cross-origin")
+    for page in ("https://evil.example/", f"{HOME}.evil.example/", "https://home.example/", "", HOME.upper()):
+        assert live.get("/snapshot.jpg", Referer=page, **IMAGE)[0] == 403, page
+    status, _, headers = live.get("/", **FRAME)
+    assert (status, "X-Frame-Options" in headers) == (200, False)
+    assert f"frame-ancestors 'self' {HOME};" in headers["Content-Security-Policy"]
+    script = IMAGE | {"Sec_Fetch_Dest": "empty", "Referer": f"{HOME}/"}
+    assert live.get("/api/status", **script)[0] == 403, "to show the picture is not to read the status"
+    turn = {"method": "PUT", "body": '{"alpha": 0.25}', "Content_Type": "application/json"}
+    assert live.get("/api/alpha", **script, **turn)[0] == 403
+    assert live.asked == []
+
+
+def test_without_a_list_no_page_may_show_the_picture(serve: Serve) -> None:
+    live = serve()
+    live.picture()
+    assert live.get("/snapshot.jpg", Referer=f"{HOME}/", **IMAGE)[0] == 403
+    assert live.get("/", **FRAME)[0] == 403
+    headers = live.get("/")[2]
+    assert (headers["X-Frame-Options"], headers["Cross-Origin-Resource-Policy"]) == ("DENY", "same-origin")
+    assert "frame-ancestors 'none';" in headers["Content-Security-Policy"]
+
+
 @pytest.mark.parametrize("out", ["http://0.0.0.0:8080", "http://[::]:8080", "http://porch.example", "http://192.0.2.7"])
 def test_a_short_token_is_refused_beyond_loopback(out: str) -> None:
     for short in ("~", "~" * 15):
