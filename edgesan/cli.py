@@ -618,6 +618,7 @@ def _flash(arguments: argparse.Namespace) -> int:
 
     if arguments.image is None or arguments.device is None:
         if arguments.image is not None:
+            flash.check_table(arguments.image)
             raise ConfigError(
                 f"name the card, too: edgesan flash {arguments.image} DEVICE; `edgesan flash` lists the cards"
             )
