@@ -9,6 +9,7 @@ import urllib.request
 from collections import Counter
 from contextlib import ExitStack
 
+import av
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -166,6 +167,14 @@ def test_an_ordinary_http_client_takes_the_password_of_the_address(serve: Serve)
     opener = urllib.request.build_opener(urllib.request.HTTPBasicAuthHandler(passwords))  # after a 401, as players do
     with opener.open(f"http://127.0.0.1:{live.port}/snapshot.jpg", timeout=5) as answer:
         assert decode(answer.read()).shape == (48, 64, 3)
+
+
+def test_a_player_shows_the_stream_with_the_password_of_its_address_and_not_without(serve: Serve) -> None:
+    live = serve(token=TOKEN).flow()
+    with av.open(f"http://cam:{TOKEN}@127.0.0.1:{live.port}/stream.mjpg", timeout=10) as stream:  # FFmpeg
+        assert next(stream.decode(video=0)).width == 64
+    with pytest.raises(av.HTTPUnauthorizedError):
+        av.open(f"http://cam:{TOKEN}x@127.0.0.1:{live.port}/stream.mjpg", timeout=10)
 
 
 FORM = {"Content_Type": "application/x-www-form-urlencoded", "Accept": "text/html"}
