@@ -12,21 +12,21 @@ from typing import Final
 from benchmarks.results import LabResults, load
 from edgesan import bench
 
-COLUMNS: Final = (
-    "machine",
-    "model",
-    "int8, ms a face",
-    "share of the peak",
-    "float against int8",
-    "glass to wire, p50",
-    "p99",
-    "memory, MB",
-)
+COLUMNS: Final = {
+    "machine": "processor, and how many cores it has",
+    "model": "the model that was measured",
+    "int8, ms a face": "the network alone, one face, one thread",
+    "share of the peak": "the network's multiplications a second, as a share of what the processor can do in int8",
+    "float against int8": "how many times as long the same network takes in float",
+    "glass to wire, p50": "ms from the camera's frame to the socket, half of the frames are faster; 640x480, 4 faces",
+    "p99": "the same, 99 of 100 frames are faster",
+    "memory, MB": "of all processes of that run",
+}
 NOT_MEASURED: Final = "–"
 
 
 def row(results: LabResults) -> list[str | float]:
-    """Return what fits one line of a table, by COLUMNS; a dash for what was not measured there."""
+    """Return what fits one line of a table, in the order of COLUMNS; a dash for what was not measured there."""
     alone = {row.precision: row for row in results.network if (row.threads, row.batch) == (1, 1)}
     wire = next((row for row in results.wire if (row.size, row.faces) == ("640x480", 4)), None)
     network: list[str | float] = [NOT_MEASURED] * 3
@@ -67,7 +67,8 @@ def plot(results: Sequence[LabResults], path: Path) -> None:
     right.set(ylabel="ms, median", title="from glass to wire", ylim=(0, None))
     for axis in (left, right):
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=6).set_in_layout(False)
+        if axis.lines:  # a machine on which this was not measured
+            axis.legend(fontsize=6).set_in_layout(False)
     figure.savefig(path, dpi=90)
 
 
@@ -78,8 +79,8 @@ def main() -> int:
     parser.add_argument("--plot", type=Path, metavar="FILE", help="also draw a picture (needs matplotlib)")
     arguments = parser.parse_args()
     results = [load(path) for path in arguments.results]
-    print("network: one face, one thread; glass to wire: 640x480, 4 faces; ms\n")
-    print(*bench.table(COLUMNS, [row(result) for result in results]), sep="\n")
+    print(*bench.table(list(COLUMNS), [row(result) for result in results]), sep="\n")
+    print("", *(f"- {column}: {meaning}" for column, meaning in COLUMNS.items()), sep="\n")
     if arguments.plot:
         plot(results, arguments.plot)
     return 0

@@ -653,7 +653,30 @@ def text(results: Results) -> str:
     if results.long:
         rows = [_without_gaps(dataclasses.asdict(row)) for row in results.long]
         lines += ["", "long, 640x480, 2 faces", *_fields(rows[:: max(1, len(rows) // 10)], list(rows[0]))]
+    used = {name for line in lines if line.startswith("| ") for name in line.strip("| ").split(" | ")}
+    lines += ["", *(f"- {name}: {meaning}" for name, meaning in EXPLAINED.items() if name in used)]
     return "\n".join(lines)
+
+
+EXPLAINED: Final = {
+    "alone": "ms of the stage by itself, median",
+    "in the loop": "ms of the stage within a run, median, where other stages have used the caches",
+    "allocated kb": "memory that the stage asks for and gives back, for a frame",
+    "found": "faces that were found; where fewer than there are, the other figures are too good",
+    "fps": "frames a second that were sent",
+    "p50": "ms from glass to wire: from the camera's frame to the socket; half of the frames are faster",
+    "p95": "the same, 95 of 100 frames are faster",
+    "p99": "the same, 99 of 100 frames are faster",
+    "loop": "ms of all stages of a frame together, medians",
+    "cpu percent": "of one core, all processes together",
+    "memory mb": "of all processes",
+    "first frame s": "seconds from the start to the first frame that was sent",
+    "wall bytes per s": "what crosses from the process with the camera to the one with the network",
+    "viewers": "streams that are open",
+    "celsius": "temperature of the processor",
+    "mhz": "clock of the processor",
+    "throttled": "why the board slowed down, if it did",
+}
 
 
 def _fields(rows: list[dict[str, Any]], names: list[str]) -> list[str]:

@@ -1,20 +1,26 @@
-"""The command line: `edgesan run | sanitize | devices | inspect | doctor | bench | keys | sign | install | flash`."""
+"""The command line: `edgesan run | sanitize | devices | inspect | doctor | bench | keys | sign | install | flash`.
+
+Answers go to standard output, and all else to standard error.
+"""
 
 import argparse
 import dataclasses
+import difflib
 import json
 import logging
 import os
 import shlex
 import sys
-import typing
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from edgesan import __version__
-from edgesan.config import Config, board_token, load
-from edgesan.errors import ConfigError, EdgesanError
+from edgesan import __version__, log
+from edgesan.config import Config, board_token, found, kind_of, load
+from edgesan.errors import CameraError, ConfigError, EdgesanError, ModelError
+
+logger = logging.getLogger(__name__)
 
 FILE_OPTIONS = (
     *("model", "alpha", "background", "zone", "rotate", "detect_size", "detect_every", "hold", "refresh", "threads"),
@@ -22,16 +28,25 @@ FILE_OPTIONS = (
 )
 """The options of a run that also apply to a file."""
 
+CONFIG_HELP = (
+    "a TOML file of the same options (default: edgesan/edgesan.toml in $XDG_CONFIG_HOME or ~/.config, or else"
+    " /etc/edgesan/edgesan.toml)"
+)
+
 EPILOG = """\
 examples:
   edgesan run --camera demo                      show the bundled clip, sanitized, at http://127.0.0.1:8080/
   edgesan run --model san.onnx --camera 0        show the first camera, with your own model
   edgesan run --camera 0 --out walk.mkv          write a file instead
   edgesan sanitize holiday.mp4 shared.mp4        sanitize a clip or a picture
+  edgesan sanitize holiday/ shared/              sanitize all pictures and clips of a folder
   edgesan doctor                                 check this machine, and show how to fix what is wrong
   edgesan run --role sanitize --camera 0         the camera alone, without network; also: edgesan run --role transmit
   edgesan bench                                  measure how fast this machine is
   edgesan keys new mine                          make a key to sign your own models: edgesan sign san.onnx --key mine
+
+Each option can also stand in a file (--config) and in the environment: EDGESAN_ALPHA=0.6. Several values are separated
+by a semicolon. The command line overrides the environment, and that the file.
 
 exit codes:
   0 clean end                  2 option or configuration    4 model                      6 isolation
@@ -60,6 +75,12 @@ examples:
   sudo edgesan flash board.img.xz /dev/sdX --settings porch.toml
 """
 
+COMPLETION_EPILOG = """\
+examples:
+  edgesan completion bash > ~/.local/share/bash-completion/completions/edgesan
+  edgesan completion zsh > ~/.zfunc/_edgesan     with `fpath+=~/.zfunc` before `compinit` in ~/.zshrc
+"""
+
 Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
@@ -72,7 +93,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     main_parser.add_argument("--version", action="version", version=f"edgesan {__version__}")
-    verbs = main_parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs = main_parser.add_subparsers(dest="verb", metavar="VERB")
     _add_run(verbs)
     _add_sanitize(verbs)
     _add_devices(verbs)
@@ -83,7 +104,61 @@ def parser() -> argparse.ArgumentParser:
     _add_sign(verbs)
     _add_install(verbs)
     _add_flash(verbs)
+    _add_help(verbs)
+    _add_completion(verbs)
+    for verb in verbs.choices.values():
+        _add_logging(verb)
     return main_parser
+
+
+def verb_parsers(main_parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Return the parser of each verb."""
+    (group,) = [a for a in main_parser._actions if isinstance(a, argparse._SubParsersAction)]
+    return dict(group.choices)
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Parse a command line, and suggest what a mistyped verb or option may have meant.
+
+    Raises:
+        ConfigError: a verb or an option is unknown.
+        SystemExit: the help was asked for, or a value is missing or wrong.
+    """
+    main_parser = parser()
+    verbs = verb_parsers(main_parser)
+    if argv and not argv[0].startswith("-") and argv[0] not in verbs:
+        raise ConfigError(f"there is no `edgesan {argv[0]}`; {_suggest(argv[0], verbs)} See `edgesan help`")
+    arguments, unknown = main_parser.parse_known_args(argv)
+    if unknown:
+        verb = verbs.get(arguments.verb, main_parser)
+        options = [name for action in verb._actions for name in action.option_strings if name.startswith("--")]
+        mistyped = next((word.partition("=")[0] for word in unknown if word.startswith("-")), "")
+        if not mistyped:
+            raise ConfigError(f"{unknown[0]!r} is one argument too many: see `{verb.prog} --help`")
+        raise ConfigError(f"`{verb.prog}` has no {mistyped}; {_suggest(mistyped, options)} See `{verb.prog} --help`")
+    return arguments
+
+
+def _suggest(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, known := list(known), 1)
+    return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}."
+
+
+def say(text: str) -> None:
+    """Print an answer."""
+    with _until_read():
+        print(text, flush=True)
+
+
+@contextmanager
+def _until_read() -> Iterator[None]:
+    """Write to standard output. A reader who has seen enough, as `head`, ends nothing and is no error."""
+    try:
+        yield
+    except BrokenPipeError:
+        nothing = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(nothing, sys.stdout.fileno())  # for what Python writes at its end
+        os.close(nothing)
 
 
 def _add_run(verbs: Verbs) -> None:
@@ -101,16 +176,20 @@ def _add_run(verbs: Verbs) -> None:
 def _add_sanitize(verbs: Verbs) -> None:
     sanitize = verbs.add_parser(
         "sanitize",
-        help="sanitize a picture or a clip",
+        help="sanitize pictures and clips",
         description=(
-            "Sanitize a picture or a clip as a camera's stream is sanitized: faces are painted from their codes on a"
-            " flat colour."
+            "Sanitize pictures and clips as a camera's stream is sanitized: faces are painted from their codes on a"
+            " flat colour. Several files, or what is in folders, go into a folder; what exists there stays as it is."
         ),
     )
-    sanitize.add_argument("input", type=Path, metavar="IN", help="a picture or a clip")
+    sanitize.add_argument("inputs", type=Path, nargs="+", metavar="IN", help="pictures, clips, and folders of them")
     sanitize.add_argument(
-        "output", type=Path, metavar="OUT", help=".png, .jpg or .webp for a picture; .mkv or .mp4 for a clip"
+        "output",
+        type=Path,
+        metavar="OUT",
+        help="a folder; of one input a file: .png, .jpg or .webp for a picture, .mkv, .mp4 or .mov for a clip",
     )
+    sanitize.add_argument("--audio", action="store_true", help="keep the sound of clips, RAW: a voice tells who speaks")
     sanitize.add_argument("--force", action="store_true", help="overwrite OUT")
     sanitize.add_argument(
         "--stats",
@@ -128,11 +207,17 @@ def _add_devices(verbs: Verbs) -> None:
 
 def _add_inspect(verbs: Verbs) -> None:
     inspect = verbs.add_parser(
-        "inspect", help="verify and describe a model file", description="Verify a model file and describe it."
+        "inspect",
+        help="verify and describe a model file",
+        description=(
+            "Verify a model file and describe it, also one that may not run here: then the exit code is 4, and the"
+            " network is not run."
+        ),
     )
     inspect.add_argument(
         "model", type=Path, nargs="?", metavar="MODEL", help="an edgesan .onnx file (default: the configuration's)"
     )
+    inspect.add_argument("--claims", action="store_true", help="list every measured figure")
     inspect.add_argument("--json", action="store_true", help="print JSON")
     add_options(inspect, ("trusted_keys", "allow_unsigned"))
 
@@ -258,11 +343,27 @@ def _add_flash(verbs: Verbs) -> None:
     )
 
 
+def _add_help(verbs: Verbs) -> None:
+    explain = verbs.add_parser("help", help="explain a verb", description="Explain edgesan, or one verb of it.")
+    explain.add_argument("topic", nargs="?", metavar="VERB", help="the verb (default: all of them in short)")
+
+
+def _add_completion(verbs: Verbs) -> None:
+    completion = verbs.add_parser(
+        "completion",
+        help="completion for a shell",
+        description="Print the script that completes verbs and options when the Tab key is pressed.",
+        epilog=COMPLETION_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    completion.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell")
+
+
 def add_options(verb: argparse.ArgumentParser, names: list[str] | tuple[str, ...]) -> None:
     """Add `--name` for fields of Config. None means "not given", so that the value of the TOML file holds."""
-    verb.add_argument("--config", type=Path, metavar="FILE", help="a TOML file of the same options")
+    verb.add_argument("--config", type=Path, metavar="FILE", help=CONFIG_HELP)
     for f in dataclasses.fields(Config):
-        if f.name not in names:
+        if f.name not in names or f.name.startswith("log_"):  # every verb has those
             continue
         if isinstance(f.default, bool):
             verb.add_argument(
@@ -277,17 +378,27 @@ def add_options(verb: argparse.ArgumentParser, names: list[str] | tuple[str, ...
         verb.add_argument(
             f"--{f.name.replace('_', '-')}",
             dest=f.name,
-            type=_kind(f),
+            type=str if many else kind_of(f.name),
             action="append" if many else "store",
             metavar=f.metadata["metavar"],
             help=f.metadata["help"].replace("%", "%%") + shown,
         )
 
 
-def _kind(field: dataclasses.Field[Any]) -> type:
-    """Return the type of one value of an option: Path for `Path | None`, str for `tuple[str, ...]`."""
-    hint = typing.get_type_hints(Config)[field.name]
-    return next((kind for kind in (Path, float, int) if kind in (hint, *typing.get_args(hint))), str)
+def _add_logging(verb: argparse.ArgumentParser) -> None:
+    """Add the options of the log, which every verb has."""
+    group = verb.add_argument_group("log")
+    group.add_argument(
+        "-v", "--verbose", dest="log_level", action="store_const", const="debug", help="say more on standard error"
+    )
+    group.add_argument(
+        "-q", "--quiet", dest="log_level", action="store_const", const="warning", help="say only what is wrong"
+    )
+    for name, known in (("log_level", log.LEVELS), ("log_format", log.FORMATS)):
+        field = Config.__dataclass_fields__[name]
+        group.add_argument(
+            f"--{name.replace('_', '-')}", choices=known, metavar=field.metadata["metavar"], help=field.metadata["help"]
+        )
 
 
 def _text(value: Any) -> str:
@@ -295,23 +406,31 @@ def _text(value: Any) -> str:
 
 
 def configuration(arguments: argparse.Namespace) -> Config:
-    """Return the configuration of the arguments and their `--config` file."""
+    """Return the configuration of the arguments, and of the file that `--config` names or that is found.
+
+    A verb without the option `out` serves nothing, and needs neither token nor certificate.
+    """
     known = {f.name for f in dataclasses.fields(Config)}
     given = {k: v for k, v in vars(arguments).items() if k in known and v is not None}
-    return load(arguments.config, {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()})
+    serving = {} if "out" in arguments else {"role": "sanitize"}
+    path = arguments.config or found(os.environ)
+    config = load(path, {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()} | serving)
+    log.configure(config.log_level, config.log_format)
+    logger.debug("the configuration is %s", path or "the default one: no file was found")
+    return config
 
 
 def board_configuration(arguments: argparse.Namespace) -> Config:
     """Return the configuration; on a board, with the token from the file beside it, so that root need not type it."""
-    if arguments.config and not getattr(arguments, "token", None) and "EDGESAN_TOKEN" not in os.environ:
-        arguments.token = board_token(arguments.config) or None
+    path = arguments.config or found(os.environ)
+    if path and not arguments.token and "EDGESAN_TOKEN" not in os.environ:
+        arguments.token = board_token(path) or None
     return configuration(arguments)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line, and return the exit code: see `edgesan.errors`."""
-    logging.basicConfig(level=logging.WARNING, format="edgesan: %(message)s")
-    arguments = parser().parse_args(argv)
+    log.configure("info", "text")
     verbs = {
         "run": _run,
         "sanitize": _sanitize,
@@ -323,12 +442,21 @@ def main(argv: list[str] | None = None) -> int:
         "sign": _sign,
         "install": _install,
         "flash": _flash,
+        "help": _help,
+        "completion": _completion,
+        None: _help,
     }
     try:
+        arguments = parse(sys.argv[1:] if argv is None else argv)
+        log.configure(arguments.log_level or "info", arguments.log_format or "text")
         return verbs[arguments.verb](arguments)
     except EdgesanError as error:
-        print(f"edgesan: {error}", file=sys.stderr)
+        logger.error("%s", error)
         return error.exit_code
+    except SystemExit:
+        with _until_read():
+            sys.stdout.flush()  # --help | head
+        raise
 
 
 # Each verb imports what it needs, so that a quick answer does not wait for onnxruntime.
@@ -345,53 +473,76 @@ def _run(arguments: argparse.Namespace) -> int:
             " (for a file of your own there is `edgesan sanitize --background keep IN OUT`)"
         )
     with closing(Watchdog(os.environ)) as watchdog:
-        return Supervisor(config, watchdog).run()
+        return Supervisor(config, watchdog, lambda: configuration(arguments)).run()
 
 
 def _sanitize(arguments: argparse.Namespace) -> int:
     from edgesan import isolation
     from edgesan.model import rollback
 
-    config = configuration(arguments)
+    config, inputs, output = configuration(arguments), arguments.inputs, arguments.output
     state = rollback.state_folder(config.state_dir, os.environ)
-    state.mkdir(mode=0o700, parents=True, exist_ok=True)
-    folder = arguments.output.absolute().parent
-    reads = [*config.model_folders, arguments.input.absolute()]
+    many = len(inputs) > 1 or inputs[0].is_dir() or output.is_dir()
+    folder = output.absolute() if many else output.absolute().parent
+    if many and output.exists() and not output.is_dir():
+        raise ConfigError(f"{output} is a file: for a folder, or several files, name a folder")
+    for made, option in ((state, "--state-dir, for the record of model versions"), *([(folder, "OUT")] * many)):
+        try:
+            made.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot make {made}: {error.strerror}; name a folder of your own, {option}") from error
+    reads = [*config.model_folders, *(path.absolute() for path in inputs)]
     claims = isolation.sanitize(reads, [folder, state])
     from edgesan import files
 
     if config.require_isolation:
         isolation.require(claims)
     elif not all(claim.holds for claim in claims):
-        print(f"edgesan: {isolation.summary(claims)}; see `edgesan doctor`", file=sys.stderr)
-    report = files.sanitize_file(
-        arguments.input, arguments.output, config, force=arguments.force, stats=arguments.stats
-    )
-    print(json.dumps(report.as_dict()) if arguments.json else report.text())
-    return 0
+        logger.warning("%s; see `edgesan doctor`", isolation.summary(claims))
+    jobs = files.plan(inputs, output)
+    sanitize = files.FileSanitizer(config, force=arguments.force, stats=arguments.stats, audio=arguments.audio)
+    if not many:
+        report = sanitize(*jobs[0])
+        say(json.dumps(report.as_dict()) if arguments.json else report.text())
+        return 0
+    code = 0
+    for job in jobs:
+        if job.target.exists() and not arguments.force:
+            logger.info("%s exists, and stays as it is (--force overwrites it)", job.target)
+            continue
+        job.target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            report = sanitize(*job)
+        except CameraError as error:  # the others may be whole
+            logger.error("%s", error)
+            code = error.exit_code
+            continue
+        names = {"source": str(job.source), "target": str(job.target)}
+        say(json.dumps(names | report.as_dict()) if arguments.json else f"{job.target}: {report.text()}")
+    return code
 
 
 def _devices(arguments: argparse.Namespace) -> int:
     from edgesan.capture import devices
 
     found = devices.list_devices()
-    print(json.dumps([dataclasses.asdict(d) for d in found], indent=2) if arguments.json else devices.table(found))
+    say(json.dumps([dataclasses.asdict(d) for d in found], indent=2) if arguments.json else devices.table(found))
     return 0
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
     from edgesan.model import inspect
 
-    config = board_configuration(arguments)
-    print(inspect.as_json(config) if arguments.json else inspect.text(config))
-    return 0
+    found = inspect.facts(configuration(arguments))
+    say(inspect.as_json(found) if arguments.json else inspect.text(found, every_claim=arguments.claims))
+    return 0 if found["runs_here"] else ModelError.exit_code
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from edgesan.board import doctor
 
     findings = doctor.examine(board_configuration(arguments))
-    print(doctor.to_json(findings) if arguments.json else doctor.render(findings))
+    say(doctor.to_json(findings) if arguments.json else doctor.render(findings))
     return 1 if any(finding.level == "fail" for finding in findings) else 0
 
 
@@ -400,7 +551,7 @@ def _bench(arguments: argparse.Namespace) -> int:
 
     parts = tuple(arguments.part or ("stages", "wire", "idle"))
     results = bench.run(parts, configuration(arguments), arguments.seconds, arguments.minutes)
-    print(json.dumps(bench.plain(results), indent=1) if arguments.json else bench.text(results))
+    say(json.dumps(bench.plain(results), indent=1) if arguments.json else bench.text(results))
     return 0
 
 
@@ -417,15 +568,15 @@ def _keys(arguments: argparse.Namespace) -> int:
             "Devices run what it signs once this line is in their configuration (--config FILE):\n\n"
             f"trusted_keys = [{json.dumps(key.line)}]"
         )
-        print(json.dumps(facts, indent=2) if arguments.json else text)
+        say(json.dumps(facts, indent=2) if arguments.json else text)
         return 0
     trusted = [("bundled", key) for key in signing.bundled()]
     trusted += [("trusted_keys", key) for key in signing.configured(configuration(arguments).trusted_keys)]
     if arguments.json:
         rows = [{"origin": o, "fingerprint": k.fingerprint, "name": k.name, "key": k.line} for o, k in trusted]
-        print(json.dumps(rows, indent=2))
+        say(json.dumps(rows, indent=2))
     else:
-        print("\n".join(f"{origin:<12}  {key}" for origin, key in trusted))
+        say("\n".join(f"{origin:<12}  {key}" for origin, key in trusted))
     return 0
 
 
@@ -437,7 +588,7 @@ def _sign(arguments: argparse.Namespace) -> int:
     content = read(arguments.model)
     facts = prepare(arguments.model, content).metadata
     path = signing.sign(arguments.model, content, private)
-    print(
+    say(
         json.dumps({"signature": str(path), "fingerprint": signing.public_half(private).fingerprint})
         if arguments.json
         else f"{path}: {facts.name} version {facts.version}, signed by {signing.public_half(private).fingerprint}"
@@ -455,10 +606,10 @@ def _install(arguments: argparse.Namespace) -> int:
     config = load(path, {"token": token} if token else {})
     models = arguments.models or settings.MODELS
     if arguments.settle:
-        print(update.settle(config, models))
+        say(update.settle(config, models))
         return 0
     command = shlex.split(arguments.restart or update.RESTART)
-    print(update.install(arguments.model, config, models, command, update.Watch(arguments.watch)))
+    say(update.install(arguments.model, config, models, command, update.Watch(arguments.watch)))
     return 0
 
 
@@ -467,13 +618,35 @@ def _flash(arguments: argparse.Namespace) -> int:
 
     if arguments.image is None or arguments.device is None:
         if arguments.image is not None:
+            flash.check_table(arguments.image)
             raise ConfigError(
                 f"name the card, too: edgesan flash {arguments.image} DEVICE; `edgesan flash` lists the cards"
             )
-        print(flash.table(flash.list_devices()))
+        say(flash.table(flash.list_devices()))
         return 0
     options = flash.Options(dry_run=arguments.dry_run, to_file=arguments.to_file, yes=arguments.yes)
-    print(flash.flash(arguments.image, arguments.device, arguments.settings, options))
+    say(flash.flash(arguments.image, arguments.device, arguments.settings, options))
+    return 0
+
+
+def _help(arguments: argparse.Namespace) -> int:
+    main_parser, topic = parser(), getattr(arguments, "topic", None)
+    verbs = verb_parsers(main_parser)
+    if topic and topic not in verbs:
+        raise ConfigError(f"there is no `edgesan {topic}`; {_suggest(topic, verbs)}")
+    say((verbs[topic] if topic else main_parser).format_help().rstrip())
+    return 0
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    import shtab
+
+    main_parser = parser()
+    for verb in verb_parsers(main_parser).values():
+        for action in verb._actions:
+            if action.type is Path:
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+    say(shtab.complete(main_parser, arguments.shell))
     return 0
 
 

@@ -1,30 +1,43 @@
-"""Every option of a run: one frozen dataclass that defines both the command line and the TOML file.
+"""Every option of a run: one frozen dataclass that defines the command line, the environment and the TOML file.
 
-The TOML file has the same names; an unknown key is an error. The command line overrides the file.
+The TOML file has the same names; an unknown key is an error. The environment (EDGESAN_ALPHA=0.6) overrides the file,
+and the command line overrides both.
 """
 
 import dataclasses
 import difflib
 import ipaddress
+import logging
 import os
+import re
 import tomllib
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from edgesan import log
 from edgesan.errors import ConfigError
 from edgesan.message import MOST_SIDE
 
+logger = logging.getLogger(__name__)
+
+SYSTEM_CONFIG = Path("/etc/edgesan/edgesan.toml")
+VARIABLE = "EDGESAN_"  # and the name of an option in capitals
+SEPARATOR = ";"  # of the values of an option that can be repeated, in a variable
+TRUTH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 BACKGROUNDS = ("plain", "keep")
 GONE_BACKGROUNDS = ("pixelate", "blur", "black")
 DEMO_MODEL = Path(__file__).parent / "models" / "default.onnx"
-FILE_SUFFIXES = (".mkv", ".mp4")
+FILE_SUFFIXES = (".mkv", ".mp4", ".mov")
 SERVERS = ("http://", "https://")
+ANY = ("0.0.0.0", "::")  # hosts of a server that all networks of this machine reach  # noqa: S104
 TURNS = (0, 90, 180, 270)
 ROLES = ("both", "sanitize", "transmit")
+ORIGIN = re.compile(r"https?://(?:[0-9a-z._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 LEAST_TOKEN = 16  # characters, if other machines can connect
 
 
@@ -54,7 +67,7 @@ class Config:
     )
     out: tuple[str, ...] = option(
         ("http://127.0.0.1:8080",),
-        "where to send the stream: http[s]://HOST:PORT or a file (.mkv, .mp4); repeatable",
+        "where to send the stream: http[s]://HOST:PORT or a file (.mkv, .mp4, .mov); repeatable",
         "SINK",
     )
     role: str = option(
@@ -115,10 +128,18 @@ class Config:
         "secret that viewers must present, needed if other machines can connect (EDGESAN_TOKEN hides it better)",
         "SECRET",
     )
+    embed_from: tuple[str, ...] = option(
+        (), "origin of pages that may show the picture, such as https://home.example:8123; repeatable", "ORIGIN"
+    )
     tls_cert: Path | None = option(None, "certificate for https://, with its chain (PEM)", "FILE")
     tls_key: Path | None = option(
         None, "key of the certificate (PEM; default: it is in the certificate's file)", "FILE"
     )
+
+    log_level: str = option(
+        "info", f"least level that is logged: {', '.join(log.LEVELS)} (-v: debug, --quiet: warning)", "LEVEL"
+    )
+    log_format: str = option("text", "format of the log: text, or json (an object a line)", "FORMAT")
 
     def __post_init__(self) -> None:
         check(self)
@@ -188,6 +209,13 @@ RANGES = {
     "threads": (1, 64),
 }
 
+CHOICES: dict[str, tuple[object, ...]] = {
+    "rotate": TURNS,
+    "role": ROLES,
+    "log_level": log.LEVELS,
+    "log_format": log.FORMATS,
+}
+
 
 def check(c: Config) -> None:
     """Refuse values out of range.
@@ -203,10 +231,11 @@ def check(c: Config) -> None:
             raise ConfigError(f"{name} is {value}: it must be at least {least}, and at most {most:,}")
     if not 64 <= c.detect_size <= 4096:
         raise ConfigError(f"detect_size is {c.detect_size}: it must lie within 64..4096 pixels")
-    if c.rotate not in TURNS:
-        raise ConfigError(f"rotate is {c.rotate}: choose one of {', '.join(map(str, TURNS))}, degrees clockwise")
     if c.size is not None and not _is_size(c.size):
         raise ConfigError(f"size is {c.size!r}: write it as WIDTHxHEIGHT, such as 640x480, each within 16..{MOST_SIDE}")
+    for name, known in CHOICES.items():
+        if getattr(c, name) not in known:
+            raise ConfigError(f"{name} is {getattr(c, name)!r}: choose one of {', '.join(map(str, known))}")
     check_safety(c)
     for text in c.zone:
         _zone(text)
@@ -215,7 +244,7 @@ def check(c: Config) -> None:
 
 
 def check_safety(c: Config) -> None:
-    """Refuse a background or a role that does not exist, and a camera that isolation would not allow.
+    """Refuse a background that does not exist, and a camera that isolation would not allow.
 
     Raises:
         ConfigError: says which option is wrong.
@@ -227,8 +256,6 @@ def check_safety(c: Config) -> None:
         )
     if c.background not in BACKGROUNDS:
         raise ConfigError(f"background is {c.background!r}: choose one of {', '.join(BACKGROUNDS)}")
-    if c.role not in ROLES:
-        raise ConfigError(f"role is {c.role!r}: choose one of {', '.join(ROLES)}")
     if c.require_isolation and c.camera_is_url and c.role != "transmit":
         raise ConfigError(
             "require_isolation is set, and the camera is a URL: the process that sees raw pixels would need the"
@@ -259,6 +286,12 @@ def check_sinks(c: Config) -> None:
     if len(c.servers) > 1:
         raise ConfigError("out names more than one http:// address: one server is enough for all viewers")
     check_token(c)
+    for origin in c.embed_from:
+        if not ORIGIN.fullmatch(origin):
+            raise ConfigError(
+                f"embed_from is {origin!r}: write the origin of a site as its browser does, in lower case and without a"
+                " path, such as https://home.example:8123"
+            )
     encrypted = any(sink.startswith("https://") for sink in c.servers)
     if encrypted and c.tls_cert is None:
         raise ConfigError(
@@ -330,8 +363,17 @@ def _zone(text: str) -> Zone:
     return Zone(x, y, width, height)
 
 
+def found(environment: Mapping[str, str]) -> Path | None:
+    """Return the configuration file of the user ($XDG_CONFIG_HOME or ~/.config), or else the system's; None if none."""
+    home = environment.get("HOME", "")
+    folder = environment.get("XDG_CONFIG_HOME") or (f"{home}/.config" if home else "")
+    places = [Path(folder) / "edgesan" / "edgesan.toml"] if folder else []
+    # Not Path.is_file, which raises in a folder that this user may not look into.
+    return next((place for place in (*places, SYSTEM_CONFIG) if os.path.isfile(place)), None)
+
+
 def load(path: Path | None, overrides: dict[str, Any]) -> Config:
-    """Load the configuration: defaults, then the TOML file, then EDGESAN_TOKEN, then `overrides` of the command line.
+    """Load the configuration: defaults, then the TOML file, then the environment, then `overrides`, the command line's.
 
     Raises:
         ConfigError: the file is missing or not TOML, a key is unknown, or a value has the wrong type or range.
@@ -347,9 +389,47 @@ def load(path: Path | None, overrides: dict[str, Any]) -> Config:
         except (ValueError, RecursionError) as error:  # TOMLDecodeError, or a number of 5000 digits
             raise ConfigError(f"{path} is not TOML: {error}") from error
         values = typed(path, table)
-    if "EDGESAN_TOKEN" in os.environ:
-        values["token"] = os.environ["EDGESAN_TOKEN"]
-    return Config(**(values | overrides))
+    return Config(**(values | of_environment(os.environ) | overrides))
+
+
+def of_environment(environment: Mapping[str, str]) -> dict[str, Any]:
+    """Return the options that variables give: EDGESAN_ALPHA is `alpha`. An empty variable gives nothing.
+
+    Raises:
+        ConfigError: a value is not of the option's type.
+    """
+    hints, values = typing.get_type_hints(Config), {}
+    for variable, text in environment.items():
+        name = variable.removeprefix(VARIABLE).lower()
+        if not text or not variable.startswith(VARIABLE):
+            continue
+        if name in hints:
+            values[name] = _read(variable, name, text)
+        elif near := difflib.get_close_matches(name, hints, 1, cutoff=0.75):
+            logger.warning("%s is no option; did you mean %s%s?", variable, VARIABLE, near[0].upper())
+    return values
+
+
+def _read(variable: str, name: str, text: str) -> Any:
+    """Return the text of a variable as the type of its option."""
+    kind = kind_of(name)
+    if typing.get_origin(kind) is tuple:
+        return tuple(item.strip() for item in text.split(SEPARATOR) if item.strip())
+    try:
+        return TRUTH[text.lower()] if kind is bool else kind(text)
+    except (KeyError, ValueError) as error:
+        expected = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
+        raise ConfigError(f"{variable} is {text!r}: expected {expected}; {option_help(name)}") from error
+
+
+def kind_of(name: str) -> Any:
+    """Return the type of an option: `Path` for `Path | None`."""
+    hint = typing.get_type_hints(Config)[name]
+    return next(kind for kind in typing.get_args(hint) if kind is not type(None)) if _is_union(hint) else hint
+
+
+def _is_union(hint: Any) -> bool:
+    return isinstance(hint, types.UnionType)
 
 
 def board_token(config: Path) -> str:
@@ -388,7 +468,7 @@ def _typed(path: Path, key: str, value: Any) -> Any:
     texts = value if isinstance(value, list) else [value]
     if any(isinstance(text, str) and "\0" in text for text in texts):
         raise ConfigError(f"{path}: {key} = {value!r} holds a zero byte; {option_help(key)}")
-    kinds = typing.get_args(hints[key]) if isinstance(hints[key], types.UnionType) else (hints[key],)
+    kinds = typing.get_args(hints[key]) if _is_union(hints[key]) else (hints[key],)
     if float in kinds and (type(value) is float or (type(value) is int and abs(value) < 2**53)):
         return float(value)
     if (int in kinds and type(value) is int) or (bool in kinds and type(value) is bool):

@@ -65,8 +65,12 @@ class Sanitizer:
             ValueError: this is not such an array.
             ModelError: the model failed.
         """
-        self._sanitizer.forget()
+        self.forget()
         return self.frame(pixels, time.monotonic_ns() / 1e9)
+
+    def forget(self) -> None:
+        """Forget the faces of earlier frames: what comes next is another clip."""
+        self._sanitizer.forget()
 
     def frame(self, pixels: NDArray[Any] | None, seconds: float) -> SanitizedFrame:
         """Sanitize the next frame of a clip: faces are followed from frame to frame.

@@ -1,6 +1,6 @@
 """The status of a run in words and numbers: for the page, the metrics and the lines that are printed at the start."""
 
-import sys
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,8 @@ from edgesan.config import Config
 from edgesan.isolation import IsolationClaim
 from edgesan.message import COUNTERS, MOST_BYTES, SPANS, Status
 from edgesan.model.load import Verified
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -87,22 +89,20 @@ def warnings(config: Config, model: Verified) -> list[str]:
 
 
 def announce(config: Config, model: Verified, camera: str, alpha: float, claims: list[IsolationClaim]) -> None:
-    """Print the start lines of the sanitize process; `camera` is its name and the size of its pictures."""
+    """Log the start lines of the sanitize process; `camera` is its name and the size of its pictures."""
     facts = model.metadata
     out = f"transmit units at {config.socket}" if config.role == "sanitize" else ", ".join(config.out)
     most = MOST_BYTES * (config.fps or 30) / 1000
-    print(
-        f"edgesan {__version__}: {camera} -> {out}\n"
+    logger.info(
+        "%s",
+        f"version {__version__}: {camera} -> {out}\n"
         f"  model {facts.name} v{facts.version} ({model.sha256[:8]}): private {facts.private}, useful {facts.utility};"
-        f" alpha {alpha:g}, background {config.background}\n"
+        f" alpha {alpha:.3g}, background {config.background}\n"
         f"  measured: {facts.strongest_attack}\n"
         f"  {model.signer or 'unsigned'}\n"
         f"  across the wall: numbers only, at most {MOST_BYTES:,} bytes a frame"
         f" ({most:.0f} kB/s at {config.fps or 30:g} frames/s)\n"
         f"  isolation: {isolation.summary(claims)}",
-        *(f"  WARNING: {claim}" for claim in claims if not claim.holds),
-        *(f"  WARNING: {text}" for text in warnings(config, model)),
-        sep="\n",
-        file=sys.stderr,
-        flush=True,
     )
+    for text in [*(str(claim) for claim in claims if not claim.holds), *warnings(config, model)]:
+        logger.warning("%s", text)

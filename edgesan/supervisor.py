@@ -14,16 +14,16 @@ With `--role sanitize` or `--role transmit` the parent has one child, and the tw
 """
 
 import json
+import logging
 import os
 import select
 import signal
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -39,6 +39,8 @@ from edgesan.transmit.sinks import OutputFile
 from edgesan.transmit.unit import UnitClient, UnitListener
 from edgesan.watchdog import Watchdog
 
+logger = logging.getLogger(__name__)
+
 POLL_MS: Final = 200  # at most, from one round of checks to the next
 START_S: Final = 30.0  # for a child to become ready
 RESTART_S: Final = 1.0  # from the death of the transmit process to the next start
@@ -50,6 +52,14 @@ ALIVE_S: Final = 0.5  # between two notifications to systemd
 MOST_NAME: Final = 500  # characters of a model name that is recorded
 LOG_BURST: Final = 16384  # bytes of text that the sanitize process may print at once: a traceback
 LOG_RATE: Final = 256  # bytes a second, for longer
+# What SIGHUP changes, by the process that starts again for it.
+FIXED: Final = frozenset({"role", "socket", "frames", "duration"})
+OF_BOTH: Final = frozenset(
+    {"model", "threads", "trusted_keys", "allow_unsigned", "zone", "background", "require_isolation"}
+    | {"allow_rollback", "camera", "fps", "log_level", "log_format"}
+)
+OF_TRANSMIT: Final = OF_BOTH | {"out", "token", "tls_cert", "tls_key", "embed_from"}
+OF_SANITIZE: Final = frozenset(f.name for f in fields(Config)) - FIXED - (OF_TRANSMIT - OF_BOTH)
 
 
 class Log:
@@ -83,11 +93,12 @@ class Log:
                 text = "".join(c if c.isprintable() or c == "\n" else "?" for c in content.decode(errors="replace"))
                 shown = text[: int(self._budget)]
                 self._budget -= len(shown)
-                if len(shown) < len(text) and not self._full:
-                    shown += "\nedgesan: the sanitize process prints too much; the rest is dropped\n"
-                    self._full = True
                 sys.stderr.write(shown)
-            sys.stderr.flush()
+                sys.stderr.flush()
+                if len(shown) < len(text) and not self._full:
+                    sys.stderr.write("\n")
+                    logger.warning("the sanitize process prints too much; the rest is dropped")
+                    self._full = True
 
     def close(self) -> None:
         """Print what is left, and close the pipe."""
@@ -140,8 +151,16 @@ class Ended(Exception):
 class Supervisor:
     """The parent process. `run` is its whole life."""
 
-    def __init__(self, config: Config, watchdog: Watchdog) -> None:
+    def __init__(self, config: Config, watchdog: Watchdog, reload: Callable[[], Config] | None = None) -> None:
+        """Prepare a run.
+
+        Args:
+            config: its options.
+            watchdog: the service manager's.
+            reload: reads the options again, after SIGHUP.
+        """
         self._config, self._watchdog, self._pid = config, watchdog, os.getpid()
+        self._reload, self._hung_up = reload, False
         self._pipes: Pipes | None = None if config.role == "transmit" else Pipes.make()
         self._listener = UnitListener(config.socket) if config.role == "sanitize" else None
         self._client = UnitClient(config.socket) if config.role == "transmit" else None
@@ -151,7 +170,9 @@ class Supervisor:
         self._channel: socket.socket | None = None  # carries pipes to the transmit process
         self._files: list[Path] = []  # the files that were created
         self._stop = False
-        self._frames, self._losses, self._tries = 0, 0, 0
+        # Closing its terminal ends a run; a service has none, and reads its configuration again.
+        self._has_terminal = os.isatty(0)
+        self._frames, self._losses, self._tries, self._reloaded = 0, 0, 0, False
         self._sanitize_due_s = self._transmit_due_s = self._alive_s = 0.0
         self._began_s: float | None = None  # when everything was ready for the first time
 
@@ -161,10 +182,12 @@ class Supervisor:
         Raises:
             EdgesanError: something could not be started.
         """
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._handle_signal)
         try:
             while True:
+                if self._hung_up:
+                    self._reload_config()
                 self._start()
                 self._wait()
                 for child in self._children():
@@ -178,7 +201,10 @@ class Supervisor:
             raise
 
     def _handle_signal(self, number: int, frame: FrameType | None) -> None:
-        self._stop = True
+        if number == signal.SIGHUP and not self._has_terminal:
+            self._hung_up = True
+        else:
+            self._stop = True
 
     def _children(self) -> list[Child]:
         return [child for child in (self._sanitize, self._transmit) if child]
@@ -189,8 +215,7 @@ class Supervisor:
         """Start each child that should run and does not."""
         now_s = time.monotonic()
         if self._config.role != "sanitize" and self._transmit is None and now_s >= self._transmit_due_s:
-            again = self._transmit_due_s > 0 or self._config.role == "transmit"  # systemd starts that role again
-            files = sinks.open_files(self._config, again=again)
+            files = sinks.open_files(self._config)
             self._files += [path for path, _ in files]
             self._channel, theirs = socket.socketpair()
             self._transmit = self._fork("transmit", lambda control: self._run_transmit(files, theirs, control))
@@ -214,12 +239,14 @@ class Supervisor:
         sys.stderr.flush()
         pid = os.fork()
         if pid:
+            logger.debug("started the %s process, number %d", name, pid)
             theirs.close()
             return Child(name, pid, ours, time.monotonic())
         code = 1
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
                 signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the parent's
             Path("/proc/self/comm").write_text(f"edgesan-{name}"[:15])  # for ps and top: proc(5)
             ours.close()
             for child in self._children():
@@ -232,12 +259,11 @@ class Supervisor:
                     unit.close()
             code = main(theirs)
         except EdgesanError as error:
-            print(f"edgesan: {error}", file=sys.stderr)
+            logger.error("%s", error)
             code = error.exit_code
         finally:  # the clean-up of the parent and of its caller is not this process's
             if code == 1 and sys.exc_info()[0] is not None:
-                traceback.print_exc()
-            sys.stderr.flush()
+                logger.critical("unexpected error of the %s process", name, exc_info=True)
             os._exit(code)
 
     def _run_sanitize(self, control: ControlChannel) -> int:
@@ -354,6 +380,39 @@ class Supervisor:
                 for fd in given:
                     os.close(fd)
 
+    def _reload_config(self) -> None:
+        """Read the configuration again, and start the processes again that it changes. A wrong one changes nothing."""
+        self._hung_up = False
+        if self._reload is None:
+            return
+        try:
+            new = self._reload()
+        except EdgesanError as error:
+            logger.error("the configuration stays as it was: %s", error)
+            return
+        old, self._reloaded = self._config, True
+        changed = {f.name for f in fields(Config) if getattr(old, f.name) != getattr(new, f.name)}
+        fixed = sorted(changed & FIXED)
+        if fixed:
+            logger.warning("%s changed: this takes effect at the next start", ", ".join(fixed))
+        self._config = replace(new, **{name: getattr(old, name) for name in FIXED})
+        renewed = changed & OF_TRANSMIT or (new.tls_cert and self._transmit)  # a certificate has a new content at times
+        logger.info("the configuration was read again; changed: %s", ", ".join(sorted(changed - FIXED)) or "nothing")
+        if self._sanitize and changed & OF_SANITIZE:
+            self._sanitize.end(STOP_SANITIZE_S)
+            self._sanitize.control.close()
+            self._sanitize, self._sanitize_due_s = None, 0.0
+            self._close_log()
+        if self._transmit and renewed:
+            self._transmit.end(STOP_FILES_S if self._files else STOP_S)
+            self._transmit.control.close()
+            assert self._channel
+            self._channel.close()
+            self._remove_empty_files()
+            self._transmit, self._transmit_due_s = None, 0.0
+            if self._client:
+                self._client.leave()
+
     # --- ending -------------------------------------------------------------------------------------------------------
 
     def _check(self) -> None:
@@ -367,7 +426,7 @@ class Supervisor:
             raise Ended(0)
         for child in self._children():
             if child.is_alive() and not child.ready and now_s - child.started_s > START_S:
-                print(f"edgesan: the {child.name} process was not ready after {START_S:g} s", file=sys.stderr)
+                logger.error("the %s process was not ready after %g s", child.name, START_S)
                 child.end(0)
                 raise Ended(1)
         if self._transmit and not self._transmit.is_alive():
@@ -380,7 +439,7 @@ class Supervisor:
         child.control.close()
         self._sanitize = None
         self._close_log()
-        lost = child.code == CameraError.exit_code and (child.ready or self._losses)
+        lost = child.code == CameraError.exit_code and (child.ready or self._losses or self._reloaded)
         if not lost or (self._config.frames is not None and self._frames >= self._config.frames):
             raise Ended(self._code(child))
         if child.ready:
@@ -388,7 +447,7 @@ class Supervisor:
         wait_s = BACK_OFF_S[min(self._tries, len(BACK_OFF_S) - 1)]
         self._tries += 1
         self._sanitize_due_s = time.monotonic() + wait_s
-        print("edgesan: opening the camera again", file=sys.stderr, flush=True)
+        logger.info("opening the camera again")
 
     def _transmit_ended(self, child: Child) -> None:
         child.control.close()
@@ -402,7 +461,7 @@ class Supervisor:
             self._client.leave()
         # Wait, because a signal to all processes of the service may be about to reach this one.
         self._transmit_due_s = time.monotonic() + RESTART_S
-        print(f"edgesan: the transmit process ended ({child.code}); starting it again", file=sys.stderr, flush=True)
+        logger.warning("the transmit process ended (%s); starting it again", child.code)
 
     def _close_log(self) -> None:
         if self._log:
@@ -413,7 +472,7 @@ class Supervisor:
         """Return the exit code of a run that ends with this child."""
         assert child.code is not None
         if child.code < 0:
-            print(f"edgesan: the {child.name} process was killed by signal {-child.code}", file=sys.stderr, flush=True)
+            logger.error("the %s process was killed by signal %d", child.name, -child.code)
             return 128 - child.code
         return child.code
 
@@ -424,14 +483,11 @@ class Supervisor:
             self._sanitize.end(STOP_SANITIZE_S)
             self._close_log()
         if self._transmit:
-            files = [str(path) for path in self._config.files]
+            files = [str(path) for path in self._files]
             ended = self._transmit.end(STOP_FILES_S if files else STOP_S)
             self._remove_empty_files()
             if files and ended < 0 and self._transmit.ready:
-                print(
-                    f"edgesan: {', '.join(files)} may not be whole: the transmit process had to be killed",
-                    file=sys.stderr,
-                )
+                logger.error("%s may not be whole: the transmit process had to be killed", ", ".join(files))
                 ended = SinkError.exit_code
             code = code or max(0, ended)
         for unit in (self._listener, self._client):

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,8 +17,9 @@ import cv2
 import numpy as np
 import pytest
 
-from edgesan.cli import parser
-from edgesan.config import DEMO_MODEL, Config, load
+from edgesan import __version__
+from edgesan.cli import parser, verb_parsers
+from edgesan.config import DEMO_MODEL, Config, found, load
 from edgesan.errors import ConfigError
 from tests.capture.webcam import Webcam
 from tests.support import CLIP, COMMAND, ROOT, Running, child, free_port, run
@@ -148,8 +150,7 @@ def test_a_camera_that_is_lost_shows_a_slate_and_comes_back() -> None:
         (("sanitize", "pyproject.toml", "out.mp4"), 3, ""),
         (("sanitize", "pyproject.toml", "pyproject.toml"), 2, "is the input itself"),
         (("sanitize", "edgesan/capture/demo.mp4", "README.md"), 2, "exists: name another output"),
-        (("inspect", "pyproject.toml"), 4, "is not signed"),
-        (("inspect", "pyproject.toml", "--allow-unsigned"), 4, "not an ONNX file"),
+        (("inspect", "nowhere.onnx"), 4, "cannot read the model"),
     ],
 )
 def test_bad_input_is_a_clear_error_with_its_exit_code(
@@ -166,6 +167,58 @@ def test_bad_input_is_a_clear_error_with_its_exit_code(
     assert words in said
     assert not Path("out.png").exists()
     assert not Path("out.mp4").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("snaitize", "a.mp4", "b.mp4"), "there is no `edgesan snaitize`; did you mean sanitize?"),
+        (("run", "--camra", "0"), "`edgesan run` has no --camra; did you mean --camera? See `edgesan run --help`"),
+        (("doctor", "--jsn=1"), "`edgesan doctor` has no --jsn; did you mean --json?"),
+        (("devices", "--colour"), "`edgesan devices` has no --colour; known are --help, --json"),
+        (("run", "0"), "'0' is one argument too many"),
+        (("help", "sing"), "there is no `edgesan sing`; did you mean sign?"),
+    ],
+)
+def test_a_mistyped_verb_or_option_gets_a_suggestion(arguments: tuple[str, ...], words: str) -> None:
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith(f"edgesan: {words}")
+
+
+def test_help_explains_all_verbs_or_one() -> None:
+    whole = run("--help").stdout
+    assert run().stdout == run("help").stdout == whole
+    assert run("help", "sign").stdout == run("sign", "--help").stdout
+    assert run("--version").stdout == f"edgesan {__version__}\n"
+
+
+@pytest.mark.parametrize("arguments", ["inspect", "--help", "help run", "completion bash"])
+def test_a_reader_who_has_seen_enough_is_no_error(arguments: str) -> None:
+    readable, writable = os.pipe()
+    os.close(readable)  # as `head` after its last line
+    done = subprocess.run(
+        [*COMMAND, *arguments.split()], stdout=writable, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writable)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+COMPLETE = """
+eval "$1"; COMP_WORDS=(edgesan $2); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); _shtab_edgesan
+printf '%s\\n' "${COMPREPLY[@]}"
+"""
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"), [("de", {"devices"}), ("run --al", {"--alpha", "--allow-unsigned", "--allow-rollback"})]
+)
+def test_bash_completes_verbs_and_options(typed: str, words: set[str]) -> None:
+    bash = shutil.which("bash")
+    assert bash
+    script = run("completion", "bash").stdout
+    done = subprocess.run([bash, "-c", COMPLETE, "bash", script, typed], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == words
 
 
 def test_a_picture_is_sanitized_and_counted(tmp_path: Path, clip: list[np.ndarray]) -> None:
@@ -199,7 +252,9 @@ def test_nothing_is_overwritten_without_force(tmp_path: Path) -> None:
 def test_inspect_devices_and_doctor_answer_people_and_programs() -> None:
     told = run("inspect")
     assert "known answer: right on this machine" in told.stdout
+    assert len(told.stdout.splitlines()) <= 40, "a page"
     facts = json.loads(run("inspect", "--json").stdout)
+    assert len(facts["claims"]) < len(run("inspect", "--claims").stdout.splitlines())
     assert facts["tensors"]["sanitized"] == "uint8 [N, 112, 112, 3], RGB"
     assert facts["file"] == str(DEMO_MODEL)
     assert "demo" in run("devices").stdout
@@ -209,7 +264,7 @@ def test_inspect_devices_and_doctor_answer_people_and_programs() -> None:
 
 
 def test_every_option_is_on_the_command_line_and_in_the_file_and_none_switches_the_sanitizer_off() -> None:
-    run_parser = parser()._subparsers._group_actions[0].choices["run"]  # type: ignore[union-attr, index]
+    run_parser = verb_parsers(parser())["run"]
     options = {action.dest for action in run_parser._actions} - {"help", "config"}
     assert options == {
         "model",
@@ -233,6 +288,9 @@ def test_every_option_is_on_the_command_line_and_in_the_file_and_none_switches_t
         "state_dir",
         "allow_rollback",
         "require_isolation",
+        "embed_from",
+        "log_level",
+        "log_format",
         "role",
         "socket",
         "rotate",
@@ -267,6 +325,9 @@ def test_a_configuration_file_has_the_same_names(tmp_path: Path) -> None:
         ('zone = ["0,0,2,1"]', "within 0..1"),
         ('out = ["http://127.0.0.1:99999"]', "http://HOST:PORT"),
         ('out = ["http://127.0.0.1/x"]', "nothing after the port"),
+        ('embed_from = "home.example"', "the origin of a site"),
+        ('embed_from = "https://home.example/"', "the origin of a site"),
+        ("embed_from = \"https://*; script-src 'self'\"", "the origin of a site"),
         ('out = ["http://127.0.0.1:1", "http://127.0.0.1:2"]', "more than one"),
         ("alpha = = 1", "is not TOML"),
         ("detect_size = 1", "within 64..4096"),
@@ -281,6 +342,63 @@ def test_a_wrong_configuration_is_refused(tmp_path: Path, text: str, words: str)
     assert words in str(caught.value)
 
 
+def test_the_environment_has_every_option_and_stands_between_the_file_and_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "edgesan.toml"
+    path.write_text('camera = "demo"\nalpha = 1\nfps = 5\n')
+    given = {
+        "ALPHA": "0.25",
+        "FPS": "10",
+        "FRAMES": "7",
+        "OUT": "http://127.0.0.1:8080; walk.mkv",
+        "ALLOW_UNSIGNED": "yes",
+        "REQUIRE_ISOLATION": "0",
+        "STATE_DIR": "/tmp",
+        "SIZE": "",
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(f"EDGESAN_{name}", value)
+    monkeypatch.setenv("EDGESAN_CAMRA", "1")
+    config = load(path, {"fps": 15.0})
+    assert (config.camera, config.alpha, config.fps, config.frames) == ("demo", 0.25, 15.0, 7)
+    assert config.out == ("http://127.0.0.1:8080", "walk.mkv")
+    assert (config.allow_unsigned, config.require_isolation) == (True, False)
+    assert (config.state_dir, config.size) == (Path("/tmp"), None)
+    assert caplog.messages == ["EDGESAN_CAMRA is no option; did you mean EDGESAN_CAMERA?"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [("ALPHA", "high", "a number"), ("FRAMES", "1.5", "a whole number"), ("ALLOW_UNSIGNED", "maybe", "true or false")],
+)
+def test_a_wrong_variable_is_named(name: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"EDGESAN_{name}", value)
+    with pytest.raises(ConfigError, match=f"EDGESAN_{name} is '{value}': expected {words}"):
+        load(None, {})
+
+
+def test_the_configuration_of_the_user_is_found_before_that_of_the_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgesan.config.SYSTEM_CONFIG", tmp_path / "system.toml")
+    home = {"HOME": str(tmp_path)}
+    assert found(home) is None
+    (tmp_path / "system.toml").touch()
+    assert found(home) == found({}) == tmp_path / "system.toml"
+    for folder, environment in ((".config", home), ("xdg", home | {"XDG_CONFIG_HOME": str(tmp_path / "xdg")})):
+        file = tmp_path / folder / "edgesan" / "edgesan.toml"
+        file.parent.mkdir(parents=True)
+        file.write_text('camera = "demo"\nalpha = 0.75\nout = "http://0.0.0.0:8080"\n')
+        assert found(environment) == file
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
+    done = run("run", "--frames", "3", "--out", str(tmp_path / "walk.mkv"))
+    assert "demo 480x270" in done.stderr
+    assert "alpha 0.75" in done.stderr
+    assert run("keys").returncode == 0, "what serves nothing needs no token"
+    assert "viewers must present a secret" in run("run").stderr
+
+
 def test_the_token_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGESAN_TOKEN", "correct-horse-battery")
     assert load(None, {"out": ("http://0.0.0.0:8080",)}).token == "correct-horse-battery"
@@ -288,10 +406,10 @@ def test_the_token_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch
 
 def test_the_token_that_stands_beside_a_boards_configuration_is_found(tmp_path: Path) -> None:
     (tmp_path / "edgesan.toml").write_text('out = "http://0.0.0.0:8080"\n')
-    assert "viewers must present a secret" in run("inspect", "--config", str(tmp_path / "edgesan.toml")).stderr
+    assert "viewers must present a secret" in run("doctor", "--config", str(tmp_path / "edgesan.toml")).stderr
     (tmp_path / "token.env").write_text("EDGESAN_TOKEN=correct-horse-battery\n")
-    told = run("inspect", "--config", str(tmp_path / "edgesan.toml"))
-    assert told.returncode == 0, told.stderr
+    told = run("doctor", "--config", str(tmp_path / "edgesan.toml"))
+    assert "the port is free" in told.stdout, told.stderr
     assert "correct-horse-battery" not in told.stdout
 
 

@@ -5,7 +5,9 @@ import json
 import os
 import pkgutil
 import re
+import runpy
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -149,6 +151,18 @@ def test_the_site_builds_without_a_broken_link(tmp_path: Path) -> None:
     assert "only numbers cross" in (tmp_path / "index.html").read_text().lower()
     for page in tmp_path.glob("*.html"):  # nothing is fetched from elsewhere when it is read
         assert re.findall(r'<(?:script|img|link|iframe)[^>]*(?:src|href)="(?:https?:)?//', page.read_text()) == []
+
+
+def test_the_man_page_has_every_verb_and_option_and_is_written_anew_after_a_change(tmp_path: Path) -> None:
+    page = ROOT / "docs" / "edgesan.1"
+    written = runpy.run_path(str(ROOT / "docs" / "man.py"))["page"]()
+    assert page.read_text() == written, "python docs/man.py"
+    if groff := shutil.which("groff"):
+        done = subprocess.run(
+            [groff, "-man", "-ww", "-Tascii", "-P-cbou", str(page)], capture_output=True, text=True, check=True
+        )
+        assert done.stderr == ""
+        assert all(option in done.stdout for option in ("edgesan sanitize", "--embed-from ORIGIN", "EDGESAN_ALPHA=0.6"))
 
 
 def test_every_test_that_the_threat_model_names_is_there() -> None:

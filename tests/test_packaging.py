@@ -21,6 +21,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("wheel")
     for name in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / name, folder)
+    (folder / "docs").mkdir()
+    shutil.copy(ROOT / "docs" / "edgesan.1", folder / "docs")
     shutil.copytree(ROOT / "edgesan", folder / "edgesan", ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("export", "benchmarks", "firmware_config", "tests"):  # which must not get in
         (folder / name).mkdir()
@@ -38,7 +40,8 @@ def test_the_wheel_holds_the_whole_runtime_and_nothing_else(wheel: Path) -> None
     package = ROOT / "edgesan"
     files = [path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert inside == {path.relative_to(ROOT).as_posix() for path in files}
+    page = f"edgesan-{__version__}.data/data/share/man/man1/edgesan.1"
+    assert inside == {path.relative_to(ROOT).as_posix() for path in files} | {page}
     assert inside > {
         "edgesan/capture/demo.mp4",
         "edgesan/models/default.onnx",
@@ -47,6 +50,7 @@ def test_the_wheel_holds_the_whole_runtime_and_nothing_else(wheel: Path) -> None
         "edgesan/models/yunet.onnx",
         "edgesan/py.typed",
         "edgesan/web/index.html",
+        "edgesan/web/login.html",
     }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -243,14 +244,26 @@ def test_files_can_be_played_and_hold_the_frames(run: Callable[..., Run], tmp_pa
         assert 12 <= count <= 15
 
 
-def test_an_existing_file_is_not_overwritten_and_no_empty_one_is_left(run: Callable[..., Run], tmp_path: Path) -> None:
-    path, other = tmp_path / "clip.mkv", tmp_path / "other.mkv"
-    path.write_bytes(b"precious")
-    running = run("--out", str(other), "--out", str(path))
+def test_a_run_that_is_started_again_writes_beside_the_files_that_exist_and_says_how_much(
+    run: Callable[..., Run], tmp_path: Path
+) -> None:
+    paths = [tmp_path / name for name in ("clip.mkv", "clip-2.mkv", "clip-3.mkv")]
+    paths[0].write_bytes(b"precious")
+    for path in paths[1:]:
+        running = run("--out", str(paths[0]), "--frames", "5")
+        assert running.process.wait(30) == 0
+        assert f"transmit -> {path}\n" in running.said()
+        frames = pictures(path)
+        assert f"{path}: {frames} frames, {path.stat().st_size:,} bytes\n" in running.said()
+        assert frames > 0
+    assert paths[0].read_bytes() == b"precious"
+
+
+def test_a_file_that_cannot_be_made_leaves_no_empty_one_behind(run: Callable[..., Run], tmp_path: Path) -> None:
+    running = run("--out", str(tmp_path / "other.mkv"), "--out", str(tmp_path / "nowhere" / "clip.mkv"))
     assert running.process.wait(15) == 5
-    assert "exists: name another file" in running.said()
-    assert path.read_bytes() == b"precious"
-    assert not other.exists()
+    assert "there is no such folder" in running.said()
+    assert list(tmp_path.glob("**/*.mkv")) == []
 
 
 @pytest.fixture
@@ -307,7 +320,62 @@ def test_a_record_that_cannot_be_written_ends_the_run_with_its_reason(run: Calla
     assert "--allow-rollback" in running.said() or "readable" in running.said()
 
 
-def test_what_the_sanitize_process_prints_has_no_room_for_a_picture(capsys: pytest.CaptureFixture[str]) -> None:
+def test_sighup_reads_the_configuration_again_and_a_wrong_one_changes_nothing(
+    run: Callable[..., Run], tmp_path: Path
+) -> None:
+    path = tmp_path / "edgesan.toml"
+    path.write_text("alpha = 0.25\n")
+    running = run("--config", str(path)).ready()
+    camera, server = running.child("sanitize"), running.child("transmit")
+
+    path.write_text('alpha = 0.75\nsocket = "elsewhere.sock"\n')
+    running.process.send_signal(signal.SIGHUP)
+    running.until(lambda: running.status().get("alpha") == 0.75)
+    assert running.child("sanitize").pid != camera.pid
+    assert server.is_running(), "viewers keep their streams"
+    assert "WARNING: socket changed: this takes effect at the next start" in running.said()
+
+    path.write_text("alhpa = 0.5\n")
+    running.process.send_signal(signal.SIGHUP)
+    running.until(lambda: "the configuration stays as it was" in running.said())
+    assert running.ready().status()["alpha"] == 0.75
+
+    path.write_text('token = "correct-horse-battery"\n')
+    running.process.send_signal(signal.SIGHUP)
+    running.until(lambda: not running.status())  # 401
+    running.until(lambda: not server.is_running())
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{running.port}/readyz", headers={"Authorization": "Bearer correct-horse-battery"}
+    )
+    running.until(lambda: answers(request))
+    assert running.end() == 0
+
+
+def answers(request: urllib.request.Request) -> bool:
+    try:
+        urllib.request.urlopen(request, timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def test_a_run_whose_terminal_is_closed_ends(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "edgesan", "run", "--camera", "demo", "--out", str(tmp_path / "clip.mkv")]
+    process = subprocess.Popen(command, stdin=theirs, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    os.close(theirs)
+    assert process.stderr
+    process.stderr.readline()
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(15) == 0
+    assert "read again" not in process.stderr.read()
+    process.stderr.close()
+    os.close(ours)
+
+
+def test_what_the_sanitize_process_prints_has_no_room_for_a_picture(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     log = Log()
     os.write(log._write_fd, b"a line\n" + b"\x1b[2J\xff\x00")
     log.pass_on()
@@ -319,7 +387,7 @@ def test_what_the_sanitize_process_prints_has_no_room_for_a_picture(capsys: pyte
         log.pass_on()
     said = capsys.readouterr().err
     assert said.count("x") <= LOG_BURST + 5 * LOG_RATE, "and a little for the time that this takes"
-    assert said.count("prints too much") == 1
+    assert sum("prints too much" in message for message in caplog.messages) == 1
     log.close_child_end()
     log.close()
 

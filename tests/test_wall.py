@@ -24,7 +24,7 @@ PACKAGES = {
 }
 # The modules and sub-packages of edgesan, from the bottom: each imports only what stands on a floor below its own.
 FLOORS = (
-    {"control", "errors", "frames", "metrics", "noise", "ort"},
+    {"control", "errors", "frames", "log", "metrics", "noise", "ort"},
     {"disk", "isolation", "message", "watchdog"},
     {"config"},
     {"capture", "faces"},
@@ -150,10 +150,12 @@ def test_sockets_are_made_where_they_belong() -> None:
     assert users("socket") == {
         "bench",  # a viewer of its own
         "board.doctor",  # tries whether a port is free
+        "capture.network",  # asks a network camera before FFmpeg does
         "isolation.limits",  # tries whether a stranger can be reached
         "isolation.probes",  # tries whether a socket can be made
         "supervisor",  # a pair, through which the transmit process receives its pipes
         "transmit.admission",
+        "transmit.directions",  # asks the kernel which address others see
         "transmit.http",
         "transmit.link",
         "transmit.process",

@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from edgesan.config import SERVERS, Config, http_address
+from edgesan.config import ANY, SERVERS, Config, http_address
 from edgesan.errors import CameraError, ConfigError, ModelError, RollbackError, SignatureError, SinkError
 from edgesan.isolation import IsolationClaim, disk_swaps
 from edgesan.model import rollback
@@ -38,9 +38,10 @@ PACKAGES: Final = {
     "aiohttp": "aiohttp",
     "av": "av",
     "prometheus-client": "prometheus_client",
+    "segno": "segno",
+    "shtab": "shtab",
     "tqdm": "tqdm",
 }
-ANY: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104
 LEAST_CMA_KB: Final = 64 * 1024
 LEAST_CMA_FREE_KB: Final = 16 * 1024
 LEAST_DISK_BYTES: Final = 2**30
@@ -372,7 +373,7 @@ def _is_alive(host: str, number: int) -> bool:
     connection = http.client.HTTPConnection(host, number, timeout=2)
     try:
         connection.request("GET", "/healthz")
-        return connection.getresponse().read(100) in (b"alive\n", b"present the token\n")
+        return connection.getresponse().read(100).startswith((b"alive\n", b"present the token"))
     except (OSError, http.client.HTTPException):
         return False
     finally:

@@ -209,7 +209,7 @@ def opened(image: Path) -> BinaryIO:
     try:
         return OPENERS.get(image.suffix, open)(image, "rb")  # type: ignore[no-any-return]
     except OSError as error:
-        raise ConfigError(f"cannot read {image}: {error.strerror}") from error
+        raise ConfigError(f"cannot read {image}: {error.strerror}; name an .img, .img.xz or .img.zst") from error
 
 
 def block_map(image: Path) -> tuple[int, list[Range]] | None:
@@ -385,6 +385,7 @@ def flash(image: Path, path: Path, settings: Path | None, options: Options) -> s
         ConfigError: the image, the device or the settings are wrong, or the user did not type yes.
         SinkError: the device does not take it.
     """
+    check_table(image)
     board = load_settings(settings) if settings else None
     device = choose(path, [] if options.to_file else list_devices(), to_file=options.to_file)
     if Path(device.path).exists() and image.exists() and image.samefile(device.path):
@@ -392,9 +393,6 @@ def flash(image: Path, path: Path, settings: Path | None, options: Options) -> s
     mapped = block_map(image)
     whole, ranges = mapped or (length(image), [])
     ranges = ranges or [Range(0, whole)]
-    if not whole:
-        raise ConfigError(f"{image} is empty: expected an image of a card")
-    check_table(image)
     if not options.to_file and whole > device.size:
         raise ConfigError(f"{device} is too small for {image.name}, which needs {size(whole)}")
     plan = f"{image.name}: {size(sum(r.length for r in ranges))} of {size(whole)} to {device}"

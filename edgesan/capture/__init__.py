@@ -33,7 +33,9 @@ def open_source(spec: str, size: tuple[int, int] | None, fps: float | None, rota
     if csi := re.fullmatch(r"picamera(?::(\d+))?", spec):
         return picamera.open_picamera(int(csi[1] or 0), size, fps, rotate)
     if "://" in spec:
-        return opencv.open_url(spec, size, fps, rotate)
+        from edgesan.capture import network  # loads 16 MB of PyAV, which other cameras do not need
+
+        return network.open_url(spec, size, fps, rotate)
     path = Path(f"/dev/video{int(spec)}" if re.fullmatch(r"[0-9]+", spec) else spec)
     if path.is_char_device():
         return opencv.open_device(path, size, fps, rotate)

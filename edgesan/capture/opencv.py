@@ -1,16 +1,11 @@
-"""Sources that OpenCV opens: V4L2 devices, network cameras, clips and pictures."""
+"""Sources that OpenCV opens: V4L2 devices, clips and pictures."""
 
 import math
 import os
-import re
-import ssl
 import time
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
-from http.client import HTTPConnection, HTTPSConnection
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import SplitResult, urlsplit, urlunsplit
 
 import cv2
 import numpy as np
@@ -18,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgesan.capture.devices import permission_cure
 from edgesan.capture.source import MOST_PIXELS, FrameRateLimiter, LiveSource, Source, before_turn, upright
-from edgesan.errors import CameraError, CameraLost, ConfigError, EndOfStream
+from edgesan.errors import CameraError, CameraLost, EndOfStream
 from edgesan.frames import Pixels, RawFrame, lend
 
 # OpenCV and FFmpeg would each print what our errors say once. FFmpeg's level is read when the first clip is opened.
@@ -27,19 +22,6 @@ cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
 # Seconds that a grab may hang after the cable was pulled (OpenCV: 10); read when the first device is opened.
 os.environ.setdefault("OPENCV_VIDEOIO_V4L_SELECT_TIMEOUT", "3")
 
-# The schemes of camera URLs: the port of each, and the protocols that FFmpeg may use for it.
-URL_SCHEMES: Final = {
-    "rtsp": (554, "rtsp,rtp,udp,tcp"),
-    "rtsps": (322, "rtsp,rtp,udp,tls,tcp"),
-    "http": (80, "http,tcp"),
-    "https": (443, "https,tls,tcp"),
-}
-# What a camera may send. No playlist is among them (HLS, DASH, concat): a playlist names addresses of its own.
-STREAMS: Final = "rtsp,rtp,mpjpeg,mjpeg,jpeg_pipe,image2pipe,h264,hevc,mpegts,flv,matroska,webm,mov,mp4,avi,asf,ogg"
-VARIABLE: Final = "OPENCV_FFMPEG_CAPTURE_OPTIONS"
-NO_VIDEO: Final = "nobody answers, the path or password is wrong, or it is no video"
-HEAD_BYTES: Final = 16384  # of an answer: more is no answer of a camera's
-NETWORK_TIMEOUT_MS: Final = 5000
 STILL_FPS: Final = 5.0  # of a picture that is shown as if it were a camera
 ASSUMED_FPS: Final = 25.0  # of a clip that does not say
 MOST_LATE_S: Final = 1.0  # after a longer stop, a clip goes on from where it was instead of catching up
@@ -92,114 +74,6 @@ def open_device(path: Path, size: tuple[int, int] | None, fps: float | None, rot
     if fps is not None:
         capture.set(cv2.CAP_PROP_FPS, fps)
     return LiveSource(str(path), OpenCvBackend(str(path), capture), size, fps, rotate)
-
-
-def open_url(url: str, size: tuple[int, int] | None, fps: float | None, rotate: int = 0) -> Source:
-    """Open a network camera: RTSP, or MJPEG over HTTP, at this address and at no other that it may name.
-
-    Otherwise a hostile camera could have any address of this network asked in our name. A redirect is refused when we
-    ask first, and FFmpeg follows none in a later HTTP answer (its option max_redirects, from libavformat 62 on). But it
-    follows an RTSP camera that redirects only after the first request, or after the password: to RTSP addresses only,
-    and FFmpeg has no option against it.
-
-    Raises:
-        ConfigError: the address is malformed or of another protocol.
-        CameraError: nobody answers, the camera redirects, or there is no live video.
-    """
-    try:
-        parts = urlsplit(url)
-        well_formed = bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        well_formed = False
-    # An @ after the host means a password with an unescaped slash in it: what looks like the host is none.
-    if not well_formed or "@" in parts.path or re.search(r"[\0-\x20\x7f]", url):
-        # Not the parser's own words: they may hold a password.
-        raise ConfigError(
-            "camera is a malformed URL: write rtsp://USER:PASSWORD@HOST:PORT/PATH, and special characters as %XX"
-        )
-    if parts.scheme not in URL_SCHEMES:
-        raise ConfigError(f"camera is a {parts.scheme}:// URL: {', '.join(URL_SCHEMES)} can be opened")
-    # Cameras take passwords before the host, in the query and in the path: the name shows none of these.
-    name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-    refuse_redirect(parts, name)
-    # Each of FFmpeg's threads holds a frame back: with one instead of two, H.264 at 30 fps lags 102 ms and not 143.
-    parameters = {
-        cv2.CAP_PROP_OPEN_TIMEOUT_MSEC: NETWORK_TIMEOUT_MS,
-        cv2.CAP_PROP_READ_TIMEOUT_MSEC: NETWORK_TIMEOUT_MS,
-        cv2.CAP_PROP_N_THREADS: 1,
-    }
-    with ffmpeg_options(
-        f"max_redirects;0|protocol_whitelist;{URL_SCHEMES[parts.scheme][1]}|format_whitelist;{STREAMS}"
-    ):
-        capture = cv2.VideoCapture(url, cv2.CAP_FFMPEG, [number for pair in parameters.items() for number in pair])
-    if not capture.isOpened():
-        raise CameraError(f"cannot open {name}: {NO_VIDEO}")
-    if capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0:
-        capture.release()
-        raise CameraError(f"{name} is a recording, not a camera: download it, and give the file")
-    return LiveSource(name, OpenCvBackend(name, capture), size, fps, rotate)
-
-
-@contextmanager
-def ffmpeg_options(ours: str) -> Iterator[None]:
-    """Set FFmpeg's options for what OpenCV opens in this block; of two with one name, FFmpeg takes the later."""
-    theirs = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = f"{theirs or 'rtsp_transport;tcp'}|{ours}"  # what OpenCV has where there is none
-    try:
-        yield
-    finally:
-        if theirs is None:
-            del os.environ[VARIABLE]
-        else:
-            os.environ[VARIABLE] = theirs
-
-
-def refuse_redirect(parts: SplitResult, name: str) -> None:
-    """Ask a network camera as FFmpeg will, and refuse it if the head of its answer is a redirect.
-
-    Raises:
-        CameraError: it redirects, or nothing answers.
-    """
-    port, timeout_s = parts.port or URL_SCHEMES[parts.scheme][0], NETWORK_TIMEOUT_MS / 1000
-    host, path = str(parts.hostname), urlunsplit(("", "", parts.path or "/", parts.query, ""))
-    if parts.scheme in ("rtsp", "rtsps"):
-        question = f"DESCRIBE {name}{path} RTSP/1.0\r\nCSeq: 1\r\nAccept: application/sdp\r\n\r\n"
-    else:
-        question = f"GET {path} HTTP/1.0\r\nHost: {name.partition('://')[2]}\r\n\r\n"
-    if parts.scheme in ("rtsps", "https"):  # of any certificate, as FFmpeg takes it
-        unverified = ssl._create_unverified_context()  # noqa: S323
-        connection: HTTPConnection = HTTPSConnection(host, port, timeout=timeout_s, context=unverified)
-    else:
-        connection = HTTPConnection(host, port, timeout=timeout_s)
-    head, until_s = b"", time.monotonic() + timeout_s
-    try:
-        with closing(connection):
-            connection.connect()
-            connection.sock.sendall(question.encode())
-            while not re.search(rb"\r?\n\r?\n", head) and len(head) < HEAD_BYTES and time.monotonic() < until_s:
-                block = connection.sock.recv(4096)
-                if not block:
-                    break
-                head += block
-    except (OSError, UnicodeError) as error:  # UnicodeError: a name that DNS cannot have
-        raise CameraError(f"cannot open {name}: {NO_VIDEO}") from error
-    if re.match(rb"\w+/[\d.]+ +3\d\d", head):
-        found = re.search(rb"(?im)^location:[ \t]*(\S+)", head)
-        place = _place(found[1].decode(errors="replace") if found else "")
-        raise CameraError(
-            f"{name} redirects to {place}, which is not followed: edgesan asks no address but the given one. If you"
-            " trust that address, give it"
-        )
-
-
-def _place(location: str) -> str:
-    """Return the part of an address that may be shown: its path may hold a password."""
-    try:
-        parts = urlsplit(location)
-    except ValueError:
-        return "an invalid address"
-    place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-    return (place if place.isprintable() else "an invalid address") if parts.netloc else "another path of its own"
 
 
 def open_file(path: Path, size: tuple[int, int] | None, fps: float | None, rotate: int = 0) -> Source:

@@ -1,9 +1,14 @@
 """Who may use the server: ports, limits on connections, Host and Origin checks, and the token.
 
+A program presents the token in a header, a player as the password of its address, a picture as `?token=`, and a browser
+by a form, which leaves a cookie. The cookie holds a code that is made from the token, and not the token itself.
+
 Nothing here loads numpy, OpenCV or aiohttp: the transmit process binds its ports before it gives up sockets, and that
 must come before anything that starts threads.
 """
 
+import base64
+import binascii
 import errno
 import hashlib
 import hmac
@@ -12,7 +17,7 @@ import re
 import socket
 import ssl
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
@@ -154,22 +159,53 @@ def host_name(field_value: str) -> str | None:
     return str(six).lower()
 
 
-def is_foreign(method: str, headers: Mapping[str, str]) -> bool:
+def is_foreign(method: str, headers: Mapping[str, str], embed_from: Collection[str] = ()) -> bool:
     """Return whether a page of another site makes this request (W3C Fetch Metadata; RFC 6454 for older browsers).
 
     Following a link to the page is allowed. A client without these headers is no browser, or one that only reads.
+
+    Args:
+        method: of the request.
+        headers: of the request.
+        embed_from: origins of pages that may show the picture, or our page in a frame. Which page may hold a frame, the
+            browser knows (`frame-ancestors` in our answer); that of a picture stands in `Referer`.
     """
-    site = headers.get("Sec-Fetch-Site")
+    site, reading = headers.get("Sec-Fetch-Site"), method in ("GET", "HEAD")
     if site is None:
         origin = headers.get("Origin")
         return origin is not None and origin.partition("://")[2] != headers.get("Host")
     if site in ("same-origin", "none"):
         return False
-    reading = method in ("GET", "HEAD") and headers.get("Sec-Fetch-Mode") == "navigate"
-    return not (reading and headers.get("Sec-Fetch-Dest") == "document")
+    destination = headers.get("Sec-Fetch-Dest")
+    if reading and headers.get("Sec-Fetch-Mode") == "navigate":
+        return destination != "document" and not (destination in ("iframe", "frame") and embed_from)
+    return not (reading and destination == "image" and is_embedded(headers, embed_from))
+
+
+def is_embedded(headers: Mapping[str, str], embed_from: Collection[str]) -> bool:
+    """Return whether a page of one of these origins asks."""
+    scheme, colon, rest = headers.get("Referer", "").partition("://")
+    return f"{scheme}{colon}{rest.partition('/')[0]}" in embed_from
 
 
 # --- the token --------------------------------------------------------------------------------------------------------
+
+
+def authorized(field_value: str) -> str | None:
+    """Return the token of an Authorization field; None if it has another form.
+
+    It is `Bearer TOKEN` (RFC 6750), or `Basic` with the token as the password of any user (RFC 7617).
+    """
+    scheme, _, given = field_value.partition(" ")
+    if scheme.lower() == "bearer":
+        return given
+    if scheme.lower() != "basic":
+        return None
+    try:
+        pair = base64.b64decode(given, validate=True).decode()
+    except (binascii.Error, ValueError):
+        return None
+    return pair.partition(":")[2]
 
 
 @dataclass
@@ -207,6 +243,15 @@ class Tokens:
         if guesser is None or not given or _digest(given) in guesser.wrong:
             return 0.0
         return max(0.0, guesser.until_s - self._clock())
+
+    @property
+    def cookie(self) -> str:
+        """What the cookie of a browser holds: it shows the token to nobody, and ends with it."""
+        return hmac.new(self._token, b"edgesan cookie", hashlib.sha256).hexdigest()
+
+    def of_cookie(self, value: str) -> str:
+        """Return the token for the right cookie, and anything else as it is: it is as wrong as a wrong token."""
+        return self._token.decode() if hmac.compare_digest(_encoded(value), self.cookie.encode()) else value
 
     def is_right(self, host: str, given: str) -> bool:
         """Compare a token in constant time. A missing one is wrong, but not a guess."""

@@ -1,9 +1,11 @@
-"""The file sink: H.264 in .mkv or .mp4, with the time stamps of the camera.
+"""The file sink: H.264 in .mkv, .mp4 or .mov, with the time stamps of the camera.
 
-A power cut costs an .mkv its last second, and an .mp4 everything: its index is written at the end.
+A power cut costs an .mkv its last second, and the others everything: their index is written at the end.
 """
 
 import errno
+import logging
+import os
 from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
@@ -15,10 +17,12 @@ import numpy as np
 from edgesan.errors import SinkError
 from edgesan.frames import SanitizedFrame
 
+logger = logging.getLogger(__name__)
+
 TIME_BASE = Fraction(1, 1000)
 CODEC: Final = "libx264"
 CODEC_OPTIONS = {"preset": "veryfast", "crf": "23"}
-CONTAINERS: Final = {".mkv": "matroska", ".mp4": "mp4"}
+CONTAINERS: Final = {".mkv": "matroska", ".mp4": "mp4", ".mov": "mov"}
 CONTAINER_OPTIONS = {
     ".mkv": {"cluster_time_limit": "1000"}
 }  # ms that are held back; FFmpeg's default of 5 s would hide a full disk
@@ -52,8 +56,14 @@ class ClipWriter:
         SinkError: the file cannot be written, the disk is full, or libx264 is missing.
     """
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
-        """Begin a clip. `file` is open for writing and empty, and stays open; `path` is its name."""
+    def __init__(self, file: BinaryIO, path: Path, sound: av.AudioStream | None = None) -> None:
+        """Begin a clip.
+
+        Args:
+            file: open for writing and empty; it stays open.
+            path: its name, whose suffix says how to write.
+            sound: the stream whose packets `copy` will get; None: the clip stays silent.
+        """
         self._file, self.path = Output(file), path
         if CODEC not in av.codecs_available:
             others = ", ".join(sorted(name for name in av.codecs_available if "264" in name)) or "none"
@@ -62,16 +72,17 @@ class ClipWriter:
                 " install a wheel that has it: pip install av"
             )
         try:
-            options = CONTAINER_OPTIONS.get(path.suffix, {})
-            self._container = av.open(self._file, "w", format=CONTAINERS[path.suffix], options=options)
+            options = CONTAINER_OPTIONS.get(path.suffix.lower(), {})
+            self._container = av.open(self._file, "w", format=CONTAINERS[path.suffix.lower()], options=options)
             self._stream: Any = self._container.add_stream(CODEC, options=CODEC_OPTIONS)
         except (av.FFmpegError, OSError) as error:
             raise self._failure(error) from error
+        self._sound = None if sound is None else self._copied(sound)
         self._stream.pix_fmt = "yuv420p"
         self._stream.time_base = TIME_BASE
         self._stream.codec_context.time_base = TIME_BASE
         self._size: tuple[int, int] | None = None
-        self._last = -1
+        self._last, self.frames = -1, 0
         self._open = True
 
     def write(self, frame: SanitizedFrame, seconds: float) -> None:
@@ -90,6 +101,25 @@ class ClipWriter:
         self._last = max(self._last + 1, round(seconds / TIME_BASE))
         picture.pts, picture.time_base = self._last, TIME_BASE
         self._mux(picture)
+        self.frames += 1
+
+    def _copied(self, sound: av.AudioStream) -> Any:
+        """Return a stream of this clip for the sound of another one."""
+        try:
+            return self._container.add_stream_from_template(sound)
+        except (av.FFmpegError, ValueError) as error:
+            codec = sound.codec_context.name
+            raise SinkError(
+                f"{self.path} cannot hold the sound ({codec}): name an .mkv or .mov, or leave --audio out"
+            ) from error
+
+    def copy(self, packet: Any) -> None:
+        """Add a packet of the sound as it is."""
+        packet.stream = self._sound
+        try:
+            self._container.mux(packet)
+        except (av.FFmpegError, OSError) as error:
+            raise self._failure(error) from error
 
     def _mux(self, picture: av.VideoFrame | None) -> None:
         """Encode a picture, or flush the encoder if it is None, and write the packets."""
@@ -142,10 +172,12 @@ class FileSink:
         self._writer.write(frame, (frame.stamps.captured_ns - self._first_ns) / 1e9)
 
     async def close(self) -> None:
-        """Finish the clip and close the file."""
+        """Finish the clip, say what is in it, and close the file."""
         try:
             if self._writer is not None:
                 self._writer.close()
+                size = os.fstat(self._file.fileno()).st_size
+                logger.info("%s: %s frames, %s bytes", self._path, f"{self._writer.frames:,}", f"{size:,}")
         finally:
             with suppress(OSError):  # an earlier error is reported already
                 self._file.close()

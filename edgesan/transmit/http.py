@@ -15,47 +15,49 @@ import json
 import math
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
+from urllib.parse import parse_qs
 
 import cv2
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
+from multidict import CIMultiDict
 
-from edgesan.config import is_loopback
+from edgesan.config import http_address, is_loopback
 from edgesan.errors import SinkError
 from edgesan.frames import SanitizedFrame
 from edgesan.message import FRESH_NS
 from edgesan.metrics import Metrics
-from edgesan.transmit.admission import Server, Tokens, host_name, is_foreign
+from edgesan.transmit.admission import Server, Tokens, authorized, host_name, is_embedded, is_foreign
 from edgesan.transmit.prometheus import Exporter
 
 WEB: Final = Path(__file__).parent.parent / "web"
 BOUNDARY: Final = "edgesan-frame"
 JPEG_QUALITY: Final = 85
 UNSENT_BYTES: Final = 16384  # of a picture that the kernel may hold before it is sent
-MOST_BODY_BYTES: Final = 256
+MOST_BODY_BYTES: Final = 1024
 HANDSHAKE_S: Final = 5.0
 REQUEST_S: Final = 10.0  # from the connection, or the last answer, to the end of a request's head
 BODY_S: Final = 5.0
 # Browsers send some twenty fields, and cookies of other servers on this host.
 LIMITS: Final = {"max_line_size": 4096, "max_field_size": 8190, "max_headers": 48, "read_bufsize": 16384}
 # A page cannot present its token for these. They hold nothing of the camera.
-WITHOUT_TOKEN: Final = ("/page.js", "/page.css", "/icon.svg")
+WITHOUT_TOKEN: Final = ("/page.js", "/page.css", "/icon.svg", "/login")
+COOKIE_S: Final = 30 * 86400  # for which a browser keeps what its user typed into the form
+HOW: Final = (
+    "present the token: as a password (http://cam:TOKEN@HOST/...), as a header (Authorization: Bearer TOKEN), or at the"
+    " end of the address (?token=TOKEN)\n"
+)
 HEADERS: Final = {
     "Cache-Control": "no-store",
-    "Content-Security-Policy": (
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self';"
-        " frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
-    ),
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Referrer-Policy": "no-referrer",
     "Server": "edgesan",
     "X-Content-Type-Options": "nosniff",
-    "X-Frame-Options": "DENY",
 }
 Handler = Callable[[web.Request], Any]
 
@@ -68,6 +70,7 @@ class HttpSink:
         token: what viewers must present; empty if nothing.
         status: returns the status of all processes.
         request_alpha: asks the sanitize process for another alpha; returns False if it does not listen.
+        embed_from: origins of pages of other sites that may show the picture.
     """
 
     def __init__(
@@ -76,10 +79,15 @@ class HttpSink:
         token: str,
         status: Callable[[], dict[str, Any]],
         request_alpha: Callable[[float], bool],
+        embed_from: Collection[str] = (),
     ) -> None:
         self.name = server.address
         self._status, self._request_alpha = status, request_alpha
+        self._embed_from = embed_from
+        self._headers = HEADERS | _framing(embed_from)
         self._tokens = Tokens(token, time.monotonic) if token else None
+        self._cookie = f"edgesan-{http_address(server.address)[1]}"  # a browser sends it to all ports of this host
+        self._form = (WEB / "login.html").read_text(encoding="utf-8")
         self._sockets, self._tls = server.sockets, server.tls
         self._metrics = Metrics()
         self._frame: SanitizedFrame | None = None
@@ -91,13 +99,14 @@ class HttpSink:
         self._servers: list[asyncio.Server] = []
         self._exporter = Exporter(self.report)
         app = web.Application(middlewares=[self._guard], client_max_size=MOST_BODY_BYTES)
-        app.on_response_prepare.append(_add_headers)
+        app.on_response_prepare.append(self._add_headers)
         app.add_routes(
             [
                 web.get("/", _asset("index.html", "text/html")),
                 web.get("/page.js", _asset("page.js", "text/javascript")),
                 web.get("/page.css", _asset("page.css", "text/css")),
                 web.get("/icon.svg", _asset("icon.svg", "image/svg+xml")),
+                web.post("/login", self._log_in),
                 web.get("/stream.mjpg", self._stream, allow_head=False),  # its answer has no end
                 web.get("/snapshot.jpg", self._snapshot),
                 web.get("/healthz", self._health),
@@ -264,14 +273,7 @@ class HttpSink:
         if request.content_type != "application/json":
             raise web.HTTPUnsupportedMediaType(text='send application/json, such as {"alpha": 0.5}\n')
         try:
-            async with asyncio.timeout(BODY_S):
-                content = await request.read()
-        except TimeoutError as error:
-            raise web.HTTPRequestTimeout(text=f"the body did not come within {BODY_S:g} s\n") from error
-        except web.RequestPayloadError as error:
-            raise web.HTTPBadRequest(text="the body does not match its header\n") from error
-        try:
-            body = json.loads(content)
+            body = json.loads(await _read(request))
         except ValueError as error:
             raise web.HTTPBadRequest(text=f'this is not JSON ({error}); send {{"alpha": 0.5}}\n') from error
         alpha = body.get("alpha") if isinstance(body, dict) and len(body) == 1 else None
@@ -291,7 +293,8 @@ class HttpSink:
         """Check a request: it must carry the token; without a token, it must name a loopback host.
 
         The host name is checked because another site can make its own name point here (DNS rebinding). A token in the
-        address is for pictures and players, which cannot send headers; a request that changes something needs a header.
+        address is for pictures and players, which cannot send headers; a request that changes something needs a header
+        or the cookie, which only pages of this server can use (`is_foreign`).
         """
         if isinstance(request.protocol, Connection):
             request.protocol.asked = True
@@ -299,38 +302,73 @@ class HttpSink:
         host = host_name(names[0]) if len(names) == 1 else None
         if host is None:
             raise web.HTTPBadRequest(text="name this server in one Host field, such as Host: 127.0.0.1:8080\n")
-        if is_foreign(request.method, request.headers):
+        if is_foreign(request.method, request.headers, self._embed_from):
             raise web.HTTPForbidden(
-                text="a page of another site may not use this server: open this server's own page\n"
+                text="a page of another site may not use this server: open this server's own page, or name that site in"
+                " embed_from\n"
             )
         if self._tokens is None:
             if not is_loopback(host):
                 raise web.HTTPForbidden(text="this server answers to http://127.0.0.1 only\n")
         elif request.path not in WITHOUT_TOKEN:
-            self._check(self._tokens, request)
+            self._check(self._tokens, request, self._presented(self._tokens, request))
         response: web.StreamResponse = await handler(request)
         return response
 
-    @staticmethod
-    def _check(tokens: Tokens, request: web.Request) -> None:
-        """Check the token.
+    async def _add_headers(self, request: web.Request, response: web.StreamResponse) -> None:
+        response.headers.update(self._headers)
+        if is_embedded(request.headers, self._embed_from):
+            response.headers["Cross-Origin-Resource-Policy"] = "cross-origin"
+
+    async def _log_in(self, request: web.Request) -> web.Response:
+        """Take the token of the form, and have the browser keep a cookie for it."""
+        fields = parse_qs((await _read(request)).decode(errors="replace"))
+        answer = web.Response(status=303, headers={"Location": "./"})
+        if self._tokens is not None:
+            self._check(self._tokens, request, fields.get("token", [""])[0].strip())
+            answer.set_cookie(
+                self._cookie,
+                self._tokens.cookie,
+                max_age=COOKIE_S,
+                httponly=True,
+                samesite="Lax",
+                secure=self._tls is not None,
+            )
+        return answer
+
+    def _presented(self, tokens: Tokens, request: web.Request) -> str:
+        """Return the token that a request presents; empty if none."""
+        given = authorized(request.headers.get("Authorization", ""))
+        if given is None and request.method in ("GET", "HEAD"):
+            given = request.query.get("token")
+        return tokens.of_cookie(request.cookies.get(self._cookie, "")) if given is None else given
+
+    def _check(self, tokens: Tokens, request: web.Request, given: str) -> None:
+        """Check a token.
 
         Raises:
             HTTPUnauthorized: it is wrong or missing.
             HTTPTooManyRequests: this address must pause first.
         """
-        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            given = request.query.get("token", "") if request.method in ("GET", "HEAD") else ""
         host = request.remote or ""
         if pause_s := tokens.pause_s(host, given):
             seconds = math.ceil(pause_s)
-            raise web.HTTPTooManyRequests(
-                text=f"too many wrong tokens from this address: present one in {seconds} s\n",
-                headers={"Retry-After": str(seconds)},
+            self._refuse(
+                request,
+                web.HTTPTooManyRequests,
+                f"too many wrong tokens from this address: present one in {seconds} s\n",
+                {"Retry-After": str(seconds)},
             )
         if not tokens.is_right(host, given):
-            raise web.HTTPUnauthorized(text="present the token\n", headers={"WWW-Authenticate": "Bearer"})
+            self._refuse(request, web.HTTPUnauthorized, "This is not the token." if given else "", _challenge(request))
+
+    def _refuse(
+        self, request: web.Request, kind: type[web.HTTPClientError], text: str, headers: Mapping[str, str]
+    ) -> NoReturn:
+        """Answer with the form if a person asks for the page, and with text otherwise."""
+        if request.path in ("/", "/login") and "text/html" in request.headers.get("Accept", ""):
+            raise kind(text=self._form.replace("MESSAGE", text), content_type="text/html", headers=headers)
+        raise kind(text=HOW if kind is web.HTTPUnauthorized else text, headers=headers)
 
 
 class Connection(web.RequestHandler):
@@ -363,6 +401,35 @@ class Connection(web.RequestHandler):
         return answer
 
 
+def _framing(embed_from: Collection[str]) -> dict[str, str]:
+    """Return the headers that say whose pages may hold ours in a frame."""
+    policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'"
+    ancestors = " ".join(("'self'", *embed_from)) if embed_from else "'none'"
+    policy += f"; frame-ancestors {ancestors}; base-uri 'none'; form-action 'self'"
+    # X-Frame-Options knows no list.
+    return {"Content-Security-Policy": policy} | ({} if embed_from else {"X-Frame-Options": "DENY"})
+
+
+async def _read(request: web.Request) -> bytes:
+    """Return the body of a request. Raises the HTTP error of a slow or wrong one."""
+    try:
+        async with asyncio.timeout(BODY_S):
+            return await request.read()
+    except TimeoutError as error:
+        raise web.HTTPRequestTimeout(text=f"the body did not come within {BODY_S:g} s\n") from error
+    except web.RequestPayloadError as error:
+        raise web.HTTPBadRequest(text="the body does not match its header\n") from error
+
+
+def _challenge(request: web.Request) -> CIMultiDict[str]:
+    """Say how to present the token. Players wait for `Basic`; on our own page a browser would open a window for it."""
+    headers = CIMultiDict({"WWW-Authenticate": 'Basic realm="edgesan", charset="UTF-8"'})
+    if request.path in ("/", "/login") or request.headers.get("Sec-Fetch-Mode", "navigate") != "navigate":
+        headers.clear()
+    headers.add("WWW-Authenticate", "Bearer")
+    return headers
+
+
 def _asset(name: str, kind: str) -> Handler:
     content = (WEB / name).read_bytes()
 
@@ -370,7 +437,3 @@ def _asset(name: str, kind: str) -> Handler:
         return web.Response(body=content, content_type=kind, charset="utf-8")
 
     return serve
-
-
-async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
-    response.headers.update(HEADERS)

@@ -5,6 +5,7 @@ It first opens what it may not open later: ports, the key for TLS, its event loo
 """
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -21,6 +22,7 @@ from edgesan.errors import ModelError, Reject
 from edgesan.isolation import IsolationClaim
 from edgesan.message import FRESH_NS
 from edgesan.transmit import sinks
+from edgesan.transmit.directions import directions, visible_url
 from edgesan.transmit.sinks import OutputFile, Sink
 
 if TYPE_CHECKING:  # numpy must not be loaded before isolation
@@ -28,6 +30,8 @@ if TYPE_CHECKING:  # numpy must not be loaded before isolation
     from edgesan.message import Status
     from edgesan.model.load import Decoder
     from edgesan.transmit.link import Receiver
+
+logger = logging.getLogger(__name__)
 
 SLATE_S: Final = 0.5  # between two slates, while no live frame comes
 ALIVE_S: Final = 1.0  # between two ALIVE messages to the parent
@@ -51,17 +55,19 @@ def run(config: Config, files: list[OutputFile], channel: socket.socket, control
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends them in order
     servers = sinks.open_servers(config)
+    urls = [visible_url(server) for server in config.servers]
     loop = asyncio.new_event_loop()
     claims = isolation.transmit(config.model_folders)
     if config.require_isolation:
         isolation.require(claims)
-    print(
-        f"edgesan: transmit -> {', '.join(config.out)}\n  isolation: {isolation.summary(claims)}",
-        *(f"  WARNING: {claim}" for claim in claims if not claim.holds),
-        sep="\n",
-        file=sys.stderr,
-        flush=True,
-    )
+    out = ", ".join([*config.servers, *(str(path) for path, _ in files)])
+    code = sys.stderr.isatty() and config.log_format == "text"
+    where = [directions(url, token=bool(config.token), code=code) for url in urls]
+    lines = [f"transmit -> {out}", f"  isolation: {isolation.summary(claims)}", *where]
+    logger.info("%s", "\n".join(lines))
+    for claim in claims:
+        if not claim.holds:
+            logger.warning("%s", claim)
     transmitter = Transmitter(config, claims, channel, control)
     built = sinks.build(config, servers, files, transmitter.report, transmitter.request_alpha)
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
@@ -187,7 +193,7 @@ class Transmitter:
         try:
             self._decoder = self._load()
         except ModelError as error:
-            print(f"edgesan: {error}", file=sys.stderr, flush=True)
+            logger.error("%s", error)
         else:
             self._renderer = Renderer(self._decoder, self._config.zones)
 

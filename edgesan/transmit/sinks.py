@@ -41,21 +41,22 @@ class OutputFile(NamedTuple):
     file: BinaryIO
 
 
-def open_files(config: Config, *, again: bool) -> list[OutputFile]:
+def open_files(config: Config) -> list[OutputFile]:
     """Create the files of a configuration; the transmit process cannot create any itself.
+
+    A file that exists stays as it is, so that a service can start again: clip.mkv becomes clip-2.mkv, or the next free
+    number.
 
     Args:
         config: its `out` names the files.
-        again: the transmit process was killed, and its files stay as they are: clip.mkv becomes clip-2.mkv, or the next
-            free number.
 
     Raises:
-        SinkError: a file exists, or its folder cannot be written. No file is left behind.
+        SinkError: a folder cannot be written. No file is left behind.
     """
     opened: list[OutputFile] = []
     try:
         for path in config.files:
-            opened.append(_open_file(path.absolute(), again=again))  # noqa: PERF401 - an error must find the earlier ones
+            opened.append(_open_file(path.absolute()))  # noqa: PERF401 - an error must find the earlier ones
     except SinkError:
         for path, file in opened:
             file.close()
@@ -64,14 +65,13 @@ def open_files(config: Config, *, again: bool) -> list[OutputFile]:
     return opened
 
 
-def _open_file(path: Path, *, again: bool) -> OutputFile:
+def _open_file(path: Path) -> OutputFile:
     numbered = (path.with_stem(f"{path.stem}-{n}") for n in itertools.count(2))
-    for name in itertools.chain([path], numbered if again else []):
+    for name in itertools.chain([path], numbered):
         try:
             return OutputFile(name, disk.new_file(name))
-        except FileExistsError as error:
-            if not again:
-                raise SinkError(f"{name} exists: name another file, or move it away first") from error
+        except FileExistsError:
+            continue
         except OSError as error:
             reason = "there is no such folder" if error.errno == errno.ENOENT else error.strerror
             raise SinkError(f"cannot write {name}: {reason}; name a file in a folder that you may write to") from error
@@ -99,7 +99,7 @@ def build(
     """Build the sinks. Loads the libraries that read what viewers send, so only after isolation.
 
     Args:
-        config: its `token` is what viewers must present.
+        config: its `token` is what viewers must present, and pages of `embed_from` may show the picture.
         servers: from `open_servers`.
         files: from `open_files`.
         status: returns the report that the page and the metrics show.
@@ -107,7 +107,7 @@ def build(
     """
     from edgesan.transmit.http import HttpSink
 
-    sinks: list[Sink] = [HttpSink(server, config.token, status, request_alpha) for server in servers]
+    sinks: list[Sink] = [HttpSink(server, config.token, status, request_alpha, config.embed_from) for server in servers]
     if files:
         from edgesan.transmit.file import FileSink  # loads 16 MB of PyAV, which streams do not need
 

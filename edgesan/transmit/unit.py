@@ -7,9 +7,9 @@ never sees the token or the key of the certificate. If one unit is away, the oth
 nobody, or the server reports that there are none.
 """
 
+import logging
 import os
 import socket
-import sys
 import time
 from pathlib import Path
 from typing import Final
@@ -17,6 +17,8 @@ from typing import Final
 from edgesan import disk
 from edgesan.errors import ConfigError, SinkError
 from edgesan.transmit.link import receive_pipes, send_pipes
+
+logger = logging.getLogger(__name__)
 
 RETRY_S: Final = 0.3  # between two attempts to reach the sanitize unit
 
@@ -58,7 +60,7 @@ class UnitListener:
         if self._peer is not None and _is_gone(self._peer):
             self._peer.close()
             self._peer = None
-            print("edgesan: the transmit unit is gone; waiting for the next one", file=sys.stderr, flush=True)
+            logger.info("the transmit unit is gone; waiting for the next one")
         if self._peer is not None:
             return
         try:
@@ -67,7 +69,7 @@ class UnitListener:
             return
         self._peer.setblocking(False)
         send_pipes(self._peer, frames_in, requests_out)
-        print("edgesan: a transmit unit has connected", file=sys.stderr, flush=True)
+        logger.info("a transmit unit has connected")
 
     def close(self) -> None:
         """Close the descriptors in this process; the path stays for the process that shares them."""
@@ -103,7 +105,7 @@ class UnitClient:
         if self._socket is None:
             return self._connect()
         if _is_gone(self._socket):
-            print("edgesan: the sanitize unit is gone; waiting for the next one", file=sys.stderr, flush=True)
+            logger.info("the sanitize unit is gone; waiting for the next one")
             self.leave()
         return []
 
@@ -128,7 +130,7 @@ class UnitClient:
             return []
         connection.setblocking(False)
         self._socket = connection
-        print("edgesan: connected to the sanitize unit", file=sys.stderr, flush=True)
+        logger.info("connected to the sanitize unit")
         return given
 
     def leave(self) -> None:

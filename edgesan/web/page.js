@@ -46,6 +46,7 @@ function show(status) {
 async function poll() {
   try {
     const answer = await fetch("api/status", { headers });
+    if (answer.status === 401) location.reload(); // another token is in force: the server asks for it
     if (!answer.ok) throw new Error(await answer.text());
     show(await answer.json());
     if (broken) watch();

@@ -1,6 +1,7 @@
 """What is made of the results: ratios, aims, machines beside each other, and the projection."""
 
 import dataclasses
+import itertools
 import sys
 from pathlib import Path
 
@@ -96,3 +97,26 @@ def test_a_published_network_takes_what_its_own_rate_says() -> None:
     for board in projection.BOARDS:
         like = board.points[0]
         assert projection.by_multiplications(board, like.gmac)[1] == pytest.approx(like.ms)
+
+
+@pytest.mark.parametrize("missing", [{}, {"network": []}, {"wire": []}, {"network": [], "wire": []}])
+def test_machines_are_drawn_without_a_warning_whatever_was_measured_there(
+    missing: dict[str, list[object]], tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    compare.plot([dataclasses.replace(stored(), **missing)], tmp_path / "bench.png")
+    assert (tmp_path / "bench.png").stat().st_size > 1000
+
+
+def test_every_column_is_explained(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    own = bench.text(stored())
+    heads = [line for line, below in itertools.pairwise(own.splitlines()) if below.startswith("|---")]
+    columns = {name for line in heads for name in line.strip("| ").split(" | ")}
+    assert len(columns) > 10
+    assert columns - bench.EXPLAINED.keys() <= {"size", "stage", "faces", "seconds", "detect"}
+    assert all(f"\n- {name}: " in own for name in columns & bench.EXPLAINED.keys())
+
+    monkeypatch.setattr(sys, "argv", ["compare", str(FILES[0])])
+    assert compare.main() == 0
+    said = capsys.readouterr().out
+    assert all(f"\n- {name}: " in said for name in compare.COLUMNS)

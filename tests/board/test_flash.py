@@ -18,8 +18,9 @@ import pytest
 
 from edgesan.board import flash
 from edgesan.board.flash import Range
+from edgesan.cli import main
 from edgesan.errors import ConfigError, SinkError
-from tests.support import COMMAND, report
+from tests.support import COMMAND, ROOT, report
 
 GB = 10**9
 
@@ -387,3 +388,13 @@ def test_the_listing_that_lsblk_gives_here_is_understood() -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout
     assert json.dumps([str(device) for device in flash.list_devices()])
+
+
+def test_what_is_no_image_is_refused_before_anybody_is_asked_for_a_card(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (
+        ["README.md"],
+        ["README.md", "/dev/nowhere"],
+        ["edgesan/capture/demo.mp4", "/dev/nowhere", "--dry-run"],
+    ):
+        assert main(["flash", str(ROOT / words[0]), *words[1:]]) == 2
+        assert "is no image of a card: expected a partition table" in capsys.readouterr().err

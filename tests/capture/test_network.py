@@ -1,6 +1,5 @@
 """Network cameras: a real HTTP camera, redirects, and the options of FFmpeg."""
 
-import os
 import re
 import socket
 import ssl
@@ -9,10 +8,10 @@ import time
 from contextlib import closing, suppress
 from pathlib import Path
 
-import cv2
+import av
 import pytest
 
-from edgesan.capture import open_source, opencv
+from edgesan.capture import network, open_source
 from edgesan.errors import CameraError, CameraLost
 from tests.capture.support import HttpCamera, index_of, play, take, write_clip
 from tests.support import report
@@ -46,7 +45,7 @@ def test_a_network_camera_that_goes_away_is_lost_and_can_be_opened_again(http_ca
         http_camera.unplug()
         with pytest.raises(CameraLost, match="unplugged, switched off or out of reach"):
             list(play(source))
-    with pytest.raises(CameraError, match=rf"cannot open http://127\.0\.0\.1:{http_camera.port}: nobody answers"):
+    with pytest.raises(CameraError, match=rf"cannot open http://127\.0\.0\.1:{http_camera.port}: nothing listens"):
         open_source(http_camera.url, None, None)
     http_camera.plug_in()
     with closing(open_source(http_camera.url, None, None)) as source:
@@ -56,7 +55,7 @@ def test_a_network_camera_that_goes_away_is_lost_and_can_be_opened_again(http_ca
 def test_a_network_camera_that_falls_silent_is_lost_within_the_timeout(
     http_camera: HttpCamera, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(opencv, "NETWORK_TIMEOUT_MS", 1000)
+    monkeypatch.setattr(network, "NETWORK_TIMEOUT_S", 1.0)
     with closing(open_source(http_camera.url, None, None)) as source:
         take(source)
         http_camera.silent.set()
@@ -75,9 +74,77 @@ def test_a_closed_port_is_refused_quickly() -> None:
     with socket.socket() as reserved:
         reserved.bind(("127.0.0.1", 0))
         started_s = time.monotonic()
-        with pytest.raises(CameraError, match="nobody answers"):
+        with pytest.raises(CameraError, match="nothing listens at port"):
             open_source(f"rtsp://127.0.0.1:{reserved.getsockname()[1]}/stream", None, None)
         assert time.monotonic() - started_s < 5
+
+
+@pytest.mark.parametrize("scheme", ["http", "rtsp"])
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        ("401 Unauthorized", r"it wants a user name and a password \(401\)"),
+        ("403 Forbidden", r"lets this user not see the stream \(403\)"),
+        ("404 Not Found", r"it has nothing at this path \(404\)"),
+        ("500 Internal Server Error", "is this the address of its video stream"),
+    ],
+)
+def test_what_a_camera_refuses_is_said(scheme: str, status: str, words: str) -> None:
+    protocol = "RTSP/1.0" if scheme == "rtsp" else "HTTP/1.1"
+    asks = f'WWW-Authenticate: {"Digest" if scheme == "rtsp" else "Basic"} realm="cam", nonce="a"\r\n'
+    answer = f"{protocol} {status}\r\nCSEQ{asks if status.startswith('401') else ''}Content-Length: 0\r\n\r\n"
+    with closing(Redirecting(answer.encode())) as camera, pytest.raises(CameraError, match=words):
+        open_source(f"{scheme}://127.0.0.1:{camera.port}/stream", None, None)
+    if status.startswith("401"):
+        with (
+            closing(Redirecting(answer.encode())) as camera,
+            pytest.raises(CameraError, match="the user name or the password is wrong") as caught,
+        ):
+            open_source(f"{scheme}://root:s3cret@127.0.0.1:{camera.port}/stream", None, None)
+        assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("scheme", ["http", "rtsp", "https", "rtsps"])
+def test_a_camera_that_hangs_is_told_from_one_that_is_off(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "NETWORK_TIMEOUT_S", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        words = "nobody answers within" if scheme.endswith("s") else "it was reached, but does not answer"
+        with pytest.raises(CameraError, match=words):
+            open_source(f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/stream", None, None)
+
+
+@pytest.mark.parametrize("scheme", ["http", "rtsp"])
+def test_a_camera_that_answers_and_then_hangs_is_told_too(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "NETWORK_TIMEOUT_S", 0.5)
+    fine = b"HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=frame\r\n\r\n"
+    answers = (fine if scheme == "http" else b"RTSP/1.0 401 Unauthorized\r\nCSEQ\r\n", b"")
+    with (
+        closing(Redirecting(*answers, hold_s=3)) as camera,
+        pytest.raises(CameraError, match="it was reached, but sends no video"),
+    ):
+        open_source(f"{scheme}://127.0.0.1:{camera.port}/stream", None, None)
+
+
+def test_a_name_that_nobody_has_and_a_page_are_no_camera() -> None:
+    with pytest.raises(CameraError, match=r"there is no host of the name camera\.invalid"):
+        open_source("rtsp://camera.invalid/stream", None, None)
+    page = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 15\r\n\r\n<html>no</html>"
+    with closing(Redirecting(page)) as camera, pytest.raises(CameraError, match="what it sends is no video"):
+        open_source(f"http://127.0.0.1:{camera.port}/", None, None)
+    with closing(Redirecting(b"hello\r\n\r\n")) as plain, pytest.raises(CameraError, match="it speaks no TLS"):
+        open_source(f"https://127.0.0.1:{plain.port}/", None, None)
+
+
+def test_sound_alone_is_no_camera(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "sound.mkv"), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=8000)
+        frame = av.AudioFrame(layout="mono", samples=800)
+        frame.sample_rate = 8000
+        container.mux(stream.encode(frame))
+    content = (tmp_path / "sound.mkv").read_bytes()
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: video/x-matroska\r\nContent-Length: {len(content)}\r\n\r\n"
+    with closing(Redirecting(head.encode() + content)) as camera, pytest.raises(CameraError, match="it sends no video"):
+        open_source(f"http://127.0.0.1:{camera.port}/", None, None)
 
 
 class Elsewhere:
@@ -103,8 +170,9 @@ class Elsewhere:
 class Redirecting:
     """A camera, of HTTP or RTSP, that answers all questions after the first few in this way."""
 
-    def __init__(self, *answers: bytes, encryption: ssl.SSLContext | None = None) -> None:
+    def __init__(self, *answers: bytes, encryption: ssl.SSLContext | None = None, hold_s: float = 0) -> None:
         self._answers, self._encryption, self.asked = list(answers), encryption, list[bytes]()
+        self._hold_s = hold_s  # after the last answer, before hanging up
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
         self._thread = threading.Thread(target=self._serve)
@@ -123,6 +191,8 @@ class Redirecting:
                         answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
                         number = re.search(rb"CSeq: *\d+\r\n", question)
                         viewer.sendall(answer.replace(b"CSEQ", number[0] if number else b""))
+                        if not answer and self._hold_s:
+                            time.sleep(self._hold_s)
                         if number is None:
                             break
 
@@ -159,8 +229,8 @@ def test_a_network_camera_that_redirects_is_not_followed(scheme: str, status: st
 
 def test_a_camera_that_redirects_only_the_second_question_is_not_followed_either() -> None:
     """The first is ours, the second FFmpeg's."""
-    if int(re.search(r"avformat: *YES \((\d+)", cv2.getBuildInformation())[1]) < 62:  # type: ignore[index]
-        pytest.skip("this OpenCV has an FFmpeg that knows no max_redirects")
+    if av.library_versions["libavformat"] < (62,):
+        pytest.skip("this PyAV has an FFmpeg that knows no max_redirects")
     elsewhere = Elsewhere()
     fine = b"HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=frame\r\n\r\n"
     moved = f"HTTP/1.0 302 Found\r\nLocation: http://127.0.0.1:{elsewhere.port}/\r\n\r\n".encode()
@@ -214,14 +284,3 @@ def test_a_playlist_behind_a_url_opens_nothing_else(tmp_path: Path, place: str) 
             open_source(f"http://127.0.0.1:{camera.port}/live.m3u8", None, None)
     assert elsewhere.close() == []
     report(f"a camera of http sends a playlist of {place} addresses", "not opened, nothing else is asked", 0)
-
-
-def test_options_of_ffmpeg_are_set_for_one_camera_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(opencv.VARIABLE, "rtsp_transport;udp")
-    with opencv.ffmpeg_options("max_redirects;0"):
-        assert os.environ[opencv.VARIABLE] == "rtsp_transport;udp|max_redirects;0"
-    assert os.environ[opencv.VARIABLE] == "rtsp_transport;udp"
-    monkeypatch.delenv(opencv.VARIABLE)
-    with opencv.ffmpeg_options("max_redirects;0"):
-        assert os.environ[opencv.VARIABLE] == "rtsp_transport;tcp|max_redirects;0"
-    assert opencv.VARIABLE not in os.environ

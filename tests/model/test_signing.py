@@ -312,6 +312,7 @@ def test_a_key_is_made_a_model_signed_and_the_printed_line_trusted(
     assert tomllib.loads(toml.read_text())["trusted_keys"] == [(tmp_path / "mine.pub").read_text().strip()]
 
     assert main(["inspect", str(path), "--config", str(toml)]) == 4
+    capsys.readouterr()
     assert main(["sign", str(path), "--key", str(tmp_path / "mine"), "--json"]) == 0
     fingerprint = json.loads(capsys.readouterr().out)["fingerprint"]
     assert main(["inspect", str(path)]) == 4

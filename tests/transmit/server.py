@@ -37,12 +37,19 @@ STATUS = {
 class ServerThread:
     """An HttpSink in a thread of this process, so that a test can shorten its limits."""
 
-    def __init__(self, token: str = "", certificate: Path | None = None, key: Path | None = None) -> None:
+    def __init__(
+        self,
+        token: str = "",
+        certificate: Path | None = None,
+        key: Path | None = None,
+        embed_from: tuple[str, ...] = (),
+    ) -> None:
         self.port, self.asked, self.hears = free_port(), list[float](), True
         self.status: dict[str, Any] = dict(STATUS)
         address = f"{'https' if certificate else 'http'}://127.0.0.1:{self.port}"
         tls = tls_context(certificate, key) if certificate else None
-        self.sink = HttpSink(Server(address, listen(address), tls), token, lambda: dict(self.status), self._ask)
+        server = Server(address, listen(address), tls)
+        self.sink = HttpSink(server, token, lambda: dict(self.status), self._ask, embed_from)
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever)
         self._thread.start()

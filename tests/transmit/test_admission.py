@@ -1,12 +1,15 @@
 """Who may use the server: ports, Host fields, the token, and how guesses are slowed down."""
 
+import base64
 import ipaddress
 import socket
 import threading
 import time
+import urllib.request
 from collections import Counter
 from contextlib import ExitStack
 
+import av
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -16,7 +19,7 @@ from edgesan.errors import ConfigError, SinkError
 from edgesan.transmit import admission
 from edgesan.transmit.admission import Tokens, host_name, listen
 from tests.support import free_port
-from tests.transmit.server import LiveServer, Serve
+from tests.transmit.server import LiveServer, Serve, decode
 
 TOKEN = "correct-horse-battery"
 
@@ -131,12 +134,123 @@ def test_with_a_token_nothing_is_shown_without_it(serve: Serve) -> None:
         assert live.get(path)[0] == 401
     for wrong in ("wrong", f"{TOKEN}%20", TOKEN.upper(), "%FF%FE", ""):
         assert live.get(f"/?token={wrong}")[0] == 401
-    for header in (TOKEN, "Bearer wrong", "Bearer", f"Basic {TOKEN}", "Bearer \xff\xfe"):
+    for header in (TOKEN, "Bearer wrong", "Bearer", f"Basic {TOKEN}", f"Digest {TOKEN}", "Bearer \xff\xfe"):
         assert live.get("/api/status", Authorization=header)[0] == 401
     assert live.get(f"/?token={TOKEN}")[0] == 200
     assert live.get("/api/status", Authorization=f"Bearer {TOKEN}")[0] == 200
     for asset in ("/page.js", "/page.css", "/icon.svg"):
         assert live.get(asset)[0] == 200
+
+
+def basic(pair: str | bytes) -> str:
+    return "Basic " + base64.b64encode(pair.encode() if isinstance(pair, str) else pair).decode()
+
+
+def test_a_player_presents_the_token_as_the_password_of_any_user(serve: Serve) -> None:
+    live = serve(token=TOKEN)
+    live.picture()
+    for user in ("cam", "", "root"):
+        assert live.get("/snapshot.jpg", Authorization=basic(f"{user}:{TOKEN}"))[0] == 200
+    wrong = [basic(f"cam:{TOKEN}x"), basic(TOKEN), basic(f"{TOKEN}:"), basic(b"cam:\xff"), "Basic !", "Basic"]
+    for header in wrong:
+        status, text, _ = live.get("/snapshot.jpg", Authorization=header)
+        assert (status, b"http://cam:TOKEN@HOST/" in text) == (401, True), header
+    live.get("/api/alpha", "PUT", '{"alpha": 0.25}', Content_Type="application/json", Authorization=basic(f":{TOKEN}"))
+    assert live.asked == [0.25]
+
+
+def test_an_ordinary_http_client_takes_the_password_of_the_address(serve: Serve) -> None:
+    live = serve(token=TOKEN)
+    live.picture()
+    passwords = urllib.request.HTTPPasswordMgrWithDefaultRealm()
+    passwords.add_password(None, f"http://127.0.0.1:{live.port}/", "cam", TOKEN)
+    opener = urllib.request.build_opener(urllib.request.HTTPBasicAuthHandler(passwords))  # after a 401, as players do
+    with opener.open(f"http://127.0.0.1:{live.port}/snapshot.jpg", timeout=5) as answer:
+        assert decode(answer.read()).shape == (48, 64, 3)
+
+
+def test_a_player_shows_the_stream_with_the_password_of_its_address_and_not_without(serve: Serve) -> None:
+    live = serve(token=TOKEN).flow()
+    with av.open(f"http://cam:{TOKEN}@127.0.0.1:{live.port}/stream.mjpg", timeout=10) as stream:  # FFmpeg
+        assert next(stream.decode(video=0)).width == 64
+    with pytest.raises(av.HTTPUnauthorizedError):
+        av.open(f"http://cam:{TOKEN}x@127.0.0.1:{live.port}/stream.mjpg", timeout=10)
+
+
+FORM = {"Content_Type": "application/x-www-form-urlencoded", "Accept": "text/html"}
+
+
+def test_a_person_logs_in_by_a_form_and_the_cookie_shows_the_page_and_turns_the_dial(serve: Serve) -> None:
+    live = serve(token=TOKEN).flow()
+    status, page, headers = live.get(
+        "/", Accept="text/html,*/*;q=0.8", Sec_Fetch_Mode="navigate", Sec_Fetch_Site="none"
+    )
+    assert (status, b"<form" in page, b"MESSAGE" in page) == (401, True, False)
+    assert headers["WWW-Authenticate"] == "Bearer", "a browser's own window would hide the form"
+    status, page, headers = live.get("/login", "POST", "token=wrong", **FORM)
+    assert (status, b"This is not the token." in page, "Set-Cookie" in headers) == (401, True, False)
+    status, _, headers = live.get("/login", "POST", f"token=+{TOKEN}+", **FORM)
+    assert (status, headers["Location"]) == (303, "./")
+    cookie, *rules = headers["Set-Cookie"].split("; ")
+    assert {"HttpOnly", "SameSite=Lax"} <= set(rules)
+    assert TOKEN not in cookie
+    for path in ("/", "/snapshot.jpg", "/api/status"):
+        assert live.get(path, Cookie=cookie)[0] == 200
+        assert live.get(path, Cookie=cookie[:-1])[0] == 401
+    turn = {"method": "PUT", "body": '{"alpha": 0.25}', "Content_Type": "application/json", "Cookie": cookie}
+    assert live.get("/api/alpha", Sec_Fetch_Site="same-site", **turn)[0] == 403, "a page at another port of this host"
+    assert live.get("/api/alpha", Sec_Fetch_Site="same-origin", **turn)[0] == 202
+    assert live.asked == [0.25]
+
+
+def test_a_cookie_ends_with_its_token_and_guesses_of_the_form_are_slowed_down(serve: Serve) -> None:
+    old = serve(token="another-long-token").get("/login", "POST", "token=another-long-token", **FORM)[2]["Set-Cookie"]
+    live = serve(token=TOKEN)
+    assert live.get("/api/status", Cookie=old.partition(";")[0].replace("=", f"-{live.port}=", 1))[0] == 401
+    answers = [live.get("/login", "POST", f"token={number}", **FORM) for number in range(12)]
+    assert [status for status, _, _ in answers] == [401] * (admission.FREE_GUESSES + 1) + [429] * 3
+    assert b"too many wrong tokens" in answers[-1][1]
+    assert b"<form" in answers[-1][1]
+
+
+def test_without_a_token_the_form_leads_to_the_page(serve: Serve) -> None:
+    live = serve()
+    status, _, headers = live.get("/login", "POST", "", **FORM)
+    assert (status, headers["Location"], "Set-Cookie" in headers) == (303, "./", False)
+    assert live.get("/login", "POST", "token=x", Origin="http://evil.example", **FORM)[0] == 403
+
+
+HOME = "https://home.example:8123"
+IMAGE = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "no-cors", "Sec_Fetch_Dest": "image"}
+FRAME = {"Sec_Fetch_Site": "cross-site", "Sec_Fetch_Mode": "navigate", "Sec_Fetch_Dest": "iframe"}
+
+
+def test_pages_of_listed_origins_may_show_the_picture_and_no_others(serve: Serve) -> None:
+    live = serve(embed_from=(HOME,))
+    live.picture()
+    for page in (f"{HOME}/", f"{HOME}/lovelace/0"):
+        status, _, headers = live.get("/snapshot.jpg", Referer=page, **IMAGE)
+        assert (status, headers["Cross-Origin-Resource-Policy"]) == (200, "cross-origin")
+    for page in ("https://evil.example/", f"{HOME}.evil.example/", "https://home.example/", "", HOME.upper()):
+        assert live.get("/snapshot.jpg", Referer=page, **IMAGE)[0] == 403, page
+    status, _, headers = live.get("/", **FRAME)
+    assert (status, "X-Frame-Options" in headers) == (200, False)
+    assert f"frame-ancestors 'self' {HOME};" in headers["Content-Security-Policy"]
+    script = IMAGE | {"Sec_Fetch_Dest": "empty", "Referer": f"{HOME}/"}
+    assert live.get("/api/status", **script)[0] == 403, "to show the picture is not to read the status"
+    turn = {"method": "PUT", "body": '{"alpha": 0.25}', "Content_Type": "application/json"}
+    assert live.get("/api/alpha", **script, **turn)[0] == 403
+    assert live.asked == []
+
+
+def test_without_a_list_no_page_may_show_the_picture(serve: Serve) -> None:
+    live = serve()
+    live.picture()
+    assert live.get("/snapshot.jpg", Referer=f"{HOME}/", **IMAGE)[0] == 403
+    assert live.get("/", **FRAME)[0] == 403
+    headers = live.get("/")[2]
+    assert (headers["X-Frame-Options"], headers["Cross-Origin-Resource-Policy"]) == ("DENY", "same-origin")
+    assert "frame-ancestors 'none';" in headers["Content-Security-Policy"]
 
 
 @pytest.mark.parametrize("out", ["http://0.0.0.0:8080", "http://[::]:8080", "http://porch.example", "http://192.0.2.7"])
