@@ -324,13 +324,13 @@ class Decode(Stage):
                     u = losses.utility_loss(data.service(goal), data.service(embedding))
                 detection = losses.detection_loss(self.detector(x), self.detector(y))
                 verdicts = self.classifiers.logits(composed)
-            realism = self.realism(x, y) if self.critic else realism
+                realism = self.realism(x, y) if self.critic else realism
         recognition = r.recognition_weight * (u + 1 - cosine)
         if verdicts:
             p = torch.stack([losses.privacy_loss(data.prior, logits) for logits in verdicts]).mean(0)
             recognition = losses.sanitizer_loss(recognition, r.privacy_weight * p, alpha)
         variation, distance = losses.total_variation(y), (y - x).abs().mean((1, 2, 3))
-        loss = ramp * (recognition + r.detection_weight * detection) + r.realism_weight * realism
+        loss = ramp * (recognition + r.detection_weight * detection + r.realism_weight * realism)
         loss = loss + r.reconstruction_weight * distance + r.smoothness_weight * variation
         if r.chroma_weight:
             loss = loss + r.chroma_weight * losses.total_variation(losses.chroma(y))
