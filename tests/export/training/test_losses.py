@@ -72,3 +72,13 @@ def test_the_distribution_loss_is_the_distance_between_the_codes_of_two_classes(
     assert losses.distribution_loss(moved, unknown) == 0
     three = torch.cat([moved, moved[:40]]), torch.arange(120) // 40
     assert losses.distribution_loss(*three, directions=4096).item() == pytest.approx(2 / 3, rel=0.15), "of three pairs"
+
+
+def test_chroma_is_what_a_picture_has_beside_its_brightness() -> None:
+    grey = torch.rand(2, 1, 8, 8).expand(-1, 3, -1, -1)
+    torch.testing.assert_close(losses.chroma(grey), torch.zeros(2, 2, 8, 8), atol=1e-6, rtol=0)
+    red = torch.zeros(1, 3, 4, 4)
+    red[:, 0] = 1
+    blue_less, red_more = losses.chroma(red).mean((0, 2, 3)).tolist()
+    assert red_more == pytest.approx(0.5, abs=0.01)
+    assert blue_less == pytest.approx(-0.169, abs=0.01)
