@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 SLATE_S: Final = 0.5  # between two slates, while no live frame comes
 ALIVE_S: Final = 1.0  # between two ALIVE messages to the parent
 RATE_S: Final = 5.0  # over which bytes a second are counted
+LOG_S: Final = 60.0  # between two lines of counters in the log, with -v
 RELOAD_S: Final = 2.0  # between two attempts to load another model
 
 
@@ -229,10 +230,16 @@ class Transmitter:
         return [before + more for before, more in zip(self._crossed, now, strict=True)]
 
     async def _report_alive(self) -> None:
-        """Tell the parent that the loop runs, and sample how much arrives."""
+        """Tell the parent that the loop runs, sample how much arrives, and log it now and then."""
+        logged_s, before = time.monotonic(), self._traffic()
         while True:
             self._control.send(ALIVE)
             now_s = time.monotonic()
+            if now_s - logged_s >= LOG_S:
+                traffic = self._traffic()
+                counts = [now - then for now, then in zip(traffic, before, strict=True)]
+                logger.debug("in %.0f s: %d bytes, %d messages, %d refused", now_s - logged_s, *counts)
+                logged_s, before = now_s, traffic
             self._samples.append((now_s, self._traffic()[0]))
             while now_s - self._samples[0][0] > RATE_S:
                 self._samples.popleft()
