@@ -396,7 +396,7 @@ class Connection(web.RequestHandler):
         """Answer an error."""
         if not isinstance(exc, HttpProcessingError):
             return super().handle_error(request, status, exc, message)
-        answer = web.Response(status=400, text="this is not a valid HTTP request\n", headers=HEADERS)
+        answer = web.Response(status=400, text="this is not a valid HTTP request\n", headers=HEADERS | _framing(()))
         answer.force_close()
         return answer
 
