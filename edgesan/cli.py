@@ -92,6 +92,7 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    main_parser.set_defaults(log_level=None, log_format=None)  # `edgesan` alone has no verb with these options
     main_parser.add_argument("--version", action="version", version=f"edgesan {__version__}")
     verbs = main_parser.add_subparsers(dest="verb", metavar="VERB")
     _add_run(verbs)
