@@ -43,8 +43,9 @@ def best(row: Row) -> str:
 
 
 def summary(report: Report) -> str:
-    """Return a line for each row, and one for each point of the dial's curve."""
-    lines = [
+    """Return a line for strangers, one for each row, and one for each point of the dial's curve."""
+    lines = [] if report.strangers is None else [headline(report.strangers)]
+    lines += [
         f"{name}: top-5 {percent(row.utility.top5)}, best fresh attacker {best(row)}"
         for name, row in report.table.items()
     ]
@@ -86,6 +87,16 @@ def strangers_first(s: Strangers) -> list[list[str]]:
         "in %, with 95 % intervals over people"
     )
     return [[about], recognised(s), genders(s), looked_at(s)]
+
+
+def headline(s: Strangers) -> str:
+    """Return the figures of strangers that count, in one line."""
+    name, worst, balanced = s.strongest()
+    seen = ", ".join(
+        f"{matcher} ({'taught' if m.taught else 'unseen'}) {percent(m.household.value)}"
+        for matcher, m in sorted(s.matchers.items(), key=lambda item: item[1].taught)
+    )
+    return f"strangers: household of 8 by {seen}; best fresh attacker {percent(balanced)} ({name}, {worst}, balanced)"
 
 
 def recognised(s: Strangers) -> list[str]:

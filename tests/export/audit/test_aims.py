@@ -79,6 +79,9 @@ def test_every_aim_has_its_value_and_says_whether_it_was_reached(measured: Repor
 
 def test_strangers_come_first_in_the_report_the_claims_and_the_documents(measured: Report, tmp_path: Path) -> None:
     assert tables.table(measured).startswith("40 strangers, 200 pictures (lfw 100, pins 100)")
+    assert tables.summary(measured).splitlines()[0] == (
+        "strangers: household of 8 by b (unseen) 96.0, a (taught) 97.0; best fresh attacker 61.0 (probe, lfw, balanced)"
+    )
     first, *rest = claims.claims(measured)
     assert (first["figure"], first["by"], first["set"]) == (
         "stranger named in a household of eight",
