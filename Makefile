@@ -63,11 +63,12 @@ board: $(VENV)/dev  ## real boots of the image in QEMU, and the real picamera2: 
 	EDGESAN_BOARD=1 nice -n 10 $(BIN)/python -m pytest -q -m board tests/qemu
 
 audit-quick: $(VENV)/dev  ## a quick look with the whole machinery: real faces where they are, else the bundled clip
-	$(BIN)/python -m export.audit edgesan/models/default.onnx --quick --data $(EDGESAN_DATA) --networks $(EDGESAN_NETWORKS)
+	$(BIN)/python -m export.audit edgesan/models/default.onnx --quick --data $(EDGESAN_DATA) --networks $(EDGESAN_NETWORKS) \
+	    --recipe export/recipes/default.toml
 
 audit: $(VENV)/dev  ## the whole audit of the bundled model (hours; goes on where it was stopped)
 	$(BIN)/python -m export.audit edgesan/models/default.onnx --data $(EDGESAN_DATA) --networks $(EDGESAN_NETWORKS) \
-	    --known docs/audit/cells.jsonl --cells runs/cells --curve --html runs/audit.html --figures runs/figures --json runs/audit.json
+	    --recipe export/recipes/default.toml --known docs/audit/cells.jsonl --cells runs/cells --curve --html runs/audit.html --figures runs/figures --json runs/audit.json
 	$(BIN)/python -m export.audit.cells runs/cells docs/audit/cells.jsonl
 
 figures: $(VENV)/dev  ## every figure of the talk, from measured data (MODELS=folder of the four columns; else drawn from docs/figures/measured.json)

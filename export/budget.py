@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from edgesan import faces as runtime_faces
 from edgesan.model.load import Model, prepare
 from export import data
 from export.audit import attackers, device, mechanisms, metrics, tables
@@ -157,21 +156,6 @@ def described(net: Sanitizer, chips: Chips) -> Tensor:
     return torch.cat([net.encoder(part)[..., 0, 0] for part in parts])
 
 
-def seen_by_provider(model: Model, chips: Chips, alpha: float, seed: int) -> tuple[Chips, NDArray[np.bool_]]:
-    """Send each chip through the device, and do what a provider does: find the face, and cut it out.
-
-    Returns:
-        The chips [N, 112, 112, 3], and whether a face was found [N].
-    """
-    cuts, found = np.zeros_like(chips), np.zeros(len(chips), np.bool_)
-    for i, out in enumerate(device.composed(model, chips, alpha, seed)):
-        faces = out.detector(out.sent)
-        if faces:
-            largest = max(faces, key=lambda face: float(face.box[2] * face.box[3]))
-            cuts[i], found[i] = runtime_faces.cut(out.sent, runtime_faces.alignment(largest.landmarks)), True
-    return cuts, found
-
-
 @dataclass(frozen=True)
 class Measurement:
     """What the stages of one model are measured with."""
@@ -252,7 +236,9 @@ class Measurement:
         """Return the strangers as pictures of a stage, and where a provider finds a face in them."""
         chips = self.strangers.chips
         if stage == DEVICE:
-            return seen_by_provider(self.model, chips, alpha, seed)
+            sent, graph = device.Labelled("strangers", chips, np.ones(len(chips), np.bool_)), graph_digest(self.path)
+            seen = device.seen(device.sending_frames(self.store, self.model, sent, alpha, seed, graph, alpha))
+            return seen.chips, seen.found
         make = mechanisms.trained(self.path, alpha) if stage == FLOAT else mechanisms.sanitizer(self.model, alpha)
         everywhere = np.ones(len(chips), np.bool_)
         return device.jpeg(make.apply(chips, everywhere, seed)), everywhere

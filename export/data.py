@@ -111,13 +111,15 @@ def load(root: Path, sets: Sequence[str]) -> Faces:
     return faces.where(training_rows(faces) | validation_rows(faces))
 
 
-def load_set(root: Path, name: str) -> Faces:
-    """Read `<root>/<name>.tar` and its CSV.
+def load_set(root: Path, name: str, rows: NDArray[np.bool_] | None = None) -> Faces:
+    """Read `<root>/<name>.tar` and its CSV, or the rows of it [N] that are asked for.
 
     Raises:
         DataError: a file, a column or a picture is missing, or a picture is not a 112x112 RGB chip.
     """
     columns, pictures = read_labels(root, name), set_file(root, f"{name}.tar")
+    if rows is not None:
+        columns = {column: values[rows] for column, values in columns.items()}
     files = columns["file"].tolist()
     chips = np.empty((len(files), CHIP, CHIP, 3), np.uint8)
     index = {file: i for i, file in enumerate(files)}

@@ -1,7 +1,8 @@
 """Take a part of the data to a machine that has little room: `python -m export.pack training OUT --data DIR`.
 
 `training` keeps the rows that a sanitizer may see, and 512 of those that a training is validated on. `audit` keeps the
-closed set and the part of the open set that the audit looks at, picture for picture as they are, so that its cells stay
+closed set, and of the others what the audit looks at: strangers, and people to learn on. They are kept picture for
+picture as they are, so that its cells stay
 valid where all of the data is. OUT is a folder of sets like the one it was made from.
 """
 
@@ -18,8 +19,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from export import data
-from export.audit.report import Plan
-from export.audit.splits import CLOSED_SETS, OPEN_SETS, closed_set_rows, open_set_rows
+from export.audit import strangers
+from export.audit.report import StrangersPlan
+from export.audit.splits import CLOSED_SETS, closed_set_rows
 from export.errors import ExportError
 from export.recipe import Recipe
 
@@ -38,10 +40,11 @@ def chosen(purpose: str, root: Path) -> set[tuple[str, str]]:
         rows[data.validation_sample(data.validation_rows(faces) & (faces["gender"] != ""))] = True
         return pairs(faces, rows)
     faces = labels(root, CLOSED_SETS)
-    closed = pairs(faces, closed_set_rows(faces))
-    faces = labels(root, OPEN_SETS)
-    rows = open_set_rows(faces, Plan.open_limit)
-    return closed | pairs(faces, rows)
+    wanted = pairs(faces, closed_set_rows(faces))
+    for name in strangers.SETS:
+        faces = labels(root, (name,))
+        wanted |= pairs(faces, strangers.picked(faces.columns, StrangersPlan()))
+    return wanted
 
 
 def pairs(faces: data.Faces, rows: NDArray[np.bool_]) -> set[tuple[str, str]]:

@@ -146,7 +146,7 @@ class AttributeMeasurement:
         for name, (make, rate) in PIXELS.items():
             known = AttackData([sent["train"]], truth["train"], sent["val"], truth["val"])
             epochs = self.options.plan.epochs
-            scorer = attackers.fit(make(), known, epochs=epochs, seed=0, rate=rate, name=f"{name} on {m.name}")
+            scorer = attackers.fit(make, known, epochs=epochs, seed=0, rate=rate, name=f"{name} on {m.name}")
             scores[name] = self._score({part: scorer(sent[part]) for part in ("test", "val")}, truth)
         for matcher in MATCHERS:
             seen = self._embed(m, matcher, sent)

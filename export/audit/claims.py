@@ -5,11 +5,12 @@ import json
 from pathlib import Path
 from typing import TypeAlias
 
+import numpy as np
 import onnx
 
 from edgesan import disk
 from export.audit.measure import BEST_PIXEL, UTILITY
-from export.audit.report import Mean, OwnRow, Report, Row, Score
+from export.audit.report import Mean, OpenSet, OwnRow, Report, Row, Score, Strangers
 from export.errors import ExportError
 
 Claim: TypeAlias = dict[str, str | int | float | list[float]]
@@ -21,17 +22,56 @@ def graph_digest(path: Path) -> str:
 
 
 def claims(report: Report) -> list[Claim]:
-    """Return the report as claims."""
+    """Return the report as claims: strangers first."""
     alpha, ours = report.alpha, report.ours
+    first = [] if report.strangers is None else of_strangers(report.strangers)
     common: Claim = {"n": report.closed_set.test, "alpha": alpha, "set": "closed"}
     return [
+        *(claim | {"alpha": alpha, "set": "strangers"} for claim in first),
         *(claim | common for claim in _row("raw", report.raw)),
         *(claim | common for claim in _row("sanitized", ours)),
-        *(claim | {"alpha": alpha, "set": "open"} for claim in _strangers(ours)),
+        *(claim | {"alpha": alpha, "set": "open"} for claim in _open_set(ours.open)),
         *(claim | common for claim in _context(ours)),
         *_track(ours, alpha),
         _found_again(ours, alpha),
     ]
+
+
+def of_strangers(s: Strangers) -> list[Claim]:
+    """Return the claims about strangers: who recognises them, and who finds out their gender."""
+    found: list[Claim] = []
+    for name, m in sorted(s.matchers.items(), key=lambda item: item[1].taught):
+        role: Claim = {"by": f"{name} ({'taught' if m.taught else 'unseen'})", "draws": m.draws}
+        figures = {"stranger named in a household of eight": m.household}
+        for rate, galleries in m.tar.items():
+            for gallery, share in galleries.items():
+                figures[f"strangers verified, TAR at FAR {rate}, {gallery} gallery"] = share
+        found += [
+            {"figure": figure, "value": share.value, **role, "interval_95": [*share.interval_95], "n": share.people}
+            for figure, share in figures.items()
+        ]
+    attacks = {f"fresh {name}": seeds for name, seeds in s.fresh.items()}
+    attacks |= {name: [attacked] for name, attacked in s.frozen.items()}
+    for name, seeds in attacks.items():
+        every = [attacked.all for attacked in seeds]
+        sets = {part: float(np.mean([a.by_set[part].balanced for a in seeds])) for part in seeds[0].by_set}
+        claim: Claim = {
+            "figure": "gender of strangers, balanced",
+            "value": round(float(np.mean([score.balanced for score in every])), 4),
+            "attack": name,
+            "seeds": len(seeds),
+            "interval_95": [*every[0].balanced_95],
+            "auc": round(float(np.mean([score.auc for score in every])), 4),
+            "leak_nats": round(float(np.mean([score.leak_nats for score in every])), 4),
+            "n": every[0].n,
+        }
+        if sets:
+            worst = max(sets, key=lambda part: sets[part])
+            claim |= {"worst set": worst, "in the worst set": round(sets[worst], 4)}
+        if "10" in seeds[0].pooled:
+            claim |= {"pooling_10": round(float(np.mean([a.pooled["10"].balanced for a in seeds])), 4)}
+        found.append(claim)
+    return found
 
 
 def _row(kind: str, row: Row) -> list[Claim]:
@@ -63,16 +103,18 @@ def _more(score: Score | Mean) -> Claim:
     }
 
 
-def _strangers(ours: OwnRow) -> list[Claim]:
+def _open_set(found: OpenSet | None) -> list[Claim]:
+    if found is None:
+        return []
     verified: list[Claim] = [
         {"figure": f"strangers verified, TAR at FAR {rate}", "value": round(tar, 4), "by": name}
-        for name, rates in ours.open.tar.items()
+        for name, rates in found.tar.items()
         for rate, tar in rates.items()
     ]
     figure = "gender accuracy, strangers sanitized"
     attacked: list[Claim] = [
         {"figure": figure, "value": round(s.accuracy, 4), "attack": f"fresh {name}", **_more(s), "n": s.n}
-        for name, s in ours.open.attackers.items()
+        for name, s in found.attackers.items()
     ]
     return verified + attacked
 

@@ -1,5 +1,6 @@
 """The two people of the bundled clip: faces that may be shown, and enough for a look without any data."""
 
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -68,8 +69,9 @@ def on_the_clip(path: Path, alpha: float | None) -> str:
         data = AttackData([d[train] for d in draws], truth[train], draws[0][val], truth[val])
         shares = []
         for name, epochs in EPOCHS.items():
-            net, rate = PIXEL_ATTACKERS[name](Path())
-            scorer = attackers.fit(net, data, epochs=epochs, seed=0, rate=rate, name=f"{name} on {m.name}")
+            make, rate = PIXEL_ATTACKERS[name]
+            network = partial(make, Path())
+            scorer = attackers.fit(network, data, epochs=epochs, seed=0, rate=rate, name=f"{name} on {m.name}")
             shares.append(f"{100 * ((scorer(draws[0][test]) > 0) == truth[test]).mean():.0f}")
         lines.append(tables.line((m.name, *shares, f"{metrics.ssim(chips[test], draws[0][test]):.2f}")))
     return "\n".join(lines)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -16,8 +16,8 @@ from export.audit import attackers, cells, device, mechanisms, metrics
 from export.audit.attackers import AttackData, Chips, Convolutional, FineTuned, Linear, Scorer
 from export.audit.cells import Store
 from export.audit.mechanisms import Mechanism
-from export.audit.report import Brief, Looks, Plan, Point, Score, Strangers, Track, Utility
-from export.audit.splits import ClosedSet, Mask, closed_set, open_set
+from export.audit.report import Brief, Looks, Plan, Point, Score, Track, Utility
+from export.audit.splits import ClosedSet, Mask, closed_set
 from export.providers import Provider
 
 UTILITY = "id_mobilefacenet_paddle"  # took part in the training
@@ -29,14 +29,14 @@ FALSE_ACCEPTS = (1e-2, 1e-3)
 TRACK_FRAMES = (1, 10, 30, 150)
 SERVICE_SCALE = 16  # of the service's cosines before the softmax
 
-PIXEL_ATTACKERS: dict[str, Callable[[Path], tuple[nn.Module, float]]] = {
-    "CNN 4, begun on raw faces": lambda networks: (Convolutional(4), 1e-3),
-    "CNN 2": lambda networks: (Convolutional(2), 2e-3),
-    "CNN 1": lambda networks: (Convolutional(1), 2e-3),
-    "linear on pixels": lambda networks: (Linear(), 1e-3),
-    "gender_faceapi, trained on": lambda networks: (FineTuned("gender_faceapi", networks), 3e-4),
+PIXEL_ATTACKERS: dict[str, tuple[Callable[[Path], nn.Module], float]] = {
+    "CNN 4, begun on raw faces": (lambda networks: Convolutional(4), 1e-3),
+    "CNN 2": (lambda networks: Convolutional(2), 2e-3),
+    "CNN 1": (lambda networks: Convolutional(1), 2e-3),
+    "linear on pixels": (lambda networks: Linear(), 1e-3),
+    "gender_faceapi, trained on": (lambda networks: FineTuned("gender_faceapi", networks), 3e-4),
 }
-"""Attackers on pictures: given the folder of networks, the network to train and its learning rate."""
+"""Attackers on pictures: what makes the network to train, of the folder of networks, and its learning rate."""
 BEST_PIXEL = next(iter(PIXEL_ATTACKERS))
 FRESH = (*PIXEL_ATTACKERS, *(f"probe on {matcher}" for matcher in MATCHERS))
 
@@ -204,7 +204,7 @@ class Measurements:
         """Score an attacker of our own that has seen only raw faces."""
         c, sent = self.closed, self.draws(m)[0]
         if name == RAW_CNN:
-            scorer = attackers.scorer(self._begun_on_raw(self._network(BEST_PIXEL)[0]))
+            scorer = attackers.scorer(self._begun_on_raw().to(attackers.DEVICE))
             return self.score(lambda mask: scorer(sent[mask]))
         raw, seen = self.raw[MATCHERS[1]], self._embed(m, MATCHERS[1], sent, "closed")
         net = attackers.probe([raw[c.train]], c.truth[c.train], raw[c.val], c.truth[c.val])
@@ -251,27 +251,27 @@ class Measurements:
         scorer = self._fit(attacker, draws, seed)
         return lambda mask: scorer(draws[0][mask])
 
-    def _network(self, attacker: str) -> tuple[nn.Module, float]:
-        return PIXEL_ATTACKERS[attacker](self.folders.networks)
-
     def _fit(self, attacker: str, draws: list[Chips], seed: int) -> Scorer:
         """Train one of `PIXEL_ATTACKERS` on draws of the closed set."""
-        net, rate = self._network(attacker)
-        if attacker.endswith("begun on raw faces"):
-            net = self._begun_on_raw(net)
-        known = self.attack_data(draws)
-        return attackers.fit(net, known, epochs=self.plan.epochs, seed=seed, rate=rate, name=attacker)
+        return self._trained(attacker, self.attack_data(draws), seed)
 
-    def _begun_on_raw(self, net: nn.Module) -> nn.Module:
-        """Give a CNN 4 the weights of one that has learned on raw faces."""
+    def _trained(self, attacker: str, known: AttackData, seed: int) -> Scorer:
+        make, rate = PIXEL_ATTACKERS[attacker]
+        network = (
+            self._begun_on_raw if attacker.endswith("begun on raw faces") else partial(make, self.folders.networks)
+        )
+        return attackers.fit(network, known, epochs=self.plan.epochs, seed=seed, rate=rate, name=attacker)
+
+    def _begun_on_raw(self) -> nn.Module:
+        """Return a CNN 4 with the weights of one that has learned on raw faces."""
 
         def learn() -> dict[str, Tensor]:
             known = self.attack_data(self.draws(mechanisms.raw()))
-            attackers.fit(net, known, epochs=self.plan.epochs, seed=0, rate=2e-3, name="CNN 4 on raw faces")
-            return {name: value.cpu() for name, value in net.state_dict().items()}
+            return attackers.learned_on_raw(known, self.plan.epochs)
 
+        net = Convolutional(4)
         net.load_state_dict(self.store.tensors("CNN 4, raw", learn))
-        return net.to(attackers.DEVICE)
+        return net
 
     def mean_of_draws(self, m: Mechanism, seed: int) -> Score:
         """Score an attacker who gets one still many times, averages the pictures, and has learned on such averages."""
@@ -287,8 +287,8 @@ class Measurements:
         dimensions, n = model.noise_dimensions, len(self.closed.truth)
         z = [mechanisms.draw_noise(dimensions, n, draw) for draw in range(self.plan.draws)]
         draws = [attackers.with_noise(chips, noise) for chips, noise in zip(self.draws(m), z, strict=True)]
-        net, known = attackers.Informed(), self.attack_data(draws)
-        scorer = attackers.fit(net, known, epochs=self.plan.epochs, seed=seed, rate=2e-3, name="knows z")
+        known, epochs = self.attack_data(draws), self.plan.epochs
+        scorer = attackers.fit(attackers.Informed, known, epochs=epochs, seed=seed, rate=2e-3, name="knows z")
         return self.score(lambda mask: scorer(draws[0][mask]))
 
     def reconstruction(self, m: Mechanism, seed: int) -> Score:
@@ -329,35 +329,6 @@ class Measurements:
         sent = np.stack([device.shrunk(view[..., ::-1]) for view in views])
         scorer = self._fit(BEST_PIXEL, [sent], 0)
         return self.score(lambda mask: scorer(sent[mask]))
-
-    def strangers(self, m: Mechanism) -> Strangers:
-        """Measure the open set: do matchers still verify a stranger, and do attackers find out a stranger's gender?
-
-        Sanitized probes are compared with raw and with sanitized galleries. The attackers learn from people of
-        `identity_split = train`, so they have seen none of these people.
-        """
-        o = open_set(self.folders.data, self.plan.open_limit)
-        sent = device.received(self.store, m, device.Labelled("open", o.faces.chips, o.truth), 0)
-        known = np.isin(o.person, np.flatnonzero(np.bincount(o.person) > 1))
-        tar = {}
-        for matcher in MATCHERS:
-            raw = self._embed(mechanisms.raw(), matcher, o.faces.chips, "open")[known]
-            seen = self._embed(m, matcher, sent, "open")[known]
-            pairs = {"raw": (raw, raw), "against raw": (seen, raw), "against sanitized": (seen, seen)}
-            for name, (probe, gallery) in pairs.items():
-                tar[f"{matcher}, {name}"] = metrics.tar_at_far(probe, gallery, o.person[known], FALSE_ACCEPTS)
-        draws, c = self.draws(m), self.closed
-        train = c.train & (c.faces["identity_split"] == "train")
-        val = c.val & (c.faces["identity_split"] != "test")
-        data = AttackData([d[train] for d in draws], c.truth[train], draws[0][val], c.truth[val])
-        net = self._begun_on_raw(self._network(BEST_PIXEL)[0])
-        scorer = attackers.fit(net, data, epochs=self.plan.epochs, seed=0, rate=1e-3, name="open set")
-        scores = {BEST_PIXEL: metrics.scores(scorer(sent), o.truth, (scorer(data.val), data.val_truth), o.person)}
-        every = [self._embed(m, UTILITY, d, "closed", i) for i, d in enumerate(draws)]
-        net_p = attackers.probe((s[train] for s in every), c.truth[train], every[0][val], c.truth[val])
-        strangers, fit = net_p.odds(self._embed(m, UTILITY, sent, "open")), net_p.odds(every[0][val])
-        scores[f"probe on {UTILITY}"] = metrics.scores(strangers, o.truth, (fit, c.truth[val]), o.person)
-        return Strangers(len(o.faces), len(np.unique(o.person)), tar, scores)
 
 
 def identification(train: Tensor, labels: Tensor, people: int) -> nn.Linear:

@@ -25,7 +25,7 @@ from export.networks import half
 from export.providers import Provider
 
 BATCH = 32
-AUTHORS = "U-Net, the authors' shape"  # a row's name
+AUTHORS, FLOAT32 = "U-Net, the authors' shape", "edgesan, float32"  # names of rows
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def sanitizer(model: Model, alpha: float, name: str = "edgesan", graph: str = ""
     return Mechanism(name, f"{graph or model.sha256}@{alpha:g}", apply, model.noise_dimensions > 0)
 
 
-def trained(source: Path, alpha: float, name: str = "edgesan, float32") -> Mechanism:
+def trained(source: Path, alpha: float, name: str = FLOAT32) -> Mechanism:
     """Return a network in float32, from the folder that `export.train` wrote (ours or the U-Net), or from a model file.
 
     A model file's weights were rounded to int8: only that is then left of int8.

@@ -5,7 +5,7 @@ An attacker's log-odds [N] are log P(positive) / P(negative) per picture; truth 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -18,6 +18,7 @@ from export.audit.report import Bound, Interval, Pooled, Quartiles, Score
 
 BUDGETS = (0.05, 0.1, 0.2, 0.4)  # nats: where the bound is drawn
 
+Kind = TypeVar("Kind", bound=np.generic)
 Odds = NDArray[np.float64]
 Truth = NDArray[np.bool_]
 
@@ -180,27 +181,47 @@ def pooled(
 def tar_at_far(probe: Tensor, gallery: Tensor, people: NDArray[np.int64], rates: Sequence[float]) -> dict[str, float]:
     """Return the share of genuine pairs accepted (TAR) at the thresholds that accept so many impostors (FAR).
 
+    The arguments are those of `accepted`, for several rates.
+    """
+    similarity = (probe @ gallery.T).numpy()
+    return {f"{rate:g}": float(_accepted(similarity, people, rate)[1].mean()) for rate in rates}
+
+
+def accepted(probe: Tensor, gallery: Tensor, people: NDArray[np.int64], rate: float) -> tuple[NDArray[np.int64], Truth]:
+    """Compare all pictures, at the threshold that accepts so many pairs of different people.
+
     Args:
         probe: unit embeddings [N, D].
         gallery: unit embeddings [N, D] of the same N pictures; a picture is never compared with itself.
         people: whose pictures they are [N].
-        rates: the FARs.
+        rate: the share of impostors that is accepted (FAR).
+
+    Returns:
+        Of each pair of pictures of one person, who it is, and whether the pair was accepted.
     """
-    similarity = (probe @ gallery.T).numpy()
+    return _accepted((probe @ gallery.T).numpy(), people, rate)
+
+
+def _accepted(
+    similarity: NDArray[np.float32], people: NDArray[np.int64], rate: float
+) -> tuple[NDArray[np.int64], Truth]:
     same = people[:, None] == people[None, :]
-    other = ~np.eye(len(people), dtype=bool)
-    impostors, genuine = np.sort(similarity[~same]), similarity[same & other]
-    result = {}
-    for rate in rates:
-        threshold = impostors[min(len(impostors) - 1, int(np.ceil((1 - rate) * len(impostors))))]
-        result[f"{rate:g}"] = float((genuine > threshold).mean())
-    return result
+    genuine, impostors = same & ~np.eye(len(people), dtype=bool), similarity[~same]
+    at = min(len(impostors) - 1, int(np.ceil((1 - rate) * len(impostors))))
+    return people[np.nonzero(genuine)[0]], similarity[genuine] > np.partition(impostors, at)[at]
 
 
 def household(
     embeddings: Tensor, people: NDArray[np.int64], *, size: int = 8, enrolled: int = 3, rounds: int = 400
 ) -> float:
-    """Return the share of households in which a person is found: closed-set identification among a few people.
+    """Return the share of households in which a person is found; arguments and errors are those of `households`."""
+    return float(households(embeddings, people, size=size, enrolled=enrolled, rounds=rounds)[1].mean())
+
+
+def households(
+    embeddings: Tensor, people: NDArray[np.int64], *, size: int = 8, enrolled: int = 3, rounds: int = 400
+) -> tuple[NDArray[np.int64], Truth]:
+    """Ask in many households who somebody is: closed-set identification among a few people.
 
     In each round, `size` people are drawn; of each, `enrolled` pictures are enrolled by their mean embedding, and
     another one is asked. Only people with more than `enrolled` pictures take part.
@@ -212,6 +233,9 @@ def household(
         enrolled: pictures of each.
         rounds: households.
 
+    Returns:
+        Who was asked, and whether the answer was right [size * rounds].
+
     Raises:
         ValueError: too few people have so many pictures.
     """
@@ -219,14 +243,16 @@ def household(
     rows = [r for r in rows if len(r) > enrolled]
     if len(rows) < size:
         raise ValueError(f"{len(rows)} people have more than {enrolled} pictures: a household is {size} people")
-    generator, right = np.random.default_rng(0), 0.0
+    generator = np.random.default_rng(0)
+    asked, right = [], []
     for _ in range(rounds):
         members = generator.choice(len(rows), size, replace=False)
         drawn = np.stack([generator.choice(rows[i], enrolled + 1, replace=False) for i in members])
         known = F.normalize(embeddings[torch.from_numpy(drawn[:, 1:])].mean(1))
         best = (embeddings[torch.from_numpy(drawn[:, 0])] @ known.T).argmax(1)
-        right += float((best == torch.arange(size)).float().mean())
-    return right / rounds
+        asked.append(people[drawn[:, 0]])
+        right.append((best == torch.arange(size)).numpy())
+    return np.concatenate(asked), np.concatenate(right)
 
 
 def ssim(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> float:
@@ -245,6 +271,39 @@ def ssim(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> float:
         top = (2 * mean_a * mean_b + c1) * (2 * both + c2)
         total += float((top / ((mean_a**2 + mean_b**2 + c1) * (var_a + var_b + c2))).mean())
     return total / len(first)
+
+
+WINDOW = 64  # pixels of a chip's middle: they lie within the painted oval
+BANDS = 8
+
+
+def middle(chips: NDArray[Kind]) -> NDArray[Kind]:
+    """Return the middle of chips [N, 112, 112, 3]: [N, WINDOW, WINDOW, 3]."""
+    edge = (chips.shape[1] - WINDOW) // 2
+    return chips[:, edge : edge + WINDOW, edge : edge + WINDOW]
+
+
+def radial_power(chips: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Return the mean power of the luma of chips [N, 112, 112, 3] in BANDS rings of spatial frequency, low to high.
+
+    A Hann window of the middle; a ring is WINDOW / 2 / BANDS cycles wide, the highest ends at half a cycle per pixel.
+    """
+    luma = middle(chips).astype(float) @ [0.299, 0.587, 0.114]
+    window = np.hanning(WINDOW)[:, None] * np.hanning(WINDOW)
+    power = np.square(np.abs(np.fft.fft2((luma - luma.mean((1, 2), keepdims=True)) * window))).mean(0)
+    cycles = np.abs(np.fft.fftfreq(WINDOW) * WINDOW)
+    ring = (np.hypot(cycles[:, None], cycles) / (WINDOW / 2 / BANDS)).astype(int)
+    return np.array([power[ring == band].mean() for band in range(BANDS)])
+
+
+def chroma_noise(chips: NDArray[np.uint8]) -> float:
+    """Return what is left of the chroma of chips [N, 112, 112, 3] after a blur of sigma 2: root mean square, levels."""
+    total = 0.0
+    for chip in chips:
+        chroma = cv2.cvtColor(np.ascontiguousarray(chip), cv2.COLOR_RGB2YCrCb)[..., 1:].astype(np.float32)
+        rest = middle((chroma - cv2.GaussianBlur(chroma, (0, 0), 2))[None])
+        total += float(np.square(rest).mean())
+    return float(np.sqrt(total / len(chips)))
 
 
 def smallest_loss(table: NDArray[np.float64], budget: float, rounds: int = 3000, seed: int = 0) -> tuple[float, float]:

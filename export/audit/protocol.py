@@ -8,13 +8,26 @@ from pathlib import Path
 from typing import cast
 
 from edgesan.model.load import Model, prepare
-from export.audit import device, mechanisms, metrics
+from export.audit import device, mechanisms, metrics, strangers
 from export.audit.cells import FORMAT, Cell, Tree, finished, leaves, settled, share
 from export.audit.claims import graph_digest
 from export.audit.measure import FRESH, FROZEN, MATCHERS, RAW_ONLY, Folders, Measurements
 from export.audit.mechanisms import Mechanism
-from export.audit.report import OURS, RAW, ClosedSetSize, DialPoint, ModelId, OwnRow, Plan, Report, Row, from_json
+from export.audit.report import (
+    OURS,
+    RAW,
+    ClosedSetSize,
+    DialPoint,
+    ModelId,
+    OwnRow,
+    Plan,
+    Report,
+    Row,
+    StrangersPlan,
+    from_json,
+)
 from export.audit.splits import ClosedSet
+from export.audit.strangers import Measurement
 from export.errors import ExportError
 
 CURVE = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0)  # the dial's curve
@@ -41,6 +54,8 @@ class Options:
     unet: Path | None = None  # the folder of a training of recipes/unet.toml: one more baseline
     beside: Sequence[Path] = ()  # other model files, each at its own alpha
     so_far: bool = False  # measure nothing, and report what is there
+    strangers: StrangersPlan | None = None  # None: they are left out
+    recipe: Path | None = None  # what the model was trained by (None: the project's recipe that it names)
 
 
 @dataclass(frozen=True)
@@ -65,6 +80,7 @@ def audit(options: Options) -> Report:
     full = Measurements.of(options.folders, options.plan)
     few = full.smaller(options.plan.baseline_train)
 
+    first = strangers_first(options)
     table: dict[str, Mapping[str, Tree]] = {m.name: row(full, m, FRESH_BESIDE) for m in whole}
     table |= {m.name: row(few, m, FRESH_BASELINE) for m in others}
     table[OURS] = own_row(full, subject)
@@ -76,6 +92,7 @@ def audit(options: Options) -> Report:
         full.prepare()
         pictures = averaged_pictures(full, subject)
         order: list[Tree] = [
+            *([] if first is None else [first.cells()]),
             table[OURS],
             *pictures,
             *curve.values(),
@@ -93,7 +110,17 @@ def audit(options: Options) -> Report:
         bound=metrics.bound(full.closed.person, full.closed.truth),
         curve=[dial_point(alpha, cell) for alpha, cell in curve.items()],
         minutes=round((time.monotonic() - started) / 60, 1),
+        strangers=None if first is None or (options.so_far and not first.is_finished) else first.result(),
     )
+
+
+def strangers_first(options: Options) -> Measurement | None:
+    """Return what is measured on strangers, if it is asked for."""
+    if options.strangers is None:
+        return None
+    asked = strangers.subject(options.model, options.alpha, options.recipe)
+    people = strangers.chosen(options.folders.data, options.strangers)
+    return Measurement(asked, options.strangers, people, options.folders)
 
 
 def opened(options: Options) -> Subject:
@@ -158,7 +185,7 @@ def row(on: Measurements, m: Mechanism, fresh: Sequence[str]) -> dict[str, Tree]
 
 
 def own_row(on: Measurements, subject: Subject) -> dict[str, Tree]:
-    """Return the cells of the audited model's row: all attackers, those who know more, strangers, and its detector."""
+    """Return the cells of the audited model's row: all attackers, those who know more, and its detector."""
     m, model, alpha, plan = subject.mechanism, subject.model, subject.alpha, on.plan
     figure = on.store.figure
     own = row(on, m, FRESH)
@@ -170,7 +197,6 @@ def own_row(on: Measurements, subject: Subject) -> dict[str, Tree]:
     if not plan.brief:
         fresh["recovery, then CNN 4"] = [figure("recovery", partial(on.reconstruction, m, 0), m.identity)]
         own["context"] = {CANVAS: figure(f"context, {CANVAS}", partial(on.context, model, alpha), m.identity)}
-    own["open"] = figure("open set", partial(on.strangers, m), m.identity, plan.open_limit)
     shown = on.closed.faces.chips[on.closed.test][: plan.again]
     again = f"found again, {CANVAS}"
     own["found_again"] = figure(again, partial(device.found_again, model, shown, alpha), m.identity, plan.again)
@@ -204,7 +230,7 @@ def measured(table: Mapping[str, Tree], curve: Sequence[Cell], model: Path) -> d
     missing = sum(not cell.is_finished for cell in [*leaves(table), *curve])
     kept = {name: cast(Mapping[str, Tree], finished(tree)) for name, tree in table.items()}
     kept = {name: tree for name, tree in kept.items() if name == OURS or tree == table[name]}
-    needed = {"utility", "looks", "frozen", "fresh", "open", "found_again"}
+    needed = {"utility", "looks", "frozen", "fresh", "found_again"}
     if RAW not in kept or not needed <= kept[OURS].keys():
         raise ExportError(f"nothing can be reported yet: figures of raw faces or of {model} itself are not measured")
     print(f"{missing} cells are not measured yet; what follows is the rest")

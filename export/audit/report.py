@@ -34,7 +34,7 @@ class Plan:
     draws: int = 2  # of each training picture
     mean_draws: int = 8  # that are averaged, for the attacker who gets one still many times
     limit: int | None = None  # pictures of the closed set: a quick look, no claim
-    open_limit: int = 3000  # pictures of the open set
+    open_limit: int = 3000  # pictures to learn on, of another attribute's audit
     brief: bool = False  # without the attackers of `protocol.own_attacks`
     track: int = 200  # faces that are followed over 150 frames
     again: int = 400  # faces that are looked for again in the output frame
@@ -123,8 +123,8 @@ class Track:
 
 
 @dataclass(frozen=True)
-class Strangers:
-    """The open set: verification (TAR at each FAR, by matcher and gallery), and attackers."""
+class OpenSet:
+    """Strangers as models up to version 5 were measured: whole chips, one draw of the noise. Now see `Strangers`."""
 
     pictures: int
     people: int
@@ -163,8 +163,125 @@ class OwnRow(Row):
 
     track: Track | None = None
     context: dict[str, Score] | None = None  # by canvas
-    open: Strangers
+    open: OpenSet | None = None
     found_again: FoundAgain
+
+
+@dataclass(frozen=True)
+class StrangersPlan:
+    """How much is measured on strangers."""
+
+    photos: int = 10  # of each stranger, at most
+    fewest: int = 1  # pictures of a stranger who takes part
+    unknown: int = 1000  # pictures of a set that does not know who somebody is, at most
+    draws: int = 5  # of the noise, for the figures of recognition
+    learn: int = 8000  # pictures of `train` people that attackers learn on
+    learn_draws: int = 2  # of each
+    epochs: int = 6  # of the attackers on pictures
+    seeds: int = 3  # of every attacker
+    looked: int = 400  # faces whose spectrum is compared
+    pixels: tuple[str, ...] = ("CNN 4, begun on raw faces", "CNN 2", "gender_faceapi, trained on")
+    probed: tuple[str, ...] = ("id_mobilefacenet_b", "id_sface", "id_dlib_resnet", "id_mobilefacenet_paddle")
+    matchers: tuple[str, ...] = ("id_mobilefacenet_b", "id_sface", "id_dlib_resnet", "id_mobilefacenet_paddle")
+    once: tuple[str, ...] = ()  # of the matchers: those that see one draw only
+    frozen: tuple[str, ...] = ("gender_faceapi", "gender_dlib", "gender_gear")
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share, averaged over draws of the noise, with its 95 % interval over people."""
+
+    value: float
+    interval_95: Interval
+    people: int
+
+
+@dataclass(frozen=True)
+class Recognised:
+    """What one matcher recognises of strangers. TAR: by FAR, then by the gallery, "raw" or "sanitized"."""
+
+    household: Share  # named among eight, of each of whom three pictures are enrolled
+    household_by_set: dict[str, Share]
+    tar: dict[str, dict[str, Share]]
+    draws: int
+    taught: bool = False  # it took part in the training
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """One attacker's scores on strangers: of each set, of all of them, and over several pictures of one stranger."""
+
+    by_set: dict[str, Score]
+    all: Score
+    pooled: dict[str, Pooled]
+
+    def worst(self) -> tuple[str, float]:
+        """Return the set in which the attacker is right most often, and its balanced accuracy there."""
+        return max(((name, s.balanced) for name, s in self.by_set.items()), key=lambda item: item[1])
+
+
+@dataclass(frozen=True)
+class Realism:
+    """Painted faces beside raw ones that took the same way: power by band (low to high) and chroma noise, as ratios."""
+
+    faces: int
+    power: list[float]
+    chroma_noise: float
+
+    @property
+    def worst_band(self) -> float:
+        """The factor by which the power is off where it is off most."""
+        return max(max(ratio, 1 / ratio) for ratio in self.power)
+
+
+@dataclass(frozen=True)
+class Strangers:
+    """What is measured on people whom nobody has seen, on the frames that the device sends."""
+
+    plan: StrangersPlan
+    people: int
+    pictures: int
+    by_set: dict[str, int]  # pictures
+    raw: dict[str, Recognised]
+    matchers: dict[str, Recognised]
+    fresh: dict[str, list[Attacked]]  # a score for each seed
+    frozen: dict[str, Attacked]
+    frozen_taught: list[str]  # of the frozen classifiers: those that took part in the training
+    realism: Realism
+    found_again: FoundAgain
+
+    @property
+    def unseen(self) -> dict[str, Recognised]:
+        """The matchers that took no part in the training."""
+        return {name: m for name, m in self.matchers.items() if not m.taught}
+
+    def strongest(self) -> tuple[str, str, float]:
+        """Return the fresh attacker and the set of the highest balanced accuracy, a mean over seeds."""
+        found = [
+            (name, part, float(np.mean([s.by_set[part].balanced for s in seeds])))
+            for name, seeds in self.fresh.items()
+            for part in seeds[0].by_set
+        ]
+        return max(found, key=lambda item: item[2])
+
+    def pooled(self, pictures: str) -> tuple[str, float] | None:
+        """Return the fresh attacker who is right most often over so many pictures of a stranger; None: not measured."""
+        means = [
+            (name, float(np.mean([s.pooled[pictures].balanced for s in seeds])))
+            for name, seeds in self.fresh.items()
+            if pictures in seeds[0].pooled
+        ]
+        return max(means, key=lambda item: item[1], default=None)
+
+
+@dataclass(frozen=True)
+class StrangersReport:
+    """The audit of strangers alone."""
+
+    model: "ModelId"
+    alpha: float
+    strangers: Strangers
+    minutes: float
 
 
 @dataclass(frozen=True)
@@ -246,6 +363,7 @@ class Report:
     bound: Bound
     curve: list[DialPoint]
     minutes: float
+    strangers: Strangers | None = None
 
     @property
     def ours(self) -> OwnRow:
@@ -322,7 +440,7 @@ class Talk:
 
 def to_json(value: object) -> Any:
     """Return a result as plain JSON, its keys in the order of the fields; what was not measured is left out."""
-    if isinstance(value, Plan):
+    if isinstance(value, Plan | StrangersPlan):
         return asdict(value)  # here None says something: no limit
     if is_dataclass(value):
         named = ((field.name, getattr(value, field.name)) for field in fields(value))

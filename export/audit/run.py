@@ -3,9 +3,10 @@
 What the *device* produces is measured: the int8 file through `edgesan`'s own reader, noise and composition, after
 JPEG, beside what others do to faces. Two protocols:
 
+* strangers: people of `identity_split = test`, whom neither the sanitizer nor the attackers have seen, and matchers
+  that took no part in the training. They are the headline; `python -m export.audit.strangers` measures them alone;
 * closed set: the people of lfw, glint and pins that have a `closed_set_split`. The attackers know these people: they
-  train on other pictures of them;
-* open set: people of `identity_split = test`, whom neither the sanitizer nor the attackers have seen.
+  train on other pictures of them. It is there to compare with the authors.
 
 Every figure (one mechanism, one attacker, one seed) is a cell: a small file. An audit that was stopped continues
 from its cells, and the same command started several times shares them out among its processes. The project keeps the
@@ -19,13 +20,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from edgesan.model.load import prepare
-from export.audit import attributes, html, mechanisms, plots, tables
+from export.audit import attributes, html, mechanisms, plots, strangers, tables
 from export.audit.claims import write_claims
 from export.audit.clip import on_the_clip
 from export.audit.command import conclude, errors_as_lines
 from export.audit.measure import Folders
 from export.audit.protocol import CURVE, QUICK, Options, audit
-from export.audit.report import Plan
+from export.audit.report import Plan, StrangersPlan
 from export.errors import ExportError
 
 QUICK_OPEN = 1500  # pictures of a quick look at another attribute
@@ -77,6 +78,8 @@ def options_of(a: argparse.Namespace) -> Options:
         unet=a.rival,
         beside=a.beside,
         so_far=a.so_far,
+        strangers=None if a.hidden else strangers.QUICK if a.quick else replace(StrangersPlan(), seeds=a.seeds),
+        recipe=a.recipe,
     )
 
 
@@ -88,6 +91,8 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--data", type=Path, help="folder of sets (.tar and .csv); --quick can do without")
     p.add_argument("--networks", type=Path, help="folder of the providers' ONNX networks")
     p.add_argument("--alpha", type=float, help="the dial (default: the model's)")
+
+    p.add_argument("--recipe", type=Path, help="what it was trained by (default: the project's recipe that it names)")
 
     much = p.add_argument_group("how much is measured")
     quick = (

@@ -1,8 +1,7 @@
-"""The people of the audit: those of the closed set, whom the attackers know, and strangers, in the open set.
+"""The people of the closed set, whom the attackers know (`strangers.chosen` has those whom nobody knows).
 
-* Closed set: the pictures of lfw, glint and pins that have a `closed_set_split`. Attackers train on other pictures
-  of the same people.
-* Open set: people of `identity_split = test`. Neither the sanitizer nor an attacker has seen them.
+They are those of the pictures of lfw, glint and pins that have a `closed_set_split`. Attackers train on other pictures
+of the same people.
 """
 
 from dataclasses import dataclass
@@ -14,7 +13,6 @@ from numpy.typing import NDArray
 from export import data
 
 CLOSED_SETS = ("lfw", "glint", "pins")
-OPEN_SETS = (*CLOSED_SETS, "celeba", "aaf")
 SHARES = {"train": 0.67, "val": 0.13, "test": 0.2}  # of a limited closed set
 
 Mask = NDArray[np.bool_]
@@ -49,26 +47,9 @@ class ClosedSet:
         return ClosedSet(self.faces.where(mask), self.person[mask], *masks)
 
 
-@dataclass(frozen=True)
-class OpenSet:
-    """N chips of strangers, with their people and their truth; a picture of unknown identity is a person of its own."""
-
-    faces: data.Faces
-    person: NDArray[np.int64]
-    truth: Mask
-
-
 def closed_set_rows(faces: data.Faces) -> Mask:
     """Return which pictures of `CLOSED_SETS` belong to the closed set."""
     return np.asarray(faces["closed_set_split"] != "")
-
-
-def open_set_rows(faces: data.Faces, limit: int) -> Mask:
-    """Return which pictures of `OPEN_SETS` belong to the open set, at most `limit`."""
-    rows: Mask = (faces["identity_split"] == "test") & (faces["gender"] != "")
-    at = np.flatnonzero(rows)
-    rows[at[np.random.default_rng(0).permutation(len(at)) >= limit]] = False
-    return rows
 
 
 def closed_set(folder: Path, limit: int | None) -> ClosedSet:
@@ -88,17 +69,3 @@ def closed_set(folder: Path, limit: int | None) -> ClosedSet:
     person, _ = faces.labels("identity")
     masks = (faces["closed_set_split"] == name for name in SHARES)
     return ClosedSet(faces, person, faces["gender"] == "M", *masks)
-
-
-def open_set(folder: Path, limit: int) -> OpenSet:
-    """Read the open set, at most `limit` pictures.
-
-    Raises:
-        DataError: a set is missing or broken.
-    """
-    everyone = data.join(data.load_set(folder, name) for name in OPEN_SETS)
-    faces = everyone.where(open_set_rows(everyone, limit))
-    person, _ = faces.labels("identity")
-    unknown = person < 0
-    person[unknown] = person.max() + 1 + np.arange(int(unknown.sum()))
-    return OpenSet(faces, person, faces["gender"] == "M")

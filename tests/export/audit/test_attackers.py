@@ -24,7 +24,7 @@ def test_a_fresh_attacker_finds_a_mark_of_one_pixel() -> None:
         marked(n, seed) for n, seed in ((512, 0), (64, 1), (128, 2))
     )
     known = AttackData([train], truth, val, val_truth)
-    scorer = attackers.fit(Linear(), known, epochs=8, seed=0, rate=1e-3, name="test")
+    scorer = attackers.fit(Linear, known, epochs=8, seed=0, rate=1e-3, name="test")
     assert ((scorer(test) > 0) == test_truth).mean() > 0.95
 
 
@@ -36,7 +36,7 @@ def test_a_fresh_network_finds_a_mark_that_moves() -> None:
         y, x = random.integers(2, 22, 2)
         chips[i, y : y + 8, x : x + 8] = 255
     known = AttackData([chips[:448]], truth[:448], chips[448:512], truth[448:512])
-    scorer = attackers.fit(Convolutional(4), known, epochs=8, seed=0, rate=2e-3, name="test")
+    scorer = attackers.fit(lambda: Convolutional(4), known, epochs=8, seed=0, rate=2e-3, name="test")
     assert ((scorer(chips[512:]) > 0) == truth[512:]).mean() > 0.9
 
 
@@ -45,7 +45,7 @@ def test_a_fresh_attacker_finds_nothing_where_nothing_is() -> None:
     chips = chips[:, 32:80, 24:72]
     chips[:, 28, 26] = 128
     known = AttackData([chips[:320]], truth[:320], chips[320:384], truth[320:384])
-    scorer = attackers.fit(Convolutional(4), known, epochs=2, seed=0, rate=2e-3, name="test")
+    scorer = attackers.fit(lambda: Convolutional(4), known, epochs=2, seed=0, rate=2e-3, name="test")
     assert len(np.unique(scorer(chips[384:]) > 0)) == 1  # the same picture, the same answer
 
 

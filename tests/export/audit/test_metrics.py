@@ -145,3 +145,25 @@ def test_a_household_names_who_is_asked_if_embeddings_tell_people_apart() -> Non
 def test_a_household_needs_people_with_one_picture_more_than_are_enrolled() -> None:
     with pytest.raises(ValueError, match="7 people have more than 3 pictures: a household is 8 people"):
         metrics.household(torch.eye(28), np.repeat(np.arange(7), 4))
+
+
+def test_power_and_chroma_noise_tell_smooth_pictures_from_noisy_ones() -> None:
+    random = np.random.default_rng(0)
+    smooth = np.full((4, 112, 112, 3), 128, np.uint8) + (np.arange(112, dtype=np.uint8) // 2)[:, None, None]
+    gray = random.integers(-20, 20, (4, 112, 112, 1))
+    noisy = np.clip(smooth.astype(int) + gray, 0, 255).astype(np.uint8)
+    coloured = np.clip(smooth.astype(int) + random.integers(-20, 20, smooth.shape), 0, 255).astype(np.uint8)
+    ratio = metrics.radial_power(noisy) / metrics.radial_power(smooth)
+    assert ratio[0] < 2
+    assert ratio[-1] > 10
+    assert metrics.chroma_noise(noisy) < 1
+    assert metrics.chroma_noise(coloured) > 5
+
+
+def test_a_pair_is_accepted_above_the_threshold_that_accepts_so_many_impostors() -> None:
+    people = np.repeat(np.arange(3), 2)
+    seen = torch.eye(3)[torch.from_numpy(people)]
+    who, right = metrics.accepted(seen, seen, people, 0.5)
+    assert who.tolist() == people.tolist(), "each picture with the other one of its person"
+    assert right.all()
+    assert metrics.tar_at_far(seen, seen, people, (0.5,)) == {"0.5": 1.0}

@@ -8,8 +8,9 @@ from edgesan.config import DEMO_MODEL
 from export.audit import run
 from export.audit.protocol import CURVE, QUICK
 from export.audit.report import Plan
+from tests.support import ROOT
 
-MODEL = str(DEMO_MODEL)
+MODEL, RECIPE = str(DEMO_MODEL), str(ROOT / "export" / "recipes" / "default.toml")
 
 
 @pytest.mark.parametrize(
@@ -18,7 +19,10 @@ MODEL = str(DEMO_MODEL)
         (["--quick", "--write"], "a quick look makes no claims: leave out --quick or --write"),
         ([], "--data and --networks are needed, except for --quick"),
         (["--data", "d", "--networks", "n", "--hidden", "age<3"], "'age<3' is no statement about a column"),
-        (["--data", "d", "--networks", "n", "--brief"], "is not there: a set is a .tar of chips and a .csv"),
+        (
+            ["--data", "d", "--networks", "n", "--brief", "--recipe", RECIPE],
+            "is not there: a set is a .tar of chips and a .csv",
+        ),
     ],
 )
 def test_what_cannot_be_audited_is_refused_in_one_line(

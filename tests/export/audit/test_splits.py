@@ -29,17 +29,3 @@ def test_a_limited_closed_set_keeps_a_fifth_for_the_test(monkeypatch: pytest.Mon
     part = c.where(few)
     assert (int(part.train.sum()), len(part.faces)) == (40, len(c.faces) - 27)
     assert np.array_equal(part.person, c.person[few])
-
-
-def test_the_open_set_is_a_fixed_choice_of_strangers() -> None:
-    columns = {
-        "identity_split": np.array(["test", "train"] * 50),
-        "gender": np.array(["M", "F", "M", "F", ""] * 20),
-    }
-    everyone = data.Faces(np.zeros((100, 1), np.uint8), columns)
-    rows = splits.open_set_rows(everyone, 1000)
-    assert np.array_equal(rows, (columns["identity_split"] == "test") & (columns["gender"] != ""))
-    few = splits.open_set_rows(everyone, 10)
-    assert int(few.sum()) == 10
-    assert rows[few].all()
-    assert np.array_equal(few, splits.open_set_rows(everyone, 10))
