@@ -467,14 +467,18 @@ def _run(arguments: argparse.Namespace) -> int:
     from edgesan.supervisor import Supervisor
     from edgesan.watchdog import Watchdog
 
-    config = configuration(arguments)
-    if config.background == "keep":
-        raise ConfigError(
-            'background is "keep": a camera never sends raw surroundings; write "plain"'
-            " (for a file of your own there is `edgesan sanitize --background keep IN OUT`)"
-        )
+    def camera_configuration() -> Config:
+        """Return the options of a run, also after SIGHUP."""
+        config = configuration(arguments)
+        if config.background == "keep":
+            raise ConfigError(
+                'background is "keep": a camera never sends raw surroundings; write "plain"'
+                " (for a file of your own there is `edgesan sanitize --background keep IN OUT`)"
+            )
+        return config
+
     with closing(Watchdog(os.environ)) as watchdog:
-        return Supervisor(config, watchdog, lambda: configuration(arguments)).run()
+        return Supervisor(camera_configuration(), watchdog, camera_configuration).run()
 
 
 def _sanitize(arguments: argparse.Namespace) -> int:

@@ -135,12 +135,10 @@ def plan(inputs: Sequence[Path], output: Path) -> list[Job]:
     `output`, under the same names; a kind that is not written becomes .png or .mp4.
 
     Raises:
-        ConfigError: the input is no file for a file, or two inputs would have the same output.
+        ConfigError: there is nothing to write, or two inputs would have the same output.
     """
     if len(inputs) == 1 and not inputs[0].is_dir() and not output.is_dir():
         return [Job(inputs[0], output)]
-    if output.exists() and not output.is_dir():
-        raise ConfigError(f"{output} is a file: for a folder, or several files, name a folder")
     jobs: dict[Path, Job] = {}
     for given in inputs:
         for source in _sources(given, output):

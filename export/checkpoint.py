@@ -143,14 +143,13 @@ def _shape(graph: onnx.GraphProto, shapes: list[tuple[int, ...]]) -> tuple[int, 
     encoder = next(name for name, side in STEMS.items() if shapes[0][-1] == side)
     count = sum(isinstance(m, nn.Conv2d) for m in Sanitizer(1, Shape(encoder=encoder)).encoder.modules())
     (outputs, *_), (code, *_) = shapes[count - 1], shapes[count]
-    one_hidden = shapes[count + 1][0] == shapes[count + 2][1] and shapes[count + 2][0] == code
-    hidden = 0 if one_hidden else shapes[count + 1][0]
-    levels = shapes[count + (3 if one_hidden else 4) + 1 : -1]
+    two_hidden = (len(shapes) - count) % 2 == 0  # 3 or 4 of the privatizer, and an even number of the decoder
+    levels = shapes[count + (4 if two_hidden else 3) + 1 : -1]
     shape = Shape(
         code=code,
         stochastic="noise" in {value.name for value in graph.input},
         encoder=encoder,
-        privatizer_hidden=hidden,
+        privatizer_hidden=shapes[count + 1][0] if two_hidden else 0,
         unit_code="Sqrt" in {node.op_type for node in graph.node},
         decoder_widths=tuple(level[0] for level in levels[::2]),
     )

@@ -2,8 +2,8 @@
 
 `training` keeps the rows that a sanitizer may see, and 512 of those that a training is validated on. `audit` keeps the
 closed set, and of the others what the audit looks at: strangers, and people to learn on. They are kept picture for
-picture as they are, so that its cells stay
-valid where all of the data is. OUT is a folder of sets like the one it was made from.
+picture as they are, so that its cells stay valid where all of the data is. OUT is a folder of sets like the one it was
+made from.
 """
 
 import argparse

@@ -144,3 +144,22 @@ def test_a_clip_that_cannot_hold_the_sound_is_refused_with_one_that_can(clip: li
     )
     assert not (tmp_path / "out.mp4").exists()
     assert run("sanitize", str(source), str(tmp_path / "out.mov"), "--audio").returncode == 0
+
+
+def test_sound_whose_header_may_hold_a_picture_is_not_copied(clip: list[Pixels], tmp_path: Path) -> None:
+    """Vorbis carries its comments, and a cover among them, in the header that would be copied."""
+    source = tmp_path / "talk.mkv"
+    with av.open(str(source), "w") as container:
+        video = container.add_stream("libx264", rate=10)
+        video.width, video.height, video.pix_fmt = clip[0].shape[1], clip[0].shape[0], "yuv420p"
+        sound = container.add_stream("vorbis", rate=44100, layout="stereo", options={"strict": "experimental"})
+        container.mux(video.encode(av.VideoFrame.from_ndarray(clip[0], format="bgr24")))
+        container.mux(video.encode(None))
+        frame = av.AudioFrame.from_ndarray(np.zeros((2, 44100), np.float32), format="fltp", layout="stereo")
+        frame.sample_rate = 44100
+        container.mux(sound.encode(frame))
+        container.mux(sound.encode(None))
+    done = run("sanitize", str(source), str(tmp_path / "out.mkv"), "--audio")
+    assert (done.returncode, "(vorbis) is of a kind whose header may hold a picture" in done.stderr) == (5, True), done
+    assert not (tmp_path / "out.mkv").exists()
+    assert run("sanitize", str(source), str(tmp_path / "out.mkv")).returncode == 0

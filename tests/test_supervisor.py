@@ -339,6 +339,10 @@ def test_sighup_reads_the_configuration_again_and_a_wrong_one_changes_nothing(
     running.process.send_signal(signal.SIGHUP)
     running.until(lambda: "the configuration stays as it was" in running.said())
     assert running.ready().status()["alpha"] == 0.75
+    path.write_text('background = "keep"\n')
+    running.process.send_signal(signal.SIGHUP)
+    running.until(lambda: "a camera never sends raw surroundings" in running.said())
+    assert running.ready().status()["alpha"] == 0.75
 
     path.write_text('token = "correct-horse-battery"\n')
     running.process.send_signal(signal.SIGHUP)

@@ -25,7 +25,8 @@ from edgesan.message import MOST_CODE, MOST_FACES
 from edgesan.model.graph import BYTES, MOST_DIMENSIONS, MOST_LENGTHS, check_shapes
 
 MOST_MULTIPLICATIONS: Final = 2 * 10**9  # for one face
-MOST_TENSOR_BYTES: Final = 64 * 2**20  # for one face: all tensors, as if none were ever freed, and an operator's own
+# For one face: all tensors, as if none were ever freed, and the scratch space of the operator that needs most of it.
+MOST_TENSOR_BYTES: Final = 64 * 2**20
 # What onnx's C++ code throws for a graph that is wrong, as pybind11 translates it.
 INFERENCE_ERRORS: Final = (shape_inference.InferenceError, RuntimeError, ValueError, IndexError, MemoryError)
 CODE_TYPES: Final = (TensorProto.UINT8, TensorProto.INT8)
@@ -150,7 +151,7 @@ def _costs(path: Path, proto: onnx.ModelProto, code: str, width: int) -> int:
         work = scratch = 0
         for node in proto.graph.node:
             products, elements = _work(node, shapes)
-            work, scratch = work + products, max(scratch, 4 * elements)  # of one operator at a time
+            work, scratch = work + products, max(scratch, 4 * elements)  # operators run one by one
         if tensors + scratch > faces * MOST_TENSOR_BYTES or work > faces * MOST_MULTIPLICATIONS:
             raise ModelError(
                 f"{path} needs up to {(tensors + scratch) / 2**20:,.0f} MiB and {work / 1e9:,.1f} billion"

@@ -23,6 +23,8 @@ TIME_BASE = Fraction(1, 1000)
 CODEC: Final = "libx264"
 CODEC_OPTIONS = {"preset": "veryfast", "crf": "23"}
 CONTAINERS: Final = {".mkv": "matroska", ".mp4": "mp4", ".mov": "mov"}
+# Sound that is copied as it is. The header of others, such as Vorbis, holds comments, and so may hold a picture.
+SOUNDS: Final = ("aac", "ac3", "alac", "eac3", "flac", "mp2", "mp3", "opus", "pcm_")
 CONTAINER_OPTIONS = {
     ".mkv": {"cluster_time_limit": "1000"}
 }  # ms that are held back; FFmpeg's default of 5 s would hide a full disk
@@ -104,11 +106,16 @@ class ClipWriter:
         self.frames += 1
 
     def _copied(self, sound: av.AudioStream) -> Any:
-        """Return a stream of this clip for the sound of another one."""
+        """Return a stream of this clip for the sound of another one. Its tags are left out."""
+        codec = sound.codec_context.name
+        if not codec.startswith(SOUNDS):
+            raise SinkError(
+                f"{self.path}: the sound ({codec}) is of a kind whose header may hold a picture, and is not copied;"
+                " convert it to AAC first, or leave --audio out"
+            )
         try:
             return self._container.add_stream_from_template(sound)
         except (av.FFmpegError, ValueError) as error:
-            codec = sound.codec_context.name
             raise SinkError(
                 f"{self.path} cannot hold the sound ({codec}): name an .mkv or .mov, or leave --audio out"
             ) from error

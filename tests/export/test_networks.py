@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from export.networks import Privatizer, Sanitizer, Shape, Unet, rounded
+from export.networks import Decoder, Encoder, Privatizer, Sanitizer, Shape, Unet, rounded, unshuffle
+from export.resnet import ResidualEncoder
+from tests.support import ROOT
 
 
 def test_the_decoder_sees_the_noisy_code_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,3 +82,25 @@ def test_a_rounded_code_has_the_steps_of_8_bits_and_an_unrounded_gradient() -> N
     assert rounded(code, 0) is code
     positive = rounded(code.detach().abs() + 5, 8)
     assert positive.min() > 0, "zero is one of the steps, whatever the smallest number"
+
+
+def multiplications(net: torch.nn.Module, *inputs: torch.Tensor) -> float:
+    """Those of the convolutions for one face, in millions."""
+    counted = []
+    for layer in net.modules():
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.register_forward_hook(lambda m, x, y: counted.append(m.weight.numel() * y.shape[2] * y.shape[3]))
+    with torch.no_grad():
+        net.eval()(*inputs)
+    return sum(counted) / 1e6
+
+
+def test_encoders_have_the_multiplications_that_the_documents_name() -> None:
+    face = unshuffle(torch.rand(1, 3, 112, 112))
+    small, residual = multiplications(Encoder(143), face), multiplications(ResidualEncoder(399), face)
+    resized = 3 * (150 * 112 * 112 + 150 * 112 * 150) / 1e6  # by two matrices
+    text = (ROOT / "docs/training.md").read_text()
+    assert f'`"small"`: {small:.0f} million' in text
+    assert f'`"resnet"`: {residual + resized:.0f} million' in text
+    decoder = multiplications(Decoder(64, (128, 96, 64, 32)), torch.rand(1, 64, 1, 1), torch.rand(1, 1, 1, 1))
+    assert residual + resized + decoder < 600, "what a board has time for"
