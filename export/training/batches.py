@@ -183,18 +183,19 @@ def probe(raw: Tensor, useful: Tensor, classes: int) -> nn.Linear:
 def teacher_targets(faces: FaceViews, nets: Providers, cache: Path, digest: str) -> Tensor:
     """Return what the teachers find in all views [views, N, D + 15]; several networks embed the first two alone.
 
-    It is computed once, and kept in the folder `cache` under the digests of the faces and of the provider's networks.
+    It is computed once, by all processes together, and kept in the folder `cache` under the digests of the faces and of
+    the provider's networks.
     """
     kept = cache / f"targets-{nets.utility.digest[:16]}-{faces.count}-{digest[:16]}.pt"
     if kept.exists():
         saved: Tensor = torch.load(kept, weights_only=True, map_location="cpu")
         return saved
     template = torch.from_numpy(TEMPLATE).flatten()
-    found: list[Tensor] = []
+    features = nets.utility.features
+    found = torch.zeros(faces.count, len(faces.chips), features + LANDMARKS + LIGHTING, device=faces.device)
     for v in range(faces.count):
-        parts = []
         title = f"teachers, view {v + 1} of {faces.count}"
-        for rows in tqdm(torch.arange(len(faces.chips)).split(BATCH), desc=title, leave=False):
+        for rows in tqdm(distributed.mine(torch.arange(len(faces.chips)).split(BATCH)), desc=title, leave=False):
             x = faces.pictures(torch.full_like(rows, v), rows)
             score, marks = nets.detector.best(x)
             offsets = (marks - template.to(marks)) / 4  # of about unit variance
@@ -203,11 +204,11 @@ def teacher_targets(faces: FaceViews, nets: Providers, cache: Path, digest: str)
                 with half(faces.device):
                     embedding = nets.utility.raw(x).float()
             else:
-                embedding = found[0][rows, : nets.utility.features].to(x)
-            parts.append(torch.cat([embedding, offsets, lighting(x)], 1).cpu())
-        found.append(torch.cat(parts))
-    targets = torch.stack(found)
-    checkpoint.save(kept, targets)
+                embedding = found[0, rows, :features]
+            found[v, rows] = torch.cat([embedding, offsets, lighting(x)], 1)
+    targets = distributed.total(found).cpu()
+    if not distributed.join()[0]:
+        checkpoint.save(kept, targets)
     return targets
 
 

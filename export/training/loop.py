@@ -63,11 +63,7 @@ def train(r: Recipe, faces: data.Faces, options: Options) -> Sanitizer | Unet:
     torch.manual_seed(r.seed)
     nets = load_providers(r, faces, options, device)
     options.out.mkdir(parents=True, exist_ok=True)
-    if rank:
-        distributed.wait()  # the first process asks the teachers, the others read its file
     training_data = gather(faces, r, nets, options.cache or options.out, device)
-    if not rank:
-        distributed.wait()
     deadline = time.monotonic() + 60 * options.minutes
 
     s: Sanitizer | Unet
