@@ -7,7 +7,7 @@ import time
 from contextlib import ExitStack
 from types import FrameType
 
-from edgesan import faces, isolation, message, sanitize, status
+from edgesan import faces, isolation, message, sanitize, scene, status
 from edgesan.capture import open_source
 from edgesan.config import Config
 from edgesan.control import ALIVE, NOT_RECORDED, READY, RECORD_VERSION, RECORDED, START, ControlChannel
@@ -17,6 +17,7 @@ from edgesan.message import COUNTERS, SPANS, Status
 from edgesan.metrics import Metrics
 from edgesan.model import rollback
 from edgesan.model.load import Encoder, Verified, load_encoder
+from edgesan.silhouette import Silhouettes
 from edgesan.transmit.link import Pipes, Sender
 
 FRAME_TIMEOUT_S = 2.0  # without a frame for so long, the camera counts as lost
@@ -36,7 +37,14 @@ class Stop:
         self.asked = True
 
 
-def run(config: Config, pipes: Pipes, control: ControlChannel, claims: list[IsolationClaim], losses: int) -> None:
+def run(  # noqa: PLR0913, PLR0917 - the parent hands over all that this process cannot get by itself
+    config: Config,
+    pipes: Pipes,
+    control: ControlChannel,
+    claims: list[IsolationClaim],
+    losses: int,
+    still: bytes | None = None,
+) -> None:
     """Run until the frames or the file end, or a signal comes.
 
     Args:
@@ -45,6 +53,7 @@ def run(config: Config, pipes: Pipes, control: ControlChannel, claims: list[Isol
         control: the channel to the parent.
         claims: the restrictions of this process; see `isolation.sanitize`.
         losses: how often the camera was lost before.
+        still: the file's bytes of the scene; None: there is none.
 
     Raises:
         CameraError: the camera cannot be opened, or is lost; the parent then starts another process.
@@ -53,7 +62,7 @@ def run(config: Config, pipes: Pipes, control: ControlChannel, claims: list[Isol
     stop = Stop()
     with ExitStack() as stack:
         encoder = load_encoder(config.model, config.threads, config.trusted_keys, allow_unsigned=config.allow_unsigned)
-        sanitizer = build(config, encoder)
+        sanitizer = build(config, encoder, still=scene.decode(still) if still else None)
         hold_version(config, encoder, control)
         source = open_source(config.camera, config.width_height, config.fps, config.rotate)
         stack.callback(source.close)
@@ -97,13 +106,16 @@ def run(config: Config, pipes: Pipes, control: ControlChannel, claims: list[Isol
                 status_due_ns = now_ns + STATUS_NS
 
 
-def build(config: Config, encoder: Encoder, most_encoded: int = sanitize.MOST_ENCODED) -> sanitize.FrameSanitizer:
+def build(
+    config: Config, encoder: Encoder, most_encoded: int = sanitize.MOST_ENCODED, still: scene.Still | None = None
+) -> sanitize.FrameSanitizer:
     """Build the sanitizer that a configuration asks for.
 
     Args:
         config: the options.
         encoder: the model's first half.
         most_encoded: how many faces are encoded in one frame at most; the others wait for the next frame.
+        still: the scene, with which frames are compared.
 
     Raises:
         ConfigError: alpha is outside the model's range.
@@ -120,7 +132,8 @@ def build(config: Config, encoder: Encoder, most_encoded: int = sanitize.MOST_EN
         hold_ns=round(config.hold * 1e9),
         alpha=alpha,
     )
-    return sanitize.FrameSanitizer(encoder, faces.Detector(config.detect_size), settings)
+    silhouettes = Silhouettes(still, config.zones) if still else None
+    return sanitize.FrameSanitizer(encoder, faces.Detector(config.detect_size), settings, silhouettes=silhouettes)
 
 
 def hold_version(config: Config, model: Verified, control: ControlChannel | None) -> None:

@@ -21,6 +21,7 @@ class Transmission:
     metrics: dict[str, Any]  # `Metrics.summary`
     wall: dict[str, float]  # bytes and messages from the sanitize process
     fresh: bool  # whether the newest frame is a live one
+    scene: dict[str, Any]  # whether a still is in force, its number, and whether most of the picture differs from it
 
 
 def report(config: Config, model: Verified, status: Status | None, transmission: Transmission) -> dict[str, Any]:
@@ -36,6 +37,7 @@ def report(config: Config, model: Verified, status: Status | None, transmission:
     common = {
         "version": __version__,
         "background": config.background,
+        "scene": transmission.scene,
         "wall": transmission.wall,
         "warnings": warnings(config, model),
     }

@@ -28,7 +28,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from edgesan import isolation
+from edgesan import isolation, scene
 from edgesan.config import Config
 from edgesan.control import ALIVE, NOT_RECORDED, READY, RECORD_VERSION, RECORDED, START, ControlChannel
 from edgesan.errors import CameraError, ConfigError, EdgesanError, SinkError
@@ -55,8 +55,8 @@ LOG_RATE: Final = 256  # bytes a second, for longer
 # What SIGHUP changes, by the process that starts again for it.
 FIXED: Final = frozenset({"role", "socket", "frames", "duration"})
 OF_BOTH: Final = frozenset(
-    {"model", "threads", "trusted_keys", "allow_unsigned", "zone", "background", "require_isolation"}
-    | {"allow_rollback", "camera", "fps", "log_level", "log_format"}
+    {"model", "threads", "trusted_keys", "allow_unsigned", "zone", "background", "scene"}
+    | {"require_isolation", "allow_rollback", "camera", "fps", "log_level", "log_format"}
 )
 OF_TRANSMIT: Final = OF_BOTH | {"out", "token", "tls_cert", "tls_key", "embed_from"}
 OF_SANITIZE: Final = frozenset(f.name for f in fields(Config)) - FIXED - (OF_TRANSMIT - OF_BOTH)
@@ -161,6 +161,7 @@ class Supervisor:
         """
         self._config, self._watchdog, self._pid = config, watchdog, os.getpid()
         self._reload, self._hung_up = reload, False
+        self._still = scene.of_run(config)  # for both children, so that they mean the same one
         self._pipes: Pipes | None = None if config.role == "transmit" else Pipes.make()
         self._listener = UnitListener(config.socket) if config.role == "sanitize" else None
         self._client = UnitClient(config.socket) if config.role == "transmit" else None
@@ -289,7 +290,7 @@ class Supervisor:
         from edgesan import pipeline
 
         left = c if c.frames is None else replace(c, frames=c.frames - self._frames)
-        pipeline.run(left, pipes, control, claims, self._losses)
+        pipeline.run(left, pipes, control, claims, self._losses, self._still)
         return 0
 
     def _run_transmit(self, files: list[OutputFile], channel: socket.socket, control: ControlChannel) -> int:
@@ -300,7 +301,7 @@ class Supervisor:
             self._channel.close()
         if self._pipes:
             self._pipes.close()  # it receives them by the channel
-        return process.run(self._config, files, channel, control)
+        return process.run(self._config, files, channel, control, self._still)
 
     def _end_with_parent(self, number: int) -> None:
         """Have this signal sent when the parent ends, or at once if it has ended."""
@@ -387,6 +388,7 @@ class Supervisor:
             return
         try:
             new = self._reload()
+            still = scene.of_run(new)
         except EdgesanError as error:
             logger.error("the configuration stays as it was: %s", error)
             return
@@ -396,6 +398,9 @@ class Supervisor:
         if fixed:
             logger.warning("%s changed: this takes effect at the next start", ", ".join(fixed))
         self._config = replace(new, **{name: getattr(old, name) for name in FIXED})
+        if still != self._still:
+            self._still = still
+            changed.add("scene")
         renewed = changed & OF_TRANSMIT or (new.tls_cert and self._transmit)  # a certificate has a new content at times
         logger.info("the configuration was read again; changed: %s", ", ".join(sorted(changed - FIXED)) or "nothing")
         if self._sanitize and changed & OF_SANITIZE:

@@ -272,6 +272,7 @@ def test_every_option_is_on_the_command_line_and_in_the_file_and_none_switches_t
         "out",
         "alpha",
         "background",
+        "scene",
         "zone",
         "size",
         "fps",

@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 
 from edgesan import faces, message, render
+from edgesan.canvas import PLAIN
 from edgesan.config import Zone
 from edgesan.errors import ModelError, Reject
 from edgesan.frames import Pixels
 from edgesan.message import FaceCode, Latents, Place
 from edgesan.model.load import Model
-from edgesan.render import PLAIN, Renderer, Smoother
+from edgesan.render import Renderer, Smoother
 
 CODE = bytes(range(64))
 

@@ -29,6 +29,8 @@ FLOORS = (
     {"config"},
     {"capture", "faces"},
     {"model"},
+    {"scene"},
+    {"canvas", "silhouette"},
     {"render", "sanitize", "status"},
     {"transmit"},
     {"board", "pipeline"},

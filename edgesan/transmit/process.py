@@ -15,12 +15,12 @@ from collections import deque
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final
 
-from edgesan import isolation
+from edgesan import isolation, scene
 from edgesan.config import Config
 from edgesan.control import ALIVE, READY, ControlChannel
 from edgesan.errors import ModelError, Reject
 from edgesan.isolation import IsolationClaim
-from edgesan.message import FRESH_NS
+from edgesan.message import FRESH_NS, PLAIN
 from edgesan.transmit import sinks
 from edgesan.transmit.directions import directions, visible_url
 from edgesan.transmit.sinks import OutputFile, Sink
@@ -29,6 +29,7 @@ if TYPE_CHECKING:  # numpy must not be loaded before isolation
     from edgesan.frames import SanitizedFrame
     from edgesan.message import Status
     from edgesan.model.load import Decoder
+    from edgesan.render import Renderer
     from edgesan.transmit.link import Receiver
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,13 @@ LOG_S: Final = 60.0  # between two lines of counters in the log, with -v
 RELOAD_S: Final = 2.0  # between two attempts to load another model
 
 
-def run(config: Config, files: list[OutputFile], channel: socket.socket, control: ControlChannel) -> int:
+def run(
+    config: Config,
+    files: list[OutputFile],
+    channel: socket.socket,
+    control: ControlChannel,
+    still: bytes | None = None,
+) -> int:
     """Live the whole life of the transmit process, and return its exit code.
 
     Args:
@@ -48,8 +55,10 @@ def run(config: Config, files: list[OutputFile], channel: socket.socket, control
         files: from `sinks.open_files`.
         channel: carries the pipes of each new sanitize process; see `link.receive_pipes`.
         control: the child's end of the channel to the parent.
+        still: the file's bytes of the scene; None: there is none.
 
     Raises:
+        ConfigError: the still is damaged.
         SinkError: a sink could not be opened, or failed.
         ModelError: the model may not be run.
         IsolationError: `require_isolation` is set, and a restriction does not hold.
@@ -69,7 +78,7 @@ def run(config: Config, files: list[OutputFile], channel: socket.socket, control
     for claim in claims:
         if not claim.holds:
             logger.warning("%s", claim)
-    transmitter = Transmitter(config, claims, channel, control)
+    transmitter = Transmitter(config, claims, channel, control, scene.decode(still) if still else None)
     built = sinks.build(config, servers, files, transmitter.report, transmitter.request_alpha)
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         loop.add_signal_handler(signal.SIGTERM, transmitter.end)
@@ -81,14 +90,19 @@ class Transmitter:
     """Receives messages, renders the newest one, and passes the frame on to all sinks."""
 
     def __init__(
-        self, config: Config, claims: list[IsolationClaim], channel: socket.socket, control: ControlChannel
+        self,
+        config: Config,
+        claims: list[IsolationClaim],
+        channel: socket.socket,
+        control: ControlChannel,
+        still: scene.Still | None = None,
     ) -> None:
         from edgesan.metrics import Metrics
-        from edgesan.render import Renderer
 
         self._config, self._claims, self._channel, self._control = config, claims, channel, control
+        self._still, self._scene = still, PLAIN  # which one the newest frame names
         self._decoder = self._load()
-        self._renderer = Renderer(self._decoder, config.zones)
+        self._renderer = self._new_renderer()
         isolation.limit_memory()
         self._metrics = Metrics()
         self._receiver: Receiver | None = None
@@ -107,6 +121,11 @@ class Transmitter:
 
         c = self._config
         return load_decoder(c.model, c.threads, c.trusted_keys, allow_unsigned=c.allow_unsigned)
+
+    def _new_renderer(self) -> "Renderer":
+        from edgesan.render import Renderer
+
+        return Renderer(self._decoder, self._config.zones, self._still, fades=True)
 
     def end(self) -> None:
         """Make `serve` finish its files and streams, and return."""
@@ -160,6 +179,7 @@ class Transmitter:
             else:
                 self._metrics.tick(time.monotonic_ns())
                 self._size, self._newest_ns = (latents.width, latents.height), latents.captured_ns
+                self._scene = latents.scene
                 return [frame]
         elif latents is not None:
             self._metrics.count("rejected_stale")
@@ -186,8 +206,6 @@ class Transmitter:
 
     def _reload(self) -> None:
         """Load the model again, as `edgesan install` may have replaced it. A model that may not run changes nothing."""
-        from edgesan.render import Renderer
-
         if time.monotonic() < self._reload_s:
             return
         self._reload_s = time.monotonic() + RELOAD_S
@@ -196,11 +214,10 @@ class Transmitter:
         except ModelError as error:
             logger.error("%s", error)
         else:
-            self._renderer = Renderer(self._decoder, self._config.zones)
+            self._renderer = self._new_renderer()
 
     def _receive_pipes(self) -> None:
         """Take the pipes of a new sanitize process from the parent. Its tracks are new, too."""
-        from edgesan.render import Renderer
         from edgesan.transmit.link import Receiver, receive_pipes
 
         given = receive_pipes(self._channel)
@@ -210,7 +227,7 @@ class Transmitter:
             return
         self._close_pipes()
         self._descriptors, self._receiver = given, Receiver(given[0], given[1])
-        self._renderer = Renderer(self._decoder, self._config.zones)
+        self._renderer = self._new_renderer()
         asyncio.get_running_loop().add_reader(given[0], self._arrived.set)
 
     def _close_pipes(self) -> None:
@@ -263,5 +280,11 @@ class Transmitter:
         }
         fresh = time.monotonic_ns() - self._newest_ns <= FRESH_NS
         own = self._metrics.summary(time.monotonic_ns())
-        transmission = status.Transmission(self._claims, own, wall, fresh)
+        known = self._still is not None
+        room = {
+            "in_force": known,
+            "id": f"{self._still.id:08x}" if self._still else "",
+            "differs": known and fresh and self._scene == PLAIN,
+        }
+        transmission = status.Transmission(self._claims, own, wall, fresh, room)
         return status.report(self._config, self._decoder, self._status, transmission)
