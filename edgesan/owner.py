@@ -10,7 +10,6 @@ import os
 import sys
 import traceback
 from contextlib import suppress
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
@@ -173,8 +172,7 @@ def _described(path: Path) -> dict[str, Any] | None:
     if content is None:
         return None
     _, _, width, height = scene.HEAD.unpack_from(content)
-    since = datetime.fromtimestamp(path.stat().st_mtime).astimezone().isoformat(timespec="seconds")
-    return {"file": str(path), "id": f"{scene.number(content):08x}", "size": [width, height], "since": since}
+    return {"file": str(path), "id": f"{scene.number(content):08x}", "size": [width, height]}
 
 
 def text(found: dict[str, Any]) -> str:
@@ -185,7 +183,7 @@ def text(found: dict[str, Any]) -> str:
         shown = "none"
         if still:
             width, height = still["size"]
-            shown = f"{still['file']}  {width}x{height}, number {still['id']}, since {still['since']}"
+            shown = f"{still['file']}  {width}x{height}, number {still['id']}"
         lines.append(f"{words:<9} {shown}")
     if found["background"] != "scene":
         lines.append(f'a run shows no still: background is "{found["background"]}"')
