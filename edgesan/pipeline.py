@@ -1,6 +1,7 @@
 """The loop of the sanitize process: capture, sanitize, send a message. An error costs one frame, or the process."""
 
 import json
+import logging
 import os
 import signal
 import time
@@ -19,6 +20,8 @@ from edgesan.model import rollback
 from edgesan.model.load import Encoder, Verified, load_encoder
 from edgesan.silhouette import Silhouettes
 from edgesan.transmit.link import Pipes, Sender
+
+logger = logging.getLogger(__name__)
 
 FRAME_TIMEOUT_S = 2.0  # without a frame for so long, the camera counts as lost
 STATUS_NS = 500_000_000  # between two status messages
@@ -68,6 +71,8 @@ def run(  # noqa: PLR0913, PLR0917 - the parent hands over all that this process
         stack.callback(source.close)
         isolation.limit_memory()
         width, height = source.size
+        if config.background == "scene" and not still:
+            logger.info("no still is accepted yet, so faces are shown on a flat colour: see `edgesan scene`")
         status.announce(config, encoder, f"{source.name} {width}x{height}", sanitizer.alpha, claims)
         # A transmit process takes the frames from then on. If the parent is gone, a signal ends this process.
         control.wait_for(START)
