@@ -378,7 +378,6 @@ class Supervisor:
             self._switch(child, on=payload != b"0")
         elif kind == RECORD_ZONES and (child is self._transmit or self._config.role == "sanitize"):
             self._record_zones(child, payload)  # of the process that sees the camera only if there is no other
-
         elif kind == TURNED and child is self._sanitize:
             with suppress(ValueError):
                 alpha = float(payload)
