@@ -17,11 +17,11 @@ from typing import Final
 import numpy as np
 
 from edgesan import faces, message, noise
-from edgesan.config import Zone
 from edgesan.frames import SWIFT_NS, RawFrame
 from edgesan.message import PLAIN, FaceCode, Latents, Place, Silhouette
 from edgesan.model.load import Encoder
 from edgesan.silhouette import Silhouettes
+from edgesan.zones import Zone, contain
 
 MOST_ENCODED: Final = 2  # faces encoded in one frame
 REST_NS: Final = 1_000_000_000  # for which the detector rests at most, while nothing differs from the scene
@@ -97,6 +97,8 @@ class FrameSanitizer:
         """
         stamps = [raw.received_ns]
         height, width = raw.pixels.shape[:2]
+        if self.silhouettes and self.silhouettes.zones != self.settings.zones:
+            self.silhouettes.zones = self.settings.zones
         cells = self.silhouettes(raw.pixels, raw.captured_ns) if self.silhouettes else None
         if self._frames % self.settings.detect_every == 0 and not self._rests(raw.captured_ns):
             self.tracker.update(self._detector(raw.pixels), raw.captured_ns)
@@ -163,10 +165,7 @@ class FrameSanitizer:
             track: place
             for track, place in places.items()
             if message.fits(place, width, height)
-            and not any(
-                zone.x <= place.x / width <= zone.x + zone.width and zone.y <= place.y / height <= zone.y + zone.height
-                for zone in self.settings.zones
-            )
+            and not contain(self.settings.zones, place.x / width, place.y / height)
         }
         largest = sorted(inside, key=lambda track: inside[track].side, reverse=True)
         cells = self.silhouettes.cells if self.silhouettes else 0

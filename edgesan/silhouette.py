@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edgesan.config import Zone
 from edgesan.frames import Pixels
 from edgesan.message import MOST_CELLS, Silhouette
 from edgesan.scene import Still
+from edgesan.zones import Zone, mask
 
 COLUMNS: Final = 48  # cells from left to right; rows follow from the still's aspect
 CELL: Final = 4  # pixels of the working copy along a side of a cell
@@ -68,12 +68,21 @@ class Silhouettes:
         self.columns, self.rows = grid(width, height, columns)
         self._aspect = width / height
         self._size = (self.columns * CELL, self.rows * CELL)
-        self._zones = zone_cells(zones, self.columns, self.rows)
+        self.zones = tuple(zones)
         self._bare = cv2.LUT(shrink(still.pixels, self._size), LOG).astype(np.int16)
         self._gain = np.zeros(3, np.int16)  # of the whole picture, in units
         self._local = np.zeros((*GRID, 3), np.int16)
         self._expect()
         self.forget()
+
+    @property
+    def zones(self) -> tuple[Zone, ...]:
+        """The parts of the picture of which no bit leaves; they may be changed."""
+        return self._zones
+
+    @zones.setter
+    def zones(self, zones: tuple[Zone, ...]) -> None:
+        self._zones, self._closed = zones, mask(zones, self.columns, self.rows)
 
     def forget(self) -> None:
         """Forget what differed: the next frame has nothing to do with the ones before."""
@@ -105,9 +114,9 @@ class Silhouettes:
         logs = np.asarray(cv2.LUT(shrink(pixels, self._size), LOG), np.uint8)
         self._fit_light(logs, now_ns)
         found = self._differs(logs)
-        on = ((found > HIGH) | (self._on & (found > LOW))) & ~self._zones
+        on = ((found > HIGH) | (self._on & (found > LOW))) & ~self._closed
         held = self._found is not None
-        share = int(np.count_nonzero(on)) / max(1, int(np.count_nonzero(~self._zones)))
+        share = int(np.count_nonzero(on)) / max(1, int(np.count_nonzero(~self._closed)))
         holds = share <= (LOSES if held else HOLDS)
         self.quiet = bool(held and holds and not on.any() and not self._on.any())
         self._on = on
@@ -125,7 +134,7 @@ class Silhouettes:
             if np.count_nonzero(holes) < np.count_nonzero(solid):  # more is a view through something
                 solid |= holes
             solid = np.asarray(cv2.dilate(solid, SQUARE), np.uint8)
-            solid[self._zones] = 0
+            solid[self._closed] = 0
         return Silhouette(self.columns, self.rows, np.packbits(solid).tobytes())
 
     def _differs(self, logs: Pixels) -> NDArray[np.uint8]:
@@ -145,7 +154,7 @@ class Silhouettes:
         """Fit the gains to a frame: of the whole picture at once, of its parts slowly."""
         middle = (slice(CELL // 2, None, CELL),) * 2  # a pixel of each cell
         off = logs[middle].astype(np.int16) - self._expected[middle]  # [rows, columns, 3]
-        inside = ~self._zones
+        inside = ~self._closed
         sure = inside & ~cv2.dilate(self._on.astype(np.uint8), SQUARE).view(bool)
         if np.count_nonzero(sure) < LEAST_SHARE * np.count_nonzero(inside):
             sure = inside  # nearly all differs: it may be the light
@@ -211,7 +220,7 @@ class Silhouettes:
         """
         changed = False
         for part, cells in self._parts():
-            everywhere = ~self._zones[cells]
+            everywhere = ~self._closed[cells]
             if not (self._local[part].any() and everywhere.any()):
                 continue
             if _agreement(level[cells], everywhere) > _agreement(off[cells], everywhere) + LEAST_SHARE:
@@ -255,15 +264,6 @@ def grid(width: int, height: int, columns: int = COLUMNS) -> tuple[int, int]:
     """Return columns and rows of nearly square cells for a picture, no more than a message carries."""
     columns = max(1, min(columns, 255, round((MOST_CELLS * width / height) ** 0.5)))
     return columns, max(1, min(round(columns * height / width), 255, MOST_CELLS // columns))
-
-
-def zone_cells(zones: Sequence[Zone], columns: int, rows: int) -> Cells:
-    """Return which cells a zone touches, bool [rows, columns]."""
-    touched = np.zeros((rows, columns), bool)
-    for zone in zones:
-        down = slice(int(zone.y * rows), int(np.ceil((zone.y + zone.height) * rows)))
-        touched[down, int(zone.x * columns) : int(np.ceil((zone.x + zone.width) * columns))] = True
-    return touched
 
 
 def shrink(pixels: Pixels, size: tuple[int, int]) -> Pixels:

@@ -19,10 +19,11 @@ from tqdm import tqdm
 from edgesan import faces
 from edgesan.canvas import PLAIN
 from edgesan.capture import open_source
-from edgesan.config import Config, Zone
+from edgesan.config import Config
 from edgesan.errors import CameraError, EndOfStream
 from edgesan.frames import Pixels
-from edgesan.silhouette import CELL, grid, shrink, zone_cells
+from edgesan.silhouette import CELL, grid, shrink
+from edgesan.zones import Zone, mask
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ class Survey:
     def _zone_pixels(self, pixels: Pixels) -> NDArray[np.bool_]:
         """Return which pixels of a picture a zone touches, bool [height, width]."""
         height, width = pixels.shape[:2]
-        return zone_cells(self._zones, width, height)
+        return mask(self._zones, width, height)
 
     def _refuse_movement(self) -> None:
         """Compare each frame with the median of all, but for its light as a whole.
@@ -138,13 +139,18 @@ def _where(x: float, y: float) -> str:
     return f"at {100 * x:.0f} % of the picture's width from the left and {100 * y:.0f} % of its height from the top"
 
 
-def take(config: Config, seconds: float) -> bytes:
+def take(config: Config, seconds: float, zones: Sequence[Zone]) -> bytes:
     """Look at the room through the camera, and return the still as the bytes of a PNG file.
+
+    Args:
+        config: the camera.
+        seconds: how long to look.
+        zones: parts of the picture that do not count.
 
     Raises:
         CameraError: the camera cannot be read, or the room is not empty, or dark.
     """
-    survey = Survey(seconds, config.zones, config.detect_size)
+    survey = Survey(seconds, zones, config.detect_size)
     with closing(open_source(config.camera, config.width_height, config.fps, config.rotate)) as source:
         began_s, warm_s = time.monotonic(), seconds * WARM_UP
         quiet = None if logger.isEnabledFor(logging.INFO) else True  # None: only on a terminal
