@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from edgesan import faces, message, noise, ort, render, sanitize
+from edgesan.canvas import flat
 from edgesan.capture import DEMO_CLIP
 from edgesan.capture.opencv import FileSource
 from edgesan.config import Config
@@ -307,7 +308,7 @@ def stage_calls(clip: "Clip", model: Model, config: Config, stack: ExitStack) ->
     latents = Latents(1, time.monotonic_ns(), 0, *clip.size, 0.5, model.id, coded)
 
     def paint() -> Pixels:
-        canvas = render.flat(*clip.size)
+        canvas = flat(*clip.size)
         for i, place in enumerate(places):
             render.paint(canvas, faded[i % len(faded)], place)
         return canvas

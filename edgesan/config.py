@@ -30,7 +30,7 @@ SYSTEM_CONFIG = Path("/etc/edgesan/edgesan.toml")
 VARIABLE = "EDGESAN_"  # and the name of an option in capitals
 SEPARATOR = ";"  # of the values of an option that can be repeated, in a variable
 TRUTH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
-BACKGROUNDS = ("plain", "keep")
+BACKGROUNDS = ("scene", "plain", "keep")
 GONE_BACKGROUNDS = ("pixelate", "blur", "black")
 DEMO_MODEL = Path(__file__).parent / "models" / "default.onnx"
 FILE_SUFFIXES = (".mkv", ".mp4", ".mov")
@@ -76,10 +76,14 @@ class Config:
     )
     alpha: float | None = option(None, "privacy dial from 0 (useful) to 1 (private) (default: the model's own)", "A")
     background: str = option(
-        "plain",
-        "what surrounds the sanitized faces: plain (a flat colour), or keep (the RAW picture; only for"
+        "scene",
+        "what surrounds the sanitized faces: scene (the still of the empty room that was accepted, with silhouettes; a"
+        " flat colour until there is one), plain (always a flat colour), or keep (the RAW picture; only for"
         " `edgesan sanitize`)",
         "HOW",
+    )
+    scene: Path | None = option(
+        None, "file of the still that `edgesan scene` makes (default: scene.png in the state folder)", "FILE"
     )
     zone: tuple[str, ...] = option(
         (),

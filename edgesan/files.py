@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from edgesan import disk, faces
+from edgesan.canvas import PLAIN
 from edgesan.capture.opencv import FileSource, read_picture
 from edgesan.config import FILE_SUFFIXES, Config
 from edgesan.errors import CameraError, ConfigError, EndOfStream, SinkError
 from edgesan.frames import RawFrame, SanitizedFrame, lend
 from edgesan.local import Sanitizer
-from edgesan.render import PLAIN
 from edgesan.status import warnings
 from edgesan.transmit.file import ClipWriter
 

@@ -42,8 +42,8 @@ COUNTERS: Final = ("captured", "sanitized", "faces", "encoded", "rejected", "dro
 SPANS: Final = ("capture", "detect", "align", "encode", "sanitize")
 """The durations that the sanitize process measures; the percentiles 50, 95 and 99 of each are sent, in ms.
 
-`sanitize` is the time until the message is made. `encode` includes what is encoded after it
-(`FrameSanitizer.catch_up`).
+`sanitize` is the time until the message is made. `detect` includes the comparison with the scene, and `encode` what is
+encoded after the message (`FrameSanitizer.catch_up`).
 """
 
 _HEAD: Final = struct.Struct("<BBBBIQIHHHIIBB")

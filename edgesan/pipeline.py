@@ -7,11 +7,10 @@ import signal
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import replace
 from types import FrameType
 from typing import Final, NamedTuple
 
-from edgesan import faces, isolation, message, sanitize, status
+from edgesan import faces, isolation, message, sanitize, scene, status
 from edgesan.capture import open_source
 from edgesan.config import Config
 from edgesan.control import (
@@ -34,7 +33,8 @@ from edgesan.metrics import Metrics
 from edgesan.model import rollback
 from edgesan.model.load import Encoder, Verified, load_encoder
 from edgesan.request import Alpha, Privacy, Request, Zones
-from edgesan.standing import PRIVACY, Standing
+from edgesan.silhouette import Silhouettes
+from edgesan.standing import NOTHING_SET, PRIVACY, Standing
 from edgesan.transmit.link import Pipes, Sender
 from edgesan.zones import Zone, pack
 
@@ -48,7 +48,7 @@ class Past(NamedTuple):
     """What was before a sanitize process."""
 
     losses: int = 0  # how often the camera was lost
-    standing: Standing = Standing()  # what the owner has set
+    standing: Standing = NOTHING_SET  # what the owner has set
 
 
 NOTHING_YET: Final = Past()
@@ -90,7 +90,7 @@ def run(
     stop = Stop()
     with ExitStack() as stack:
         encoder = load_encoder(config.model, config.threads, config.trusted_keys, allow_unsigned=config.allow_unsigned)
-        sanitizer = build(config, encoder)
+        sanitizer = build(config, encoder, still=scene.decode(past.standing.still) if past.standing.still else None)
         hold_version(config, encoder, control)
         sender, results = Sender(pipes), isolation.pack(claims)
         owner = Owner(config, sanitizer, control, past.standing)
@@ -182,8 +182,7 @@ class Owner:
 
     def _draw(self, zones: tuple[Zone, ...]) -> None:
         """Let these be the zones beside those of the configuration, from the next frame on."""
-        settings = self._sanitizer.settings
-        self._sanitizer.settings = replace(settings, zones=(*self._config.zones, *zones))
+        self._sanitizer.draw((*self._config.zones, *zones))
 
     def _record(self, kind: bytes, payload: bytes) -> bool:
         """Have the parent record it, which says if it cannot."""
@@ -210,13 +209,16 @@ def rest(owner: Owner, sender: Sender, control: ControlChannel, results: bytes, 
     sender.send_status(owner.resting(results))
 
 
-def build(config: Config, encoder: Encoder, most_encoded: int = sanitize.MOST_ENCODED) -> sanitize.FrameSanitizer:
+def build(
+    config: Config, encoder: Encoder, most_encoded: int = sanitize.MOST_ENCODED, still: scene.Still | None = None
+) -> sanitize.FrameSanitizer:
     """Build the sanitizer that a configuration asks for.
 
     Args:
         config: the options.
         encoder: the model's first half.
         most_encoded: how many faces are encoded in one frame at most; the others wait for the next frame.
+        still: the scene, with which frames are compared.
 
     Raises:
         ConfigError: alpha is outside the model's range.
@@ -233,7 +235,8 @@ def build(config: Config, encoder: Encoder, most_encoded: int = sanitize.MOST_EN
         hold_ns=round(config.hold * 1e9),
         alpha=alpha,
     )
-    return sanitize.FrameSanitizer(encoder, faces.Detector(config.detect_size), settings)
+    silhouettes = Silhouettes(still, config.zones) if still else None
+    return sanitize.FrameSanitizer(encoder, faces.Detector(config.detect_size), settings, silhouettes=silhouettes)
 
 
 def hold_version(config: Config, model: Verified, control: ControlChannel | None) -> None:

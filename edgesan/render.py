@@ -1,7 +1,8 @@
 """From Latents to a SanitizedFrame: decode the codes that changed, and paint the faces on a canvas.
 
-The canvas is a flat colour and holds no live pixel. Faces are ovals whose edges fade into it. Places are smoothed over
-time, so that a face that stands still does not jitter with the detector.
+The canvas is a flat colour, or the still with silhouettes, and holds no live pixel. Faces are ovals whose edges fade
+into it. Places are smoothed over time, so that a face that stands still does not jitter with the detector; in a stream
+faces fade in and out.
 """
 
 import math
@@ -14,14 +15,15 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from edgesan.canvas import CLEAR, Canvas, lay
 from edgesan.errors import Reject
 from edgesan.faces import CHIP
 from edgesan.frames import SWIFT_NS, Pixels, SanitizedFrame, Stamps
-from edgesan.message import FaceCode, Latents, Place
+from edgesan.message import MOST_FACES, FaceCode, Latents, Place
 from edgesan.model.load import Decoder
+from edgesan.scene import Still
 from edgesan.zones import Zone, mask
 
-PLAIN: Final = 64  # level of the canvas, of 255: a dark grey
 FEATHER: Final = 8.0  # pixels over which a chip fades into the canvas
 OVAL: Final = (55.0, 62.0)  # half axes of the painted part of a chip, in pixels; the chip's edge cuts it off
 # One-euro filter (Casiez, Roussel and Vogel, CHI 2012): a slow movement is smoothed at 1.5 Hz, a fast one hardly at
@@ -29,6 +31,8 @@ OVAL: Final = (55.0, 62.0)  # half axes of the painted part of a chip, in pixels
 LEAST_CUTOFF_HZ: Final = 1.5
 SPEED_CUTOFF: Final = 4.0  # Hz for each face width a second
 SPEED_FILTER_HZ: Final = 2.0
+FADE_NS: Final = 300_000_000  # in which a face appears, and disappears
+AT_FIRST: Final = 0.1  # opacity of a face that appears, in its first frame
 JUMP: Final = 1.0  # face widths in one step: more is another place, not a movement
 
 
@@ -44,6 +48,7 @@ def _opacity() -> Pixels:
 
 
 OPACITY: Final = _opacity()
+NOTHING: Final = np.full((CHIP, CHIP, 4), CLEAR, np.uint8)
 
 
 class Smoother:
@@ -91,15 +96,44 @@ class Painted:
     smoother: Smoother
 
 
+@dataclass
+class Shown:
+    """A face as the newest frame shows it, or an earlier one did: it fades out from there."""
+
+    track: int
+    chip: Pixels
+    place: Place
+    opacity: float
+    at_ns: int
+
+
 class Renderer:
-    """Paints frames from latents alone. The chips of the tracks are its only memory."""
+    """Paints frames from latents and the still alone. The chips of the tracks are its only memory."""
 
     def __init__(
-        self, decoder: Decoder, zones: Sequence[Zone] = (), clock: Callable[[], int] = time.monotonic_ns
+        self,
+        decoder: Decoder,
+        zones: Sequence[Zone] = (),
+        still: Still | None = None,
+        clock: Callable[[], int] = time.monotonic_ns,
+        *,
+        fades: bool = False,
     ) -> None:
-        self.decoder, self.zones, self._clock = decoder, tuple(zones), clock
+        """Make a renderer of one stream.
+
+        Args:
+            decoder: the model's second half.
+            zones: parts of the picture that stay black.
+            still: the scene that frames may name.
+            clock: CLOCK_MONOTONIC in ns.
+            fades: whether faces fade in and out, where frames follow each other fast.
+        """
+        self.decoder, self.zones, self._clock, self._fades = decoder, tuple(zones), clock, fades
         self._open: tuple[tuple[Zone, ...], Pixels] | None = None  # what lies in no zone, 255 there
+        self._canvas = Canvas(still)
         self._painted: dict[int, Painted] = {}
+        self._born_ns: dict[int, int] = {}  # when each track was there first
+        self._shown: list[Shown] = []  # in the newest frame, and those that fade out
         self._late: list[FaceCode] = []  # to be decoded by `catch_up`
         self._alpha, self._at_ns = -1.0, 0  # of the newest frame
         self.decoded = 0  # codes of the newest frame that were decoded
@@ -123,7 +157,7 @@ class Renderer:
             raise Reject(
                 "model", f"the codes are of the model {latents.model:08x}, but {self.decoder.id:08x} runs here"
             )
-        if latents.scene:
+        if latents.scene and not (self._canvas.still and self._canvas.still.id == latents.scene):
             raise Reject("scene", f"the frame names the scene {latents.scene:08x}, which is not known here")
         if any(len(face.code) != self.decoder.code_bytes for face in latents.faces):
             raise Reject("code", f"a code has another length than the model's {self.decoder.code_bytes} bytes")
@@ -133,20 +167,47 @@ class Renderer:
         self._painted = {track: painted for track, painted in known.items() if painted}  # forget tracks that ended
         codes = {track: painted.code for track, painted in self._painted.items()}
         news = [face for face in latents.faces if turned or codes.get(face.track) != face.code]
-        late = late and not turned and latents.captured_ns - before_ns <= SWIFT_NS
+        swift = not turned and latents.captured_ns - before_ns <= SWIFT_NS
+        late = late and swift
         self._late = news if late else []
         self.decoded = self.decode_ns = 0
         self._decode([] if late else news)
         began_ns = self._clock()
+        self._shown = [*self._fading(latents, swift=swift), *self._living(latents, swift=swift)]
         if canvas is None:
-            canvas = flat(latents.width, latents.height)
-        for face in latents.faces:
-            painted = self._painted.get(face.track)
-            if painted:
-                paint(canvas, painted.chip, painted.smoother(face.place, latents.captured_ns))
+            faces = {each.track: each.place for each in self._shown}
+            canvas = self._canvas((latents.width, latents.height), latents.scene, latents.silhouette, faces)
+        for each in self._shown:
+            paint(canvas, each.chip, each.place, each.opacity)
         self._blacken(canvas)
         self.paint_ns = self._clock() - began_ns
         return SanitizedFrame._create(canvas, Stamps(latents.number, latents.captured_ns, len(latents.faces)))
+
+    def _living(self, latents: Latents, *, swift: bool) -> list[Shown]:
+        """Return the faces of a frame whose chips are there, each at its smoothed place."""
+        now_ns = latents.captured_ns
+        first_ns = now_ns if self._fades and swift else now_ns - FADE_NS
+        self._born_ns = {face.track: self._born_ns.get(face.track, first_ns) for face in latents.faces}
+        living = []
+        for face in latents.faces:
+            painted = self._painted.get(face.track)
+            if painted:
+                opacity = min(1.0, AT_FIRST + (now_ns - self._born_ns[face.track]) / FADE_NS)
+                place = painted.smoother(face.place, now_ns)
+                living.append(Shown(face.track, painted.chip, place, opacity, now_ns))
+        return living
+
+    def _fading(self, latents: Latents, *, swift: bool) -> list[Shown]:
+        """Return the faces whose tracks have ended, and which are not gone yet. Their chips were painted before."""
+        if not (self._fades and swift):
+            return []
+        tracks = {face.track for face in latents.faces}
+        fading = []
+        for each in self._shown:
+            opacity = each.opacity - (latents.captured_ns - each.at_ns) / FADE_NS
+            if each.track not in tracks and opacity > 0:
+                fading.append(Shown(each.track, each.chip, each.place, opacity, latents.captured_ns))
+        return fading[-MOST_FACES:]
 
     def catch_up(self) -> None:
         """Decode what `late` has put off: the next frame shows it.
@@ -179,23 +240,17 @@ class Renderer:
         self.decode_ns += self._clock() - began_ns
 
 
-def flat(width: int, height: int) -> Pixels:
-    """Return a canvas of one colour, uint8 [height, width, 3]."""
-    return np.full((height, width, 3), PLAIN, np.uint8)
-
-
 def fade(chip: NDArray[np.uint8]) -> Pixels:
     """Return a chip, uint8 [112, 112, 3] in RGB, as it is painted: uint8 [112, 112, 4], BGR and transparency.
 
-    Colours are multiplied by opacity, so that both are warped together, and laid over the canvas (Porter and Duff
-    1984).
+    Colours are multiplied by opacity: see `canvas.lay`.
     """
     faded = cv2.multiply(cv2.cvtColor(chip, cv2.COLOR_RGB2BGRA), OPACITY, scale=1 / 255)
     faded[..., 3] = 255 - faded[..., 3]
     return np.asarray(faded, np.uint8)
 
 
-def paint(canvas: Pixels, faded: Pixels, place: Place) -> None:
+def paint(canvas: Pixels, faded: Pixels, place: Place, opacity: float = 1.0) -> None:
     """Paint a chip from `fade` on a canvas, uint8 [height, width, 3], at its place."""
     height, width = canvas.shape[:2]
     reach = place.side / 2 * (abs(math.cos(place.roll)) + abs(math.sin(place.roll)))
@@ -203,13 +258,9 @@ def paint(canvas: Pixels, faded: Pixels, place: Place) -> None:
     right, bottom = min(width, math.ceil(place.x + reach) + 1), min(height, math.ceil(place.y + reach) + 1)
     if left >= right or top >= bottom:
         return  # smoothing has moved it out of the frame
-    matrix = to_frame(place)
-    matrix[:, 2] -= (left, top)
-    size, clear = (right - left, bottom - top), (0, 0, 0, 255)
-    face = cv2.warpAffine(faded, matrix, size, flags=cv2.INTER_LINEAR, borderValue=clear)
-    through = cv2.cvtColor(cv2.extractChannel(face, 3), cv2.COLOR_GRAY2BGR)
-    under = canvas[top:bottom, left:right]
-    cv2.add(cv2.multiply(under, through, scale=1 / 255), cv2.cvtColor(face, cv2.COLOR_BGRA2BGR), dst=under)
+    if opacity < 1:
+        faded = np.asarray(cv2.addWeighted(faded, opacity, NOTHING, 1 - opacity, 0), np.uint8)
+    lay(canvas, faded, to_frame(place), (left, top, right, bottom))
 
 
 def to_frame(place: Place) -> NDArray[np.float64]:

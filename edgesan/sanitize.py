@@ -1,7 +1,8 @@
-"""The only way from a RawFrame to Latents: detect, track, align, encode.
+"""The only way from a RawFrame to Latents: detect, track, align, encode, and compare with the scene.
 
-No pixel of the frame goes further than this module: it returns places, and codes that contain noise. A missed face
-leaves nothing. A person does not change thirty times a second, so a track is encoded when it is new, when its pose has
+No pixel of the frame goes further than this module: it returns places, codes that contain noise, and a bit for each
+coarse cell that differs from the still. A missed face leaves nothing else. Where nothing differs, the detector rests. A
+person does not change thirty times a second, so a track is encoded when it is new, when its pose has
 changed, and otherwise a few times a second. Each frame encodes a limited number of faces, those that have waited
 longest first.
 """
@@ -9,7 +10,7 @@ longest first.
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final
 
@@ -17,11 +18,13 @@ import numpy as np
 
 from edgesan import faces, message, noise
 from edgesan.frames import SWIFT_NS, RawFrame
-from edgesan.message import FaceCode, Latents, Place
+from edgesan.message import PLAIN, FaceCode, Latents, Place, Silhouette
 from edgesan.model.load import Encoder
+from edgesan.silhouette import Silhouettes
 from edgesan.zones import Zone, contain
 
 MOST_ENCODED: Final = 2  # faces encoded in one frame
+REST_NS: Final = 1_000_000_000  # for which the detector rests at most, while nothing differs from the scene
 POSE: Final = 5.0  # pixels that a landmark may move on the aligned chip before the face is encoded again
 
 
@@ -40,19 +43,21 @@ class Settings:
 class FrameSanitizer:
     """Turns raw frames into latents, one at a time. The tracks are its only memory."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917 - its parts, each of which a test may replace
         self,
         encoder: Encoder,
         detector: faces.Detector,
         settings: Settings,
         entropy: noise.EntropySource = os.urandom,
         clock: Callable[[], int] = time.monotonic_ns,
+        silhouettes: Silhouettes | None = None,
     ) -> None:
-        self.encoder, self.settings = encoder, settings
+        self.encoder, self.settings, self.silhouettes = encoder, settings, silhouettes
         self._alpha = message.grid_alpha(settings.alpha)
         self._detector, self._clock = detector, clock
         self.tracker = faces.Tracker(settings.hold_ns, lambda: noise.draw(encoder.noise_dimensions, entropy))
         self._frames = 0
+        self._detected_ns = 0  # when faces were searched last
         self.encoded = 0  # faces of the newest frame that were encoded
         self._late: list[faces.Track] = []  # to be encoded by `catch_up`
         self._turned = False  # whether alpha has changed since the newest frame
@@ -73,9 +78,17 @@ class FrameSanitizer:
             for track in self.tracker.tracks:
                 track.code = b""
 
+    def draw(self, zones: tuple[Zone, ...]) -> None:
+        """Let neither a face nor a bit of these zones leave, from the next frame on."""
+        self.settings = replace(self.settings, zones=zones)
+        if self.silhouettes:
+            self.silhouettes.draw(zones)
+
     def forget(self) -> None:
         """Forget all faces: the next frame has nothing to do with the ones before."""
         self.tracker.tracks, self._late, self._frames = [], [], 0
+        if self.silhouettes:
+            self.silhouettes.forget()
 
     def __call__(self, raw: RawFrame, *, late: bool = False) -> Latents:
         """Sanitize one frame.
@@ -90,8 +103,10 @@ class FrameSanitizer:
         """
         stamps = [raw.received_ns]
         height, width = raw.pixels.shape[:2]
-        if self._frames % self.settings.detect_every == 0:
+        cells = self.silhouettes(raw.pixels, raw.captured_ns) if self.silhouettes else None
+        if self._frames % self.settings.detect_every == 0 and not self._rests(raw.captured_ns):
             self.tracker.update(self._detector(raw.pixels), raw.captured_ns)
+            self._detected_ns = raw.captured_ns
         else:
             self.tracker.expire(raw.captured_ns)
         self._frames += 1
@@ -115,7 +130,16 @@ class FrameSanitizer:
         age_us = min(max(0, stamps[-1] - raw.captured_ns) // 1000, 2**32 - 1)
         ready = sorted((track for track in placed if track.code), key=lambda track: track.number)
         codes = tuple(FaceCode(track.number, placed[track], track.code) for track in ready)
-        return Latents(raw.number, raw.captured_ns, age_us, width, height, self._alpha, self.encoder.id, codes)
+        scene = self.silhouettes.still.id if self.silhouettes and cells else PLAIN
+        return Latents(
+            *(raw.number, raw.captured_ns, age_us, width, height, self._alpha, self.encoder.id, codes),
+            *(scene, cells or Silhouette()),
+        )
+
+    def _rests(self, now_ns: int) -> bool:
+        """Return whether no face can be there: nothing differs from the scene, and no face is followed."""
+        quiet = self.silhouettes is not None and self.silhouettes.quiet and not self.tracker.tracks
+        return quiet and 0 <= now_ns - self._detected_ns < REST_NS
 
     def catch_up(self, raw: RawFrame) -> None:
         """Encode what `late` has put off: the next frame brings these codes.
@@ -148,7 +172,8 @@ class FrameSanitizer:
             and not contain(self.settings.zones, place.x / width, place.y / height)
         }
         largest = sorted(inside, key=lambda track: inside[track].side, reverse=True)
-        return {track: inside[track] for track in largest[: message.most_faces(self.encoder.code_bytes)]}
+        cells = self.silhouettes.cells if self.silhouettes else 0
+        return {track: inside[track] for track in largest[: message.most_faces(self.encoder.code_bytes, cells)]}
 
     def _due(self, tracks: list[faces.Track], now_ns: int) -> list[faces.Track]:
         """Return the tracks to encode in this frame: those without a code first, then those that waited longest."""

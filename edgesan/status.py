@@ -23,6 +23,7 @@ class Transmission:
     fresh: bool  # whether the newest frame is a live one
     links: list[dict[str, str]]  # what the server offers: kind and url
     zones: int  # how many are closed
+    scene: dict[str, Any]  # whether a still is in force, its number, and whether most of the picture differs from it
 
 
 def report(config: Config, model: Verified, status: Status | None, transmission: Transmission) -> dict[str, Any]:
@@ -40,6 +41,7 @@ def report(config: Config, model: Verified, status: Status | None, transmission:
         "version": __version__,
         "name": config.name,
         "background": config.background,
+        "scene": transmission.scene,
         "wall": transmission.wall,
         "links": transmission.links,
         "zones": transmission.zones,

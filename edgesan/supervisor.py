@@ -29,7 +29,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from edgesan import isolation, standing, zones
+from edgesan import isolation, scene, standing, zones
 from edgesan.config import Config
 from edgesan.control import (
     ALIVE,
@@ -69,8 +69,8 @@ LOG_RATE: Final = 256  # bytes a second, for longer
 # What SIGHUP changes, by the process that starts again for it.
 FIXED: Final = frozenset({"role", "socket", "frames", "duration", "state_dir"})
 OF_BOTH: Final = frozenset(
-    {"model", "threads", "trusted_keys", "allow_unsigned", "zone", "background", "require_isolation"}
-    | {"allow_rollback", "camera", "fps", "log_level", "log_format"}
+    {"model", "threads", "trusted_keys", "allow_unsigned", "zone", "background", "scene"}
+    | {"require_isolation", "allow_rollback", "camera", "fps", "log_level", "log_format"}
 )
 OF_TRANSMIT: Final = OF_BOTH | {"out", "token", "tls_cert", "tls_key", "embed_from", "name"}
 OF_SANITIZE: Final = frozenset(f.name for f in fields(Config)) - FIXED - (OF_TRANSMIT - OF_BOTH)
@@ -191,7 +191,7 @@ class Supervisor:
         # Closing its terminal ends a run; a service has none, and reads its configuration again.
         self._has_terminal = os.isatty(0)
         self._frames, self._losses, self._tries, self._reloaded = 0, 0, 0, False
-        self._standing = standing.read(self._folder)
+        self._standing = standing.read(self._folder)._replace(still=scene.of_run(config))
         self._zones_due_s = 0.0
         self._sanitize_due_s = self._transmit_due_s = self._alive_s = 0.0
         self._began_s: float | None = None  # when everything was ready for the first time
@@ -320,7 +320,7 @@ class Supervisor:
             self._channel.close()
         if self._pipes:
             self._pipes.close()  # it receives them by the channel
-        return process.run(self._config, files, channel, control, self._standing.zones)
+        return process.run(self._config, files, channel, control, self._standing)
 
     def _end_with_parent(self, number: int) -> None:
         """Have this signal sent when the parent ends, or at once if it has ended."""
@@ -454,6 +454,7 @@ class Supervisor:
             return
         try:
             new = self._reload()
+            still = scene.of_run(new)
         except EdgesanError as error:
             logger.error("the configuration stays as it was: %s", error)
             return
@@ -465,6 +466,9 @@ class Supervisor:
         self._config = replace(new, **{name: getattr(old, name) for name in FIXED})
         if "alpha" in changed:
             self._standing = self._standing._replace(alpha=None)
+        if still != self._standing.still:
+            self._standing = self._standing._replace(still=still)
+            changed.add("scene")
         renewed = changed & OF_TRANSMIT or (new.tls_cert and self._transmit)  # a certificate has a new content at times
         logger.info("the configuration was read again; changed: %s", ", ".join(sorted(changed - FIXED)) or "nothing")
         if self._sanitize and changed & OF_SANITIZE:

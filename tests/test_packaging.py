@@ -44,6 +44,7 @@ def test_the_wheel_holds_the_whole_runtime_and_nothing_else(wheel: Path) -> None
     assert inside == {path.relative_to(ROOT).as_posix() for path in files} | {page}
     assert inside > {
         "edgesan/capture/demo.mp4",
+        "edgesan/capture/demo.png",
         "edgesan/models/default.onnx",
         "edgesan/models/default.onnx.sig",
         "edgesan/models/edgesan.pub",

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from edgesan import faces, message, render
+from edgesan.canvas import PLAIN
 from edgesan.errors import ModelError, Reject
 from edgesan.frames import Pixels
 from edgesan.message import FaceCode, Latents, Place
 from edgesan.model.load import Model
-from edgesan.render import PLAIN, Renderer, Smoother
+from edgesan.render import Renderer, Smoother
 from edgesan.zones import Zone
 
 CODE = bytes(range(64))

@@ -15,12 +15,13 @@ from collections import deque
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final
 
-from edgesan import isolation
+from edgesan import isolation, scene
 from edgesan.config import Config
 from edgesan.control import ALIVE, NOT_RECORDED, READY, RECORD_ZONES, RECORDED, ControlChannel
 from edgesan.errors import ModelError, Reject
 from edgesan.isolation import IsolationClaim
-from edgesan.message import FRESH_NS
+from edgesan.message import FRESH_NS, PLAIN
+from edgesan.standing import NOTHING_SET, Standing
 from edgesan.transmit import sinks
 from edgesan.transmit.directions import directions, links, visible_url
 from edgesan.transmit.sinks import OutputFile, Sink
@@ -50,7 +51,7 @@ def run(
     files: list[OutputFile],
     channel: socket.socket,
     control: ControlChannel,
-    drawn: tuple[Zone, ...] = (),
+    standing: Standing = NOTHING_SET,
 ) -> int:
     """Live the whole life of the transmit process, and return its exit code.
 
@@ -59,9 +60,10 @@ def run(
         files: from `sinks.open_files`.
         channel: carries the pipes of each new sanitize process; see `link.receive_pipes`.
         control: the child's end of the channel to the parent.
-        drawn: the zones that the owner has drawn.
+        standing: what the owner has set.
 
     Raises:
+        ConfigError: the still is damaged.
         SinkError: a sink could not be opened, or failed.
         ModelError: the model may not be run.
         IsolationError: `require_isolation` is set, and a restriction does not hold.
@@ -85,7 +87,7 @@ def run(
     for claim in claims:
         if not claim.holds:
             logger.warning("%s", claim)
-    transmitter = Transmitter(config, claims, channel, control, drawn)
+    transmitter = Transmitter(config, claims, channel, control, standing)
     transmitter.links = [link for url in urls for link in links(url)]
     built = sinks.build(config, servers, files, transmitter)
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
@@ -103,15 +105,18 @@ class Transmitter:
         claims: list[IsolationClaim],
         channel: socket.socket,
         control: ControlChannel,
-        drawn: tuple[Zone, ...] = (),
+        standing: Standing = NOTHING_SET,
     ) -> None:
         from edgesan.metrics import Metrics
 
         self._config, self._claims, self._channel, self._control = config, claims, channel, control
-        self._drawn = drawn
+        self._drawn = standing.zones
         self.links: list[dict[str, str]] = []
         """What servers of this run offer."""
         self._recorded: asyncio.Queue[str] = asyncio.Queue()  # the parent's answers: why not, or nothing
+        self._strange = False  # whether frames named a scene that is not known here
+        self._still = scene.decode(standing.still) if standing.still else None
+        self._scene = PLAIN  # which one the newest frame names
         self._decoder = self._load()
         self._renderer = self._new_renderer()
         isolation.limit_memory()
@@ -136,7 +141,7 @@ class Transmitter:
     def _new_renderer(self) -> "Renderer":
         from edgesan.render import Renderer
 
-        return Renderer(self._decoder, (*self._config.zones, *self._drawn))
+        return Renderer(self._decoder, (*self._config.zones, *self._drawn), self._still, fades=True)
 
     def end(self) -> None:
         """Make `serve` finish its files and streams, and return."""
@@ -188,9 +193,12 @@ class Transmitter:
                 self._metrics.count(f"rejected_{reject.reason}")
                 if reject.reason == "model":
                     self._reload()
+                elif reject.reason == "scene":
+                    self._learn_scene(latents.scene)
             else:
                 self._metrics.tick(time.monotonic_ns())
                 self._size, self._newest_ns = (latents.width, latents.height), latents.captured_ns
+                self._scene = latents.scene
                 return [frame]
         elif latents is not None:
             self._metrics.count("rejected_stale")
@@ -234,6 +242,22 @@ class Transmitter:
             logger.error("%s", error)
         else:
             self._renderer = self._new_renderer()
+
+    def _learn_scene(self, number: int) -> None:
+        """Take the demo's still, which a sanitize unit may show; say once that another one is not known here."""
+        if self._strange:
+            return
+        self._strange = True
+        demo = scene.load(scene.DEMO)
+        if number == demo.id and self._config.role == "transmit":
+            self._still = demo
+            self._renderer = self._new_renderer()
+        else:
+            logger.warning(
+                "the frames name the scene %08x, which is not known here, so they are dropped: give both units the same"
+                " still (scene) and background, and have both read their configuration again",
+                number,
+            )
 
     def _receive_pipes(self) -> None:
         """Take the pipes of a new sanitize process from the parent. Its tracks are new, too."""
@@ -330,5 +354,11 @@ class Transmitter:
         }
         fresh = time.monotonic_ns() - self._newest_ns <= FRESH_NS
         own = self._metrics.summary(time.monotonic_ns())
-        transmission = status.Transmission(self._claims, own, wall, fresh, self.links, len(self._renderer.zones))
+        known = self._still is not None
+        room = {
+            "in_force": known,
+            "id": f"{self._still.id:08x}" if self._still else "",
+            "differs": known and fresh and self._scene == PLAIN,
+        }
+        transmission = status.Transmission(self._claims, own, wall, fresh, self.links, len(self._renderer.zones), room)
         return status.report(self._config, self._decoder, self._status, transmission)

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from edgesan.render import OPACITY, PLAIN
+from edgesan.canvas import PLAIN
+from edgesan.render import OPACITY
 from export.networks import LANDMARKS, LIGHTING, Attacker, Critic, Sanitizer, Unet, half, perceptron, rounded, unshuffle
 from export.providers import Ensemble, Provider, Providers
 from export.recipe import Recipe

@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from edgesan.canvas import PLAIN
 from edgesan.config import DEMO_MODEL
 from edgesan.model.load import prepare
-from edgesan.render import PLAIN
 from export.audit import clip, device
 
 
