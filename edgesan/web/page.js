@@ -58,13 +58,13 @@ async function ask(path, body) {
   }
 }
 
-/** What the audit says at a point of the dial: figures and attacker. Between audited points it is interpolated linearly. */
+/** What the audit says at a point of the dial: figures and attacker. Between audited points the figures are mixed. */
 function audited(points, alpha, model) {
   const figures = (at) => {
     const service = (at.useful ?? "household").includes("household") ? "household" : model.utility;
     const kept = at.utility == null ? "" : `, ${service} recognised ${percent(at.utility)}`;
-    const people = at.people ?? "strangers";
-    return `at ${short(at.alpha)}: ${model.private} ${percent(at.private_accuracy)} by the best attacker on ${people}${kept}`;
+    const right = `${model.private} ${percent(at.private_accuracy)}`;
+    return `at ${short(at.alpha)}: ${right} by the best attacker on ${at.people ?? "strangers"}${kept}`;
   };
   const sorted = [...points].sort((p, q) => p.alpha - q.alpha);
   if (!sorted.length) return [`at ${short(alpha)}: not audited`, ""];
@@ -73,10 +73,15 @@ function audited(points, alpha, model) {
   if (below && below === above) return [figures(below), below.attacker];
   if (below && above && below.people === above.people && below.useful === above.useful) {
     const share = (alpha - below.alpha) / (above.alpha - below.alpha);
-    const mix = (name) => (below[name] == null || above[name] == null ? null : below[name] + share * (above[name] - below[name]));
-    const between = { ...below, alpha, private_accuracy: mix("private_accuracy"), utility: mix("utility") };
-    const attackers = new Set([below.attacker, above.attacker].filter(Boolean));
-    return [`${figures(between)} (between the audited ${short(below.alpha)} and ${short(above.alpha)})`, [...attackers].join("; ")];
+    const mix = (low, high) => (low == null || high == null ? null : low + share * (high - low));
+    const between = {
+      ...below,
+      alpha,
+      private_accuracy: mix(below.private_accuracy, above.private_accuracy),
+      utility: mix(below.utility, above.utility),
+    };
+    const attackers = [...new Set([below.attacker, above.attacker].filter(Boolean))].join("; ");
+    return [`${figures(between)} (between the audited ${short(below.alpha)} and ${short(above.alpha)})`, attackers];
   }
   const way = (p) => (p ? Math.abs(p.alpha - alpha) : Infinity);
   const nearest = way(below) < way(above) ? below : above;
@@ -161,38 +166,47 @@ function showSwitch({ privacy }) {
     : "Switch the camera off: then no frame is read, not even after a restart.");
 }
 
-const DIFFERS = "The picture differs too much from the scene (lights off, camera moved?): plain background until it fits again.";
+const IN_FORCE = "a still of the empty room is the background. Whatever differs from it is a flat silhouette.";
+const DIFFERS = "The picture differs too much from the scene (lights off, camera moved?): plain background until it"
+  + " fits again.";
+const NONE = "None: the background is a flat colour. With a still of the empty room, people show as silhouettes in it.";
+const TAKE = "camera's machine: leave the room and take the still, look at it, and accept it. It is shown only then.";
+const CLEAR = "On the camera's machine, this takes it away: the background is a flat colour again.";
 
 function showScene({ scene, camera }) {
   $("scene").hidden = !scene;
   if (!scene) return;
   const id = typeof scene.id === "number" ? scene.id.toString(16).padStart(8, "0") : scene.id;
+  const demo = camera === "demo"; // its scene comes with it
+  const own = scene.in_force && !demo;
+  say("scene-state", !scene.in_force ? NONE : scene.differs ? DIFFERS : `In force (${id}): ${IN_FORCE}`);
   $("scene-state").className = scene.in_force && scene.differs ? "error" : "";
-  const own = scene.in_force && camera !== "demo"; // the demo's comes with it
-  say("scene-state", scene.in_force ? scene.differs ? DIFFERS : `In force (${id}): a still of the empty room is the background. Whatever differs from it is a flat silhouette.`
-    : "None: the background is a flat colour. With a still of the empty room, people show as silhouettes in it.");
-  say("scene-hint", own ? "On the camera's machine, this takes it away: the background is a flat colour again."
-    : `On ${camera === "demo" ? "your own" : "the"} camera's machine: leave the room and take the still, look at it, and accept it. It is shown only then.`);
-  list("scene-steps", own ? ["edgesan scene clear"] : ["edgesan scene take", "edgesan scene accept"], (text) => copyable({ text }));
+  say("scene-hint", own ? CLEAR : `On ${demo ? "your own" : "the"} ${TAKE}`);
+  const commands = own ? ["edgesan scene clear"] : ["edgesan scene take", "edgesan scene accept"];
+  list("scene-steps", commands, (text) => copyable({ text }));
 }
 
 function showLinks(links) {
-  const here = [["page", "./"], ["MJPEG", "stream.mjpg"], ["snapshot", "snapshot.jpg"]];
-  const known = links ?? here.map(([kind, path]) => ({ kind, url: String(new URL(path, location.origin + location.pathname)) }));
+  const here = location.origin + location.pathname;
+  const kinds = { "picture stream": "stream.mjpg", snapshot: "snapshot.jpg" };
+  const known = links ?? Object.entries(kinds).map(([kind, path]) => ({ kind, url: here + path }));
   list("links", known, ({ kind, url }) => copyable({ kind, text: url, url }));
-  const stream = known.find(({ url }) => url.endsWith("stream.mjpg"))?.url ?? `${location.origin}/stream.mjpg`;
-  list("tokens", [stream.replace("://", "://cam:TOKEN@"), "Authorization: Bearer TOKEN"], (text) => copyable({ text }));
+  const stream = known.find(({ url }) => url.endsWith("stream.mjpg"))?.url ?? `${here}stream.mjpg`;
+  const ways = [stream.replace("://", "://cam:TOKEN@"), "Authorization: Bearer TOKEN"];
+  list("tokens", ways, (text) => copyable({ text }));
 }
 
 function showIsolation(isolation) {
   const claims = isolation?.claims ?? [];
   const missing = claims.filter((claim) => !claim.holds);
-  say("isolation", !claims.length ? isolation?.summary ?? "–"
-    : missing.length ? `${missing.length} of ${claims.length} restrictions do NOT hold`
-    : `all ${claims.length} restrictions hold`);
+  const whole = `all ${claims.length} restrictions hold`;
+  const weak = `${missing.length} of ${claims.length} restrictions do NOT hold`;
+  say("isolation", !claims.length ? isolation?.summary ?? "–" : missing.length ? weak : whole);
   $("isolation").className = missing.length ? "error" : "";
   list("claims", [...missing, ...claims.filter((claim) => claim.holds)], ({ process, name, holds, cure }) =>
-    make("li", holds ? `${process}: ${name}` : `${process}: "${name}" does not hold. ${cure ?? ""}`, { className: holds ? "" : "missing" }));
+    make("li", holds ? `${process}: ${name}` : `${process}: "${name}" does not hold. ${cure ?? ""}`, {
+      className: holds ? "" : "missing",
+    }));
 }
 
 async function poll() {

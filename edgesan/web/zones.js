@@ -4,8 +4,8 @@ const $ = (id) => document.getElementById(id);
 const LEAST = 3; // corners
 const STEP = { true: 0.05, false: 0.01 }; // of an arrow key, with and without Shift
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
-const HINT = "Click corners on the picture; a click on the first one, or Enter, closes the zone. Drag corners, or move the chosen one"
-  + " with the arrow keys. + adds a corner, Delete takes it away, Escape cancels.";
+const HINT = "Click corners on the picture; a click on the first one, or Enter, closes the zone. Drag corners, or move"
+  + " the chosen one with the arrow keys. + adds a corner, Delete takes it away, Escape cancels.";
 
 const within = (value) => Math.min(1, Math.max(0, Math.round(value * 1000) / 1000));
 
@@ -30,10 +30,14 @@ export function zonesEditor({ ask, headers, complain }) {
   function draw() {
     const at = ([x, y]) => `${x * size[0]},${y * size[1]}`;
     const corner = (point, className, label) => {
-      const [x, y] = point;
-      const dot = shape("path", { d: `M${at(point)}h0.001`, class: `corner ${className}`, tabindex: 0, role: "button" });
-      dot.setAttribute("aria-label", `${label}: ${Math.round(100 * x)} % from the left, ${Math.round(100 * y)} % from the top`);
-      return dot;
+      const [x, y] = point.map((value) => `${Math.round(100 * value)} %`);
+      return shape("path", {
+        d: `M${at(point)}h0.001`,
+        class: `corner ${className}`,
+        tabindex: 0,
+        role: "button",
+        "aria-label": `${label}: ${x} from the left, ${y} from the top`,
+      });
     };
     board.setAttribute("viewBox", `0 0 ${size.join(" ")}`);
     const focused = board.contains(document.activeElement) && document.activeElement !== board;
