@@ -91,6 +91,7 @@ arm: $(VENV)/dev  ## the int8 network on an emulated Pi 4 and Pi 5: does it pain
 
 fuzz: $(VENV)/dev  ## a million hostile messages, and as many hostile model files (CASES=..., SEED=...)
 	$(BIN)/python -m tests.fuzz_message --cases $(or $(CASES),1000000) --seed $(or $(SEED),0)
+	$(BIN)/python -m tests.fuzz_request --cases $(or $(CASES),1000000) --seed $(or $(SEED),0)
 	$(BIN)/python -m tests.model.fuzz --cases $(or $(CASES),1000000) --seed $(or $(SEED),0)
 
 screenshot: $(VENV)/dev  ## docs/page.png and docs/before-after.jpg, from the bundled clip

@@ -14,12 +14,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edgesan.config import Zone
 from edgesan.errors import Reject
 from edgesan.faces import CHIP
 from edgesan.frames import SWIFT_NS, Pixels, SanitizedFrame, Stamps
 from edgesan.message import FaceCode, Latents, Place
 from edgesan.model.load import Decoder
+from edgesan.zones import Zone, mask
 
 PLAIN: Final = 64  # level of the canvas, of 255: a dark grey
 FEATHER: Final = 8.0  # pixels over which a chip fades into the canvas
@@ -97,7 +97,8 @@ class Renderer:
     def __init__(
         self, decoder: Decoder, zones: Sequence[Zone] = (), clock: Callable[[], int] = time.monotonic_ns
     ) -> None:
-        self.decoder, self._zones, self._clock = decoder, zones, clock
+        self.decoder, self.zones, self._clock = decoder, tuple(zones), clock
+        self._open: tuple[tuple[Zone, ...], Pixels] | None = None  # what lies in no zone, 255 there
         self._painted: dict[int, Painted] = {}
         self._late: list[FaceCode] = []  # to be decoded by `catch_up`
         self._alpha, self._at_ns = -1.0, 0  # of the newest frame
@@ -143,8 +144,7 @@ class Renderer:
             painted = self._painted.get(face.track)
             if painted:
                 paint(canvas, painted.chip, painted.smoother(face.place, latents.captured_ns))
-        for zone in self._zones:
-            blacken(canvas, zone)
+        self._blacken(canvas)
         self.paint_ns = self._clock() - began_ns
         return SanitizedFrame._create(canvas, Stamps(latents.number, latents.captured_ns, len(latents.faces)))
 
@@ -156,6 +156,15 @@ class Renderer:
         """
         self._decode(self._late)
         self._late = []
+
+    def _blacken(self, canvas: Pixels) -> None:
+        """Paint all zones black, rounded outwards. `zones` may have changed."""
+        if not self.zones:
+            return
+        if self._open is None or self._open[0] != self.zones or self._open[1].shape != canvas.shape:
+            touched = mask(self.zones, canvas.shape[1], canvas.shape[0])
+            self._open = self.zones, np.repeat(np.where(touched, 0, 255).astype(np.uint8)[..., None], 3, 2)
+        cv2.bitwise_and(canvas, self._open[1], dst=canvas)
 
     def _decode(self, news: list[FaceCode]) -> None:
         """Decode the codes of these faces."""
@@ -211,13 +220,6 @@ def to_frame(place: Place) -> NDArray[np.float64]:
     return np.array(
         [[cos, -sin, place.x - (cos - sin) * middle], [sin, cos, place.y - (sin + cos) * middle]], np.float64
     )
-
-
-def blacken(canvas: Pixels, zone: Zone) -> None:
-    """Paint a zone black, rounded outwards."""
-    height, width = canvas.shape[:2]
-    rows = slice(int(zone.y * height), math.ceil((zone.y + zone.height) * height))
-    canvas[rows, int(zone.x * width) : math.ceil((zone.x + zone.width) * width)] = 0
 
 
 def slate(text: str, size: tuple[int, int], number: int, now_ns: int) -> SanitizedFrame:

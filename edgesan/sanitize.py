@@ -16,10 +16,10 @@ from typing import Final
 import numpy as np
 
 from edgesan import faces, message, noise
-from edgesan.config import Zone
 from edgesan.frames import SWIFT_NS, RawFrame
 from edgesan.message import FaceCode, Latents, Place
 from edgesan.model.load import Encoder
+from edgesan.zones import Zone, contain
 
 MOST_ENCODED: Final = 2  # faces encoded in one frame
 POSE: Final = 5.0  # pixels that a landmark may move on the aligned chip before the face is encoded again
@@ -145,10 +145,7 @@ class FrameSanitizer:
             track: place
             for track, place in places.items()
             if message.fits(place, width, height)
-            and not any(
-                zone.x <= place.x / width <= zone.x + zone.width and zone.y <= place.y / height <= zone.y + zone.height
-                for zone in self.settings.zones
-            )
+            and not contain(self.settings.zones, place.x / width, place.y / height)
         }
         largest = sorted(inside, key=lambda track: inside[track].side, reverse=True)
         return {track: inside[track] for track in largest[: message.most_faces(self.encoder.code_bytes)]}

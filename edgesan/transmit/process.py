@@ -17,18 +17,21 @@ from typing import TYPE_CHECKING, Any, Final
 
 from edgesan import isolation
 from edgesan.config import Config
-from edgesan.control import ALIVE, READY, ControlChannel
+from edgesan.control import ALIVE, NOT_RECORDED, READY, RECORD_ZONES, RECORDED, ControlChannel
 from edgesan.errors import ModelError, Reject
 from edgesan.isolation import IsolationClaim
 from edgesan.message import FRESH_NS
 from edgesan.transmit import sinks
-from edgesan.transmit.directions import directions, visible_url
+from edgesan.transmit.directions import directions, links, visible_url
 from edgesan.transmit.sinks import OutputFile, Sink
+from edgesan.zones import Zone, pack
 
 if TYPE_CHECKING:  # numpy must not be loaded before isolation
     from edgesan.frames import SanitizedFrame
     from edgesan.message import Status
     from edgesan.model.load import Decoder
+    from edgesan.render import Renderer
+    from edgesan.request import Request
     from edgesan.transmit.link import Receiver
 
 logger = logging.getLogger(__name__)
@@ -38,9 +41,17 @@ ALIVE_S: Final = 1.0  # between two ALIVE messages to the parent
 RATE_S: Final = 5.0  # over which bytes a second are counted
 LOG_S: Final = 60.0  # between two lines of counters in the log, with -v
 RELOAD_S: Final = 2.0  # between two attempts to load another model
+RECORD_S: Final = 2.0  # for the parent to record zones
+CARD: Final = (640, 360)  # size of a card before the first frame
 
 
-def run(config: Config, files: list[OutputFile], channel: socket.socket, control: ControlChannel) -> int:
+def run(
+    config: Config,
+    files: list[OutputFile],
+    channel: socket.socket,
+    control: ControlChannel,
+    drawn: tuple[Zone, ...] = (),
+) -> int:
     """Live the whole life of the transmit process, and return its exit code.
 
     Args:
@@ -48,6 +59,7 @@ def run(config: Config, files: list[OutputFile], channel: socket.socket, control
         files: from `sinks.open_files`.
         channel: carries the pipes of each new sanitize process; see `link.receive_pipes`.
         control: the child's end of the channel to the parent.
+        drawn: the zones that the owner has drawn.
 
     Raises:
         SinkError: a sink could not be opened, or failed.
@@ -64,13 +76,18 @@ def run(config: Config, files: list[OutputFile], channel: socket.socket, control
     out = ", ".join([*config.servers, *(str(path) for path, _ in files)])
     code = sys.stderr.isatty() and config.log_format == "text"
     where = [directions(url, token=bool(config.token), code=code) for url in urls]
-    lines = [f"transmit -> {out}", f"  isolation: {isolation.summary(claims)}", *where]
+    lines = [
+        f"transmit{f' ({config.name})' if config.name else ''} -> {out}",
+        f"  isolation: {isolation.summary(claims)}",
+        *where,
+    ]
     logger.info("%s", "\n".join(lines))
     for claim in claims:
         if not claim.holds:
             logger.warning("%s", claim)
-    transmitter = Transmitter(config, claims, channel, control)
-    built = sinks.build(config, servers, files, transmitter.report, transmitter.request_alpha)
+    transmitter = Transmitter(config, claims, channel, control, drawn)
+    transmitter.links = [link for url in urls for link in links(url)]
+    built = sinks.build(config, servers, files, transmitter)
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         loop.add_signal_handler(signal.SIGTERM, transmitter.end)
         runner.run(transmitter.serve(built))
@@ -81,21 +98,29 @@ class Transmitter:
     """Receives messages, renders the newest one, and passes the frame on to all sinks."""
 
     def __init__(
-        self, config: Config, claims: list[IsolationClaim], channel: socket.socket, control: ControlChannel
+        self,
+        config: Config,
+        claims: list[IsolationClaim],
+        channel: socket.socket,
+        control: ControlChannel,
+        drawn: tuple[Zone, ...] = (),
     ) -> None:
         from edgesan.metrics import Metrics
-        from edgesan.render import Renderer
 
         self._config, self._claims, self._channel, self._control = config, claims, channel, control
+        self._drawn = drawn
+        self.links: list[dict[str, str]] = []
+        """What servers of this run offer."""
+        self._recorded: asyncio.Queue[str] = asyncio.Queue()  # the parent's answers: why not, or nothing
         self._decoder = self._load()
-        self._renderer = Renderer(self._decoder, config.zones)
+        self._renderer = self._new_renderer()
         isolation.limit_memory()
         self._metrics = Metrics()
         self._receiver: Receiver | None = None
         self._descriptors: list[int] = []
         self._status: Status | None = None
         self._arrived, self._ending = asyncio.Event(), False
-        self._size = (0, 0)
+        self._size = CARD
         self._newest_ns = 0  # when the newest live frame was captured
         self._reload_s = 0.0
         self._slates = 0
@@ -107,6 +132,11 @@ class Transmitter:
 
         c = self._config
         return load_decoder(c.model, c.threads, c.trusted_keys, allow_unsigned=c.allow_unsigned)
+
+    def _new_renderer(self) -> "Renderer":
+        from edgesan.render import Renderer
+
+        return Renderer(self._decoder, (*self._config.zones, *self._drawn))
 
     def end(self) -> None:
         """Make `serve` finish its files and streams, and return."""
@@ -122,6 +152,7 @@ class Transmitter:
         loop = asyncio.get_running_loop()
         self._channel.setblocking(False)
         loop.add_reader(self._channel, self._receive_pipes)
+        loop.add_reader(self._control.read_fd, self._receive_answer)
         async with AsyncExitStack() as stack:  # closes every sink, also if another one fails
             for sink in sinks:
                 await sink.start()
@@ -163,11 +194,19 @@ class Transmitter:
                 return [frame]
         elif latents is not None:
             self._metrics.count("rejected_stale")
-        if self._newest_ns and now_ns - self._newest_ns > FRESH_NS and not self._ending:
+        lost = self._newest_ns and now_ns - self._newest_ns > FRESH_NS
+        if (lost or self._privacy) and not self._ending:
             self._slates += 1
-            text = "camera lost" if self._receiver else "no sanitizer"
-            return [slate(text, self._size, self._slates, now_ns)]
+            return [slate(self._why(), self._size, self._slates, now_ns)]
         return []
+
+    def _why(self) -> str:
+        """Say on a card why there is no picture."""
+        if self._privacy:
+            return "the camera is off"
+        if self._status and not self._status.width:
+            return "opening the camera"
+        return "camera lost" if self._receiver else "no sanitizer"
 
     def _catch_up(self) -> None:
         """Decode the codes that the next frame will show."""
@@ -186,8 +225,6 @@ class Transmitter:
 
     def _reload(self) -> None:
         """Load the model again, as `edgesan install` may have replaced it. A model that may not run changes nothing."""
-        from edgesan.render import Renderer
-
         if time.monotonic() < self._reload_s:
             return
         self._reload_s = time.monotonic() + RELOAD_S
@@ -196,11 +233,10 @@ class Transmitter:
         except ModelError as error:
             logger.error("%s", error)
         else:
-            self._renderer = Renderer(self._decoder, self._config.zones)
+            self._renderer = self._new_renderer()
 
     def _receive_pipes(self) -> None:
         """Take the pipes of a new sanitize process from the parent. Its tracks are new, too."""
-        from edgesan.render import Renderer
         from edgesan.transmit.link import Receiver, receive_pipes
 
         given = receive_pipes(self._channel)
@@ -210,7 +246,7 @@ class Transmitter:
             return
         self._close_pipes()
         self._descriptors, self._receiver = given, Receiver(given[0], given[1])
-        self._renderer = Renderer(self._decoder, self._config.zones)
+        self._renderer = self._new_renderer()
         asyncio.get_running_loop().add_reader(given[0], self._arrived.set)
 
     def _close_pipes(self) -> None:
@@ -245,9 +281,40 @@ class Transmitter:
                 self._samples.popleft()
             await asyncio.sleep(ALIVE_S)
 
-    def request_alpha(self, alpha: float) -> bool:
-        """Ask the sanitize process for another alpha. Return False if none listens."""
-        return self._receiver is not None and self._receiver.request_alpha(alpha)
+    @property
+    def _privacy(self) -> bool:
+        """Whether the owner has the camera closed."""
+        return self._status is not None and self._status.privacy
+
+    def request(self, wanted: "Request") -> bool:
+        """Ask the sanitize process for something. Return False if none listens."""
+        return self._receiver is not None and self._receiver.request(wanted)
+
+    @property
+    def zones(self) -> tuple[tuple[Zone, ...], tuple[Zone, ...]]:
+        """The zones of the configuration, and those that the owner has drawn."""
+        return self._config.zones, self._drawn
+
+    async def draw(self, zones: tuple[Zone, ...]) -> str:
+        """Blacken these zones from the next frame on, and have the parent record them; return why it did not."""
+        self._drawn = zones
+        self._renderer.zones = (*self._config.zones, *zones)
+        while not self._recorded.empty():  # an answer that came too late for who asked
+            self._recorded.get_nowait()
+        self._control.send(RECORD_ZONES, pack(zones))
+        try:
+            async with asyncio.timeout(RECORD_S):
+                return await self._recorded.get()
+        except TimeoutError:
+            return f"the parent process did not answer within {RECORD_S:g} s"
+
+    def _receive_answer(self) -> None:
+        """Take an answer of the parent."""
+        given = self._control.receive()  # does not block: something is there
+        if given is None or not given.kind:  # the parent is gone
+            asyncio.get_running_loop().remove_reader(self._control.read_fd)
+        elif given.kind in (RECORDED, NOT_RECORDED):
+            self._recorded.put_nowait(given.payload.decode(errors="replace"))
 
     def report(self) -> dict[str, Any]:
         """Return the status for the page and the metrics, without the server's own figures."""
@@ -263,5 +330,5 @@ class Transmitter:
         }
         fresh = time.monotonic_ns() - self._newest_ns <= FRESH_NS
         own = self._metrics.summary(time.monotonic_ns())
-        transmission = status.Transmission(self._claims, own, wall, fresh)
+        transmission = status.Transmission(self._claims, own, wall, fresh, self.links, len(self._renderer.zones))
         return status.report(self._config, self._decoder, self._status, transmission)
