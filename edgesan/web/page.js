@@ -106,6 +106,7 @@ function state(status) {
 }
 
 function tell(kind, text, note) {
+  document.querySelector("main").classList.remove("waiting");
   say("status", text);
   $("status").className = kind;
   const picture = $("picture");
@@ -127,7 +128,6 @@ function show(status) {
   const old = !status.ready && status.camera_up === true;
   $("picture").classList.toggle("old", old);
   $("picture").classList.remove("gone");
-  tell(...state(status), old);
   if (status.size?.every(Boolean)) $("stage").style.aspectRatio = status.size.join(" / "); // none while it is closed
   $("fps").textContent = live ? (status.fps ?? 0).toFixed(1) : "–";
   $("faces").textContent = live ? status.faces ?? "–" : "–";
@@ -139,6 +139,7 @@ function show(status) {
   showSwitch(status);
   showScene(status);
   showLinks(status.links);
+  tell(...state(status), old);
   $("alpha").disabled = !status.model || !status.ready; // no sanitizer would receive it
   if (!status.model) return; // no sanitizer runs now
   say("model", `${status.model.name} v${status.model.version} (${status.model.sha256.slice(0, 8)})`);
