@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from tests.support import Running
+from tests.transmit import server
 from tests.transmit.server import STATUS, LiveServer, Make
 
 pytestmark = pytest.mark.browser
@@ -73,7 +74,9 @@ def driver(chrome: webdriver.Chrome) -> webdriver.Chrome:
 @pytest.fixture
 def live(driver: webdriver.Chrome, sanitized_frame: Make) -> Iterator[LiveServer]:
     """A server with pictures, at which the browser looks."""
-    with closing(LiveServer(sanitized_frame, size=(640, 480))) as live:
+    live = LiveServer(sanitized_frame, size=(640, 480))
+    with ExitStack() as stack:
+        stack.callback(lambda: live.loop.is_closed() or live.close())  # a test may have closed it
         live.status = WHOLE
         live.flow()
         driver.get(f"http://127.0.0.1:{live.port}/")
@@ -267,6 +270,21 @@ def test_the_switch_turns_the_camera_off_and_on(page: tuple[webdriver.Chrome, Ru
     wait(driver, "return document.getElementById('status').textContent === 'live'")
     assert running.status()["privacy"] is False
     assert not switch.is_selected()
+
+
+def test_the_page_comes_back_with_the_server(
+    driver: webdriver.Chrome, live: LiveServer, sanitized_frame: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live.close()
+    wait(driver, "return document.getElementById('status').textContent.startsWith('no connection')")
+    assert driver.find_element(By.ID, "note").is_displayed()
+    assert {text(driver, each) for each in ("faces", "fps", "age", "wall")} == {"–"}
+    monkeypatch.setattr(server, "free_port", lambda: live.port)
+    with closing(LiveServer(sanitized_frame, size=(640, 480))) as other:
+        other.flow()
+        wait(driver, "return document.getElementById('status').textContent === 'live'")
+        wait(driver, "return parseFloat(document.getElementById('age').textContent) > 0")
+        assert other.viewers() == 1
 
 
 def test_the_page_does_not_move_when_the_picture_arrives(driver: webdriver.Chrome, live: LiveServer) -> None:
