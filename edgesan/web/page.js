@@ -145,7 +145,8 @@ function show(status) {
   say("model", `${status.model.name} v${status.model.version} (${status.model.sha256.slice(0, 8)})`);
   for (const key of ["private", "utility", "measured"]) say(key, status.model[key] ?? "–");
   say("camera", status.camera ?? "–");
-  say("background", status.background ?? "–");
+  const bare = status.background === "scene" && !status.scene?.in_force;
+  say("background", bare ? "plain, until a scene is in force" : status.background ?? "–");
   showIsolation(status.isolation);
   const dial = $("alpha");
   [dial.min, dial.max] = status.model.alpha_range;
