@@ -6,6 +6,7 @@ const token = new URLSearchParams(location.search).get("token");
 const headers = token ? { Authorization: `Bearer ${token}` } : {};
 let broken = false; // the server went away: open the stream again when it is back
 let turning = false; // the viewer is moving the dial: do not move it
+let settled = 0; // the timer that ends this
 let switching = false; // the viewer has pressed the switch, and no answer is there
 let last = {}; // the newest status
 const shown = {}; // what long parts of the page show, so that nothing under the viewer's hand is made anew each second
@@ -44,8 +45,8 @@ function copyable({ kind, text, url }) {
   return row;
 }
 
+/** Puts something to the server. Returns what is wrong, in the server's words; empty if nothing. */
 async function ask(path, body) {
-  // Returns what is wrong, in the server's words; empty if nothing.
   try {
     const answer = await fetch(path, {
       method: "PUT",
@@ -192,7 +193,8 @@ function showLinks(links) {
   const here = location.origin + location.pathname;
   const kinds = { "picture stream": "stream.mjpg", snapshot: "snapshot.jpg" };
   const known = links ?? Object.entries(kinds).map(([kind, path]) => ({ kind, url: here + path }));
-  list("links", known, ({ kind, url }) => copyable({ kind, text: url, url }));
+  const query = token ? `?token=${encodeURIComponent(token)}` : ""; // as this page has it; not in what is copied
+  list("links", known, ({ kind, url }) => copyable({ kind, text: url, url: url + query }));
   const stream = known.find(({ url }) => url.endsWith("stream.mjpg"))?.url ?? `${here}stream.mjpg`;
   const ways = [stream.replace("://", "://cam:TOKEN@"), "Authorization: Bearer TOKEN"];
   list("tokens", ways, (text) => copyable({ text }));
@@ -220,11 +222,10 @@ async function poll() {
     if (broken) watch();
     broken = false;
     show(status);
-  } catch (error) {
+  } catch {
     broken = true;
     $("picture").classList.add("old");
     for (const id of ["fps", "faces", "age", "viewers", "wall"]) $(id).textContent = "–";
-    $("status").title = error.message;
     tell("lost", "no connection – trying again", true);
   }
 }
@@ -260,12 +261,13 @@ async function copy(button) {
 const zones = zonesEditor({ ask, headers, complain });
 
 $("alpha").addEventListener("input", () => {
+  clearTimeout(settled);
   turning = true;
   showDial();
 });
 $("alpha").addEventListener("change", async () => {
   complain("dial-error", await ask("api/alpha", { alpha: Number($("alpha").value) }));
-  setTimeout(() => { turning = false; }, 600); // until the sanitizer has heard it
+  settled = setTimeout(() => { turning = false; }, 600); // until the sanitizer has heard it
 });
 $("privacy").addEventListener("change", async () => {
   switching = true;

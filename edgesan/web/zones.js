@@ -94,9 +94,13 @@ export function zonesEditor({ ask, headers, complain }) {
   }
 
   async function enter() {
-    const answer = await fetch("api/zones", { headers });
-    if (!answer.ok) return complain("zones-error", (await answer.text()).trim());
-    ({ zones, fixed = [] } = await answer.json());
+    try {
+      const answer = await fetch("api/zones", { headers });
+      if (!answer.ok) return complain("zones-error", (await answer.text()).trim());
+      ({ zones, fixed = [] } = await answer.json());
+    } catch (error) {
+      return complain("zones-error", `the camera does not answer (${error.message})`);
+    }
     [draft, chosen, pointer] = [[], null, null];
     complain("zones-error", "");
     open(true);
@@ -186,6 +190,7 @@ export function zonesEditor({ ask, headers, complain }) {
   $("zones-delete").addEventListener("click", () => {
     remove();
     draw();
+    board.focus({ preventScroll: true });
   });
   $("zones-add").addEventListener("click", () => {
     close();
