@@ -78,7 +78,7 @@ def record_privacy(folder: Path, *, on: bool) -> None:
 def _read(path: Path) -> bytes | None:
     try:
         return disk.read_whole(path, MOST_BYTES)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # nothing was recorded there
         return None
     except OSError as error:
         raise ConfigError(

@@ -3,7 +3,6 @@
 import json
 import signal
 import stat
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import psutil
 import pytest
 
 from edgesan import standing
@@ -18,7 +18,7 @@ from edgesan.errors import ConfigError
 from edgesan.standing import Standing
 from edgesan.zones import Zone
 from tests.support import Running, child
-from tests.transmit.server import Viewer
+from tests.transmit.server import Viewer, until
 
 TRIANGLE = Zone(((0.0, 0.0), (1.0, 0.0), (1.0, 1.0)))
 
@@ -76,6 +76,19 @@ def readiness(running: Running) -> str:
         return error.read().decode().strip()
 
 
+def seconds_up(running: Running) -> float:
+    seconds = running.status().get("uptime_s", 0.0)
+    assert isinstance(seconds, float)
+    return seconds
+
+
+def next_one(running: Running, before: psutil.Process) -> psutil.Process:
+    """The sanitize process after that one, once it has told its status."""
+    until(lambda: child(running.process.pid, "sanitize").pid != before.pid, 20)
+    until(lambda: 0.4 < seconds_up(running) < 5, 20)  # it tells this every half second
+    return child(running.process.pid, "sanitize")
+
+
 def opened(process: Any, name: str) -> bool:
     """Whether a process has a file of that name open."""
     return any(name in file.path for file in process.open_files())
@@ -85,9 +98,9 @@ def test_privacy_closes_the_camera_says_so_and_outlives_everything(tmp_path: Pat
     state = tmp_path / "state"
     options = ("--camera", "demo", "--state-dir", str(state), "--name", "front door")
     running = Running(*options)
-    running.until("ready", True)
+    running.until("faces", 2)
     status = running.status()
-    assert (status["name"], status["privacy"], status["faces"]) == ("front door", False, 2)
+    assert (status["name"], status["privacy"]) == ("front door", False)
     assert [link["kind"] for link in status["links"]] == ["picture stream", "snapshot", "status", "metrics"]  # type: ignore[attr-defined]
     before = child(running.process.pid, "sanitize")
     assert opened(before, "demo.mp4")
@@ -97,9 +110,7 @@ def test_privacy_closes_the_camera_says_so_and_outlives_everything(tmp_path: Pat
     assert put(running, "privacy", {"on": True}) == {"asked": True}
     running.until("privacy", True)
     assert readiness(running) == "privacy is on: the camera is off"
-    while (sanitizer := child(running.process.pid, "sanitize")).pid == before.pid:
-        time.sleep(0.02)
-    running.until("uptime_s", 0.5)
+    sanitizer = next_one(running, before)
     assert not opened(sanitizer, "demo.mp4")
     status = running.status()
     assert (status["faces"], status["camera_up"], status["size"]) == (None, False, [0, 0])
@@ -130,11 +141,15 @@ def test_a_switch_that_cannot_be_recorded_closes_the_camera_and_does_not_open_it
     running = Running("--camera", "demo", "--allow-rollback", "--state-dir", str(state / "below"))
     running.until("ready", True)
     state.write_text("a file, where the folder should be")
+    before = child(running.process.pid, "sanitize")
     put(running, "privacy", {"on": True})
     running.until("privacy", True)
+    resting = next_one(running, before)
     put(running, "privacy", {"on": False})
-    time.sleep(1.5)
+    rested_s = seconds_up(running)
+    until(lambda: seconds_up(running) > rested_s + 1)
     assert running.status()["privacy"] is True
+    assert child(running.process.pid, "sanitize").pid == resting.pid
     code, said, _ = running.end(signal.SIGTERM)
     assert code == 0
     assert "the camera is closed, but it is opened at the next start: cannot record it" in said
