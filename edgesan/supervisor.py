@@ -179,6 +179,7 @@ class Supervisor:
         """
         self._config, self._watchdog, self._pid = config, watchdog, os.getpid()
         self._reload, self._hung_up = reload, False
+        self._standing = standing.read(self._folder)._replace(still=scene.of_run(config))
         self._pipes: Pipes | None = None if config.role == "transmit" else Pipes.make()
         self._listener = UnitListener(config.socket) if config.role == "sanitize" else None
         self._client = UnitClient(config.socket) if config.role == "transmit" else None
@@ -191,7 +192,6 @@ class Supervisor:
         # Closing its terminal ends a run; a service has none, and reads its configuration again.
         self._has_terminal = os.isatty(0)
         self._frames, self._losses, self._tries, self._reloaded = 0, 0, 0, False
-        self._standing = standing.read(self._folder)._replace(still=scene.of_run(config))
         self._zones_due_s = 0.0
         self._sanitize_due_s = self._transmit_due_s = self._alive_s = 0.0
         self._began_s: float | None = None  # when everything was ready for the first time

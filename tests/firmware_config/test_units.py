@@ -116,6 +116,7 @@ def test_a_viewer_turns_the_dial_of_the_other_unit(units: Units) -> None:
     units.until(lambda status: status.get("alpha") == 0.75)
 
 
+@pytest.mark.slow
 def test_a_viewer_switches_the_camera_off_and_draws_zones_in_the_other_unit(units: Units) -> None:
     """Each unit has its own record, also where systemd gives both the same configuration."""
 

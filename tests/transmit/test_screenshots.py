@@ -29,8 +29,10 @@ MOST_BYTES = 150_000
 def test_ten_pictures_of_the_page_can_be_made(tmp_path: Path) -> None:
     if not shutil.which("chromedriver"):
         pytest.skip("chromium and chromedriver are not installed (apt install chromium chromium-driver)")
-    runpy.run_path(str(ROOT / "docs" / "pictures.py"))["screenshots"](tmp_path, free_port())
-    check(tmp_path)
+    folder = tmp_path / "page"
+    folder.mkdir()
+    runpy.run_path(str(ROOT / "docs" / "pictures.py"))["screenshots"](folder, free_port())
+    check(folder)
 
 
 def test_the_documents_show_them() -> None:
