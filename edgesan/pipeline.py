@@ -40,6 +40,8 @@ from edgesan.zones import Zone, pack
 
 logger = logging.getLogger(__name__)
 
+logger = logging.getLogger(__name__)
+
 FRAME_TIMEOUT_S = 2.0  # without a frame for so long, the camera counts as lost
 STATUS_NS = 500_000_000  # between two status messages
 
@@ -104,6 +106,8 @@ def run(
         stack.callback(source.close)
         isolation.limit_memory()
         width, height = source.size
+        if config.background == "scene" and not still:
+            logger.info("no still is accepted yet, so faces are shown on a flat colour: see `edgesan scene`")
         status.announce(config, encoder, f"{source.name} {width}x{height}", sanitizer.alpha, claims)
         # A transmit process takes the frames from then on. If the parent is gone, a signal ends this process.
         control.wait_for(START)
