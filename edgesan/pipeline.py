@@ -92,7 +92,7 @@ def run(
     stop = Stop()
     with ExitStack() as stack:
         encoder = load_encoder(config.model, config.threads, config.trusted_keys, allow_unsigned=config.allow_unsigned)
-        sanitizer = build(config, encoder, still=scene.decode(past.standing.still) if past.standing.still else None)
+        sanitizer = build(config, encoder, still=accepted(config, past.standing))
         hold_version(config, encoder, control)
         sender, results = Sender(pipes), isolation.pack(claims)
         owner = Owner(config, sanitizer, control, past.standing)
@@ -106,8 +106,6 @@ def run(
         stack.callback(source.close)
         isolation.limit_memory()
         width, height = source.size
-        if config.background == "scene" and not still:
-            logger.info("no still is accepted yet, so faces are shown on a flat colour: see `edgesan scene`")
         status.announce(config, encoder, f"{source.name} {width}x{height}", sanitizer.alpha, claims)
         # A transmit process takes the frames from then on. If the parent is gone, a signal ends this process.
         control.wait_for(START)
@@ -143,6 +141,19 @@ def run(
                 alpha = sanitizer.alpha
                 sender.send_status(Status(counters, uptime_s, fps, alpha, spans, encoder.id, width, height, results))
                 status_due_ns = now_ns + STATUS_NS
+
+
+def accepted(config: Config, standing: Standing) -> scene.Still | None:
+    """Return the still in force; None, and a line in the log, where the run waits for one.
+
+    Raises:
+        ConfigError: the still is damaged.
+    """
+    if standing.still:
+        return scene.decode(standing.still)
+    if config.background == "scene":
+        logger.info("no still is accepted yet, so faces are shown on a flat colour: see `edgesan scene`")
+    return None
 
 
 class Owner:
