@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import replace
 from types import FrameType
 from typing import Final, NamedTuple
 
@@ -35,7 +34,7 @@ from edgesan.model import rollback
 from edgesan.model.load import Encoder, Verified, load_encoder
 from edgesan.request import Alpha, Privacy, Request, Zones
 from edgesan.silhouette import Silhouettes
-from edgesan.standing import PRIVACY, Standing
+from edgesan.standing import NOTHING_SET, PRIVACY, Standing
 from edgesan.transmit.link import Pipes, Sender
 from edgesan.zones import Zone, pack
 
@@ -49,8 +48,7 @@ class Past(NamedTuple):
     """What was before a sanitize process."""
 
     losses: int = 0  # how often the camera was lost
-    standing: Standing = Standing()  # what the owner has set
-    still: bytes | None = None  # the file's bytes of the scene, if there is one
+    standing: Standing = NOTHING_SET  # what the owner has set
 
 
 NOTHING_YET: Final = Past()
@@ -92,7 +90,7 @@ def run(
     stop = Stop()
     with ExitStack() as stack:
         encoder = load_encoder(config.model, config.threads, config.trusted_keys, allow_unsigned=config.allow_unsigned)
-        sanitizer = build(config, encoder, still=scene.decode(past.still) if past.still else None)
+        sanitizer = build(config, encoder, still=accepted(config, past.standing))
         hold_version(config, encoder, control)
         sender, results = Sender(pipes), isolation.pack(claims)
         owner = Owner(config, sanitizer, control, past.standing)
@@ -143,6 +141,19 @@ def run(
                 status_due_ns = now_ns + STATUS_NS
 
 
+def accepted(config: Config, standing: Standing) -> scene.Still | None:
+    """Return the still in force; None, and a line in the log, where the run waits for one.
+
+    Raises:
+        ConfigError: the still is damaged.
+    """
+    if standing.still:
+        return scene.decode(standing.still)
+    if config.background == "scene":
+        logger.info("no still is accepted yet, so faces are shown on a flat colour: see `edgesan scene`")
+    return None
+
+
 class Owner:
     """Does what the owner asks for, through the process that serves the network."""
 
@@ -184,8 +195,7 @@ class Owner:
 
     def _draw(self, zones: tuple[Zone, ...]) -> None:
         """Let these be the zones beside those of the configuration, from the next frame on."""
-        settings = self._sanitizer.settings
-        self._sanitizer.settings = replace(settings, zones=(*self._config.zones, *zones))
+        self._sanitizer.draw((*self._config.zones, *zones))
 
     def _record(self, kind: bytes, payload: bytes) -> bool:
         """Have the parent record it, which says if it cannot."""

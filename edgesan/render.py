@@ -123,14 +123,14 @@ class Renderer:
 
         Args:
             decoder: the model's second half.
-            zones: parts of the picture that stay black; they may be changed.
+            zones: parts of the picture that stay black.
             still: the scene that frames may name.
             clock: CLOCK_MONOTONIC in ns.
             fades: whether faces fade in and out, where frames follow each other fast.
         """
         self.decoder, self.zones, self._clock, self._fades = decoder, tuple(zones), clock, fades
-        self._canvas = Canvas(still)
         self._open: tuple[tuple[Zone, ...], Pixels] | None = None  # what lies in no zone, 255 there
+        self._canvas = Canvas(still)
         self._painted: dict[int, Painted] = {}
         self._born_ns: dict[int, int] = {}  # when each track was there first
         self._shown: list[Shown] = []  # in the newest frame, and those that fade out

@@ -10,7 +10,7 @@ longest first.
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final
 
@@ -78,6 +78,12 @@ class FrameSanitizer:
             for track in self.tracker.tracks:
                 track.code = b""
 
+    def draw(self, zones: tuple[Zone, ...]) -> None:
+        """Let neither a face nor a bit of these zones leave, from the next frame on."""
+        self.settings = replace(self.settings, zones=zones)
+        if self.silhouettes:
+            self.silhouettes.draw(zones)
+
     def forget(self) -> None:
         """Forget all faces: the next frame has nothing to do with the ones before."""
         self.tracker.tracks, self._late, self._frames = [], [], 0
@@ -97,8 +103,6 @@ class FrameSanitizer:
         """
         stamps = [raw.received_ns]
         height, width = raw.pixels.shape[:2]
-        if self.silhouettes and self.silhouettes.zones != self.settings.zones:
-            self.silhouettes.zones = self.settings.zones
         cells = self.silhouettes(raw.pixels, raw.captured_ns) if self.silhouettes else None
         if self._frames % self.settings.detect_every == 0 and not self._rests(raw.captured_ns):
             self.tracker.update(self._detector(raw.pixels), raw.captured_ns)

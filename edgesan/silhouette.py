@@ -68,21 +68,17 @@ class Silhouettes:
         self.columns, self.rows = grid(width, height, columns)
         self._aspect = width / height
         self._size = (self.columns * CELL, self.rows * CELL)
-        self.zones = tuple(zones)
+        self.draw(zones)
         self._bare = cv2.LUT(shrink(still.pixels, self._size), LOG).astype(np.int16)
         self._gain = np.zeros(3, np.int16)  # of the whole picture, in units
         self._local = np.zeros((*GRID, 3), np.int16)
         self._expect()
         self.forget()
 
-    @property
-    def zones(self) -> tuple[Zone, ...]:
-        """The parts of the picture of which no bit leaves; they may be changed."""
-        return self._zones
-
-    @zones.setter
-    def zones(self, zones: tuple[Zone, ...]) -> None:
-        self._zones, self._closed = zones, mask(zones, self.columns, self.rows)
+    def draw(self, zones: Sequence[Zone]) -> None:
+        """Let no bit of these zones leave, from the next frame on."""
+        self._zones: Cells = mask(zones, self.columns, self.rows)
+        self._due_ns = 0  # what was found before holds bits of them
 
     def forget(self) -> None:
         """Forget what differed: the next frame has nothing to do with the ones before."""
@@ -114,9 +110,9 @@ class Silhouettes:
         logs = np.asarray(cv2.LUT(shrink(pixels, self._size), LOG), np.uint8)
         self._fit_light(logs, now_ns)
         found = self._differs(logs)
-        on = ((found > HIGH) | (self._on & (found > LOW))) & ~self._closed
+        on = ((found > HIGH) | (self._on & (found > LOW))) & ~self._zones
         held = self._found is not None
-        share = int(np.count_nonzero(on)) / max(1, int(np.count_nonzero(~self._closed)))
+        share = int(np.count_nonzero(on)) / max(1, int(np.count_nonzero(~self._zones)))
         holds = share <= (LOSES if held else HOLDS)
         self.quiet = bool(held and holds and not on.any() and not self._on.any())
         self._on = on
@@ -134,7 +130,7 @@ class Silhouettes:
             if np.count_nonzero(holes) < np.count_nonzero(solid):  # more is a view through something
                 solid |= holes
             solid = np.asarray(cv2.dilate(solid, SQUARE), np.uint8)
-            solid[self._closed] = 0
+            solid[self._zones] = 0
         return Silhouette(self.columns, self.rows, np.packbits(solid).tobytes())
 
     def _differs(self, logs: Pixels) -> NDArray[np.uint8]:
@@ -154,7 +150,7 @@ class Silhouettes:
         """Fit the gains to a frame: of the whole picture at once, of its parts slowly."""
         middle = (slice(CELL // 2, None, CELL),) * 2  # a pixel of each cell
         off = logs[middle].astype(np.int16) - self._expected[middle]  # [rows, columns, 3]
-        inside = ~self._closed
+        inside = ~self._zones
         sure = inside & ~cv2.dilate(self._on.astype(np.uint8), SQUARE).view(bool)
         if np.count_nonzero(sure) < LEAST_SHARE * np.count_nonzero(inside):
             sure = inside  # nearly all differs: it may be the light
@@ -220,7 +216,7 @@ class Silhouettes:
         """
         changed = False
         for part, cells in self._parts():
-            everywhere = ~self._closed[cells]
+            everywhere = ~self._zones[cells]
             if not (self._local[part].any() and everywhere.any()):
                 continue
             if _agreement(level[cells], everywhere) > _agreement(off[cells], everywhere) + LEAST_SHARE:

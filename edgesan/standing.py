@@ -1,7 +1,8 @@
-"""What the owner has set while edgesan ran, and what stays so after a restart: the zones that are drawn, and privacy.
+"""What the owner has set, and what stays so after a restart: the zones that are drawn, privacy, and the scene.
 
-Two files in the state folder: `zones.json`, and `privacy`, which says "on" or "off". Only a parent process writes them
-(`edgesan.supervisor`). What a file of privacy says that is neither counts as on: the camera stays off.
+Beside the still (`edgesan.scene`) these are two files in the state folder: `zones.json`, and `privacy`, which says "on"
+or "off". Only a parent process writes them (`edgesan.supervisor`). What a file of privacy says that is neither counts
+as on: the camera stays off.
 """
 
 import json
@@ -23,6 +24,10 @@ class Standing(NamedTuple):
     zones: tuple[Zone, ...] = ()
     privacy: bool = False  # the camera is off
     alpha: float | None = None  # the dial as it was turned, which does not outlive the run
+    still: bytes | None = None  # the file's bytes of the scene, the same for both processes; None: there is none
+
+
+NOTHING_SET: Final = Standing()
 
 
 def zones_file(folder: Path) -> Path:
@@ -73,7 +78,7 @@ def record_privacy(folder: Path, *, on: bool) -> None:
 def _read(path: Path) -> bytes | None:
     try:
         return disk.read_whole(path, MOST_BYTES)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):  # nothing was recorded there
         return None
     except OSError as error:
         raise ConfigError(

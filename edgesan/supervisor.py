@@ -179,9 +179,7 @@ class Supervisor:
         """
         self._config, self._watchdog, self._pid = config, watchdog, os.getpid()
         self._reload, self._hung_up = reload, False
-        self._still = scene.of_run(config)  # for both children, so that they mean the same one
-        if config.background == "scene" and not self._still and config.role != "transmit":
-            logger.info("no still is accepted yet, so faces are shown on a flat colour: see `edgesan scene`")
+        self._standing = standing.read(self._folder)._replace(still=scene.of_run(config))
         self._pipes: Pipes | None = None if config.role == "transmit" else Pipes.make()
         self._listener = UnitListener(config.socket) if config.role == "sanitize" else None
         self._client = UnitClient(config.socket) if config.role == "transmit" else None
@@ -194,7 +192,6 @@ class Supervisor:
         # Closing its terminal ends a run; a service has none, and reads its configuration again.
         self._has_terminal = os.isatty(0)
         self._frames, self._losses, self._tries, self._reloaded = 0, 0, 0, False
-        self._standing = standing.read(self._folder)
         self._zones_due_s = 0.0
         self._sanitize_due_s = self._transmit_due_s = self._alive_s = 0.0
         self._began_s: float | None = None  # when everything was ready for the first time
@@ -312,7 +309,7 @@ class Supervisor:
         from edgesan import pipeline
 
         left = c if c.frames is None else replace(c, frames=c.frames - self._frames)
-        pipeline.run(left, pipes, control, claims, pipeline.Past(self._losses, self._standing, self._still))
+        pipeline.run(left, pipes, control, claims, pipeline.Past(self._losses, self._standing))
         return 0
 
     def _run_transmit(self, files: list[OutputFile], channel: socket.socket, control: ControlChannel) -> int:
@@ -323,7 +320,7 @@ class Supervisor:
             self._channel.close()
         if self._pipes:
             self._pipes.close()  # it receives them by the channel
-        return process.run(self._config, files, channel, control, self._standing.zones, self._still)
+        return process.run(self._config, files, channel, control, self._standing)
 
     def _end_with_parent(self, number: int) -> None:
         """Have this signal sent when the parent ends, or at once if it has ended."""
@@ -455,10 +452,9 @@ class Supervisor:
         self._hung_up = False
         if self._reload is None:
             return
-        fixed_values = {name: getattr(self._config, name) for name in FIXED}
         try:
             new = self._reload()
-            still = scene.of_run(replace(new, **fixed_values))
+            still = scene.of_run(replace(new, state_dir=self._config.state_dir))
         except EdgesanError as error:
             logger.error("the configuration stays as it was: %s", error)
             return
@@ -467,12 +463,12 @@ class Supervisor:
         fixed = sorted(changed & FIXED)
         if fixed:
             logger.warning("%s changed: this takes effect at the next start", ", ".join(fixed))
-        self._config = replace(new, **fixed_values)
-        if still != self._still:
-            self._still = still
-            changed.add("scene")
+        self._config = replace(new, **{name: getattr(old, name) for name in FIXED})
         if "alpha" in changed:
             self._standing = self._standing._replace(alpha=None)
+        if still != self._standing.still:
+            self._standing = self._standing._replace(still=still)
+            changed.add("scene")
         renewed = changed & OF_TRANSMIT or (new.tls_cert and self._transmit)  # a certificate has a new content at times
         logger.info("the configuration was read again; changed: %s", ", ".join(sorted(changed - FIXED)) or "nothing")
         if self._sanitize and changed & OF_SANITIZE:

@@ -70,7 +70,7 @@ class Zone:
 
         rows = np.arange(height)
         # Both count by differences along a row, so that each edge costs one step a row, and not one a cell.
-        crossed, winding = (np.zeros((height, width + 1), np.int32) for _ in range(2))
+        crossed, winding = (np.zeros((height, width + 1), np.int8) for _ in range(2))
         for (ax, ay), (bx, by) in self._edges(width, height):
             low, high = min(ay, by), max(ay, by)
             slope = (bx - ax) / (by - ay) if by != ay else 0.0
@@ -81,12 +81,14 @@ class Zone:
             else:  # level
                 left, right = (np.full(len(within), end) for end in (min(ax, bx), max(ax, bx)))
             first = np.clip(np.floor(left), 0, width).astype(int)
-            np.add.at(crossed, (within, first), 1)
-            np.add.at(crossed, (within, np.clip(np.ceil(right), first, width).astype(int)), -1)
+            crossed[within, first] += 1  # an edge has one place a row
+            crossed[within, np.clip(np.ceil(right), first, width).astype(int)] -= 1
             middle = rows[(low <= rows + 0.5) & (rows + 0.5 < high)]
             begin = np.clip(np.ceil(ax + slope * (middle + 0.5 - ay) - 0.5), 0, width).astype(int)
-            np.add.at(winding, (middle, begin), 1 if by > ay else -1)
-        return np.asarray((crossed.cumsum(1) > 0) | (winding.cumsum(1) != 0))[:, :width]
+            winding[middle, begin] += 1 if by > ay else -1
+        for counted in (crossed, winding):
+            np.cumsum(counted, 1, out=counted)
+        return np.asarray((crossed | winding) != 0)[:, :width]
 
     def _edges(self, width: float = 1, height: float = 1) -> Iterator[tuple[Point, Point]]:
         """Yield both ends of each edge, in a picture of this size."""

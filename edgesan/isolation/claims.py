@@ -71,9 +71,9 @@ class IsolationClaim:
     results: tuple[int, ...] = field(default=(), repr=False)  # a byte of each probe; see `pack`
 
     def __str__(self) -> str:
-        word = "" if self.holds else "NOT "
+        fails = "" if self.holds else " does not hold"
         cure = f". Cure: {self.cure}" if self.cure else ""
-        return f"{self.process} process: {word}{self.name}: {self.detail}{cure}"
+        return f"{self.process} process: {self.name}{fails}: {self.detail}{cure}"
 
 
 def conclude(process: str, results: bytes) -> list[IsolationClaim]:
@@ -128,10 +128,14 @@ def unpack(results: bytes, process: str = "sanitize") -> list[IsolationClaim]:
 
 def summary(claims: Iterable[IsolationClaim]) -> str:
     """Return one line: what holds of each process, and what does not."""
-    words: dict[str, list[str]] = {}
+    words: dict[str, tuple[list[str], list[str]]] = {}
     for claim in claims:
-        words.setdefault(claim.process, []).append(claim.name if claim.holds else f"NOT {claim.name}")
-    return "; ".join(f"{process}: {', '.join(names)}" for process, names in words.items())
+        words.setdefault(claim.process, ([], []))[not claim.holds].append(claim.name)
+    lines = []
+    for process, (held, failing) in words.items():
+        fails = f"{', '.join(failing)} {'does' if len(failing) == 1 else 'do'} not hold" if failing else ""
+        lines.append(f"{process}: {', '.join(held)}{f' ({fails})' if held and fails else fails}")
+    return "; ".join(lines)
 
 
 def warnings(claims: Iterable[IsolationClaim]) -> list[str]:

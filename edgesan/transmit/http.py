@@ -48,7 +48,7 @@ BODY_S: Final = 5.0
 # Browsers send some twenty fields, and cookies of other servers on this host.
 LIMITS: Final = {"max_line_size": 4096, "max_field_size": 8190, "max_headers": 48, "read_bufsize": 16384}
 # A page cannot present its token for these. They hold nothing of the camera.
-WITHOUT_TOKEN: Final = ("/page.js", "/page.css", "/icon.svg", "/login")
+WITHOUT_TOKEN: Final = ("/page.js", "/zones.js", "/page.css", "/icon.svg", "/login")
 COOKIE_S: Final = 30 * 86400  # for which a browser keeps what its user typed into the form
 HOW: Final = (
     "present the token: as a password (http://cam:TOKEN@HOST/...), as a header (Authorization: Bearer TOKEN), or at the"
@@ -123,6 +123,7 @@ class HttpSink:
             [
                 web.get("/", _asset("index.html", "text/html")),
                 web.get("/page.js", _asset("page.js", "text/javascript")),
+                web.get("/zones.js", _asset("zones.js", "text/javascript")),
                 web.get("/page.css", _asset("page.css", "text/css")),
                 web.get("/icon.svg", _asset("icon.svg", "image/svg+xml")),
                 web.post("/login", self._log_in),

@@ -21,6 +21,7 @@ from edgesan.control import ALIVE, NOT_RECORDED, READY, RECORD_ZONES, RECORDED, 
 from edgesan.errors import ModelError, Reject
 from edgesan.isolation import IsolationClaim
 from edgesan.message import FRESH_NS, PLAIN
+from edgesan.standing import NOTHING_SET, Standing
 from edgesan.transmit import sinks
 from edgesan.transmit.directions import directions, links, visible_url
 from edgesan.transmit.sinks import OutputFile, Sink
@@ -45,13 +46,12 @@ RECORD_S: Final = 2.0  # for the parent to record zones
 CARD: Final = (640, 360)  # size of a card before the first frame
 
 
-def run(  # noqa: PLR0913, PLR0917 - the parent hands over all that this process cannot get by itself
+def run(
     config: Config,
     files: list[OutputFile],
     channel: socket.socket,
     control: ControlChannel,
-    drawn: tuple[Zone, ...] = (),
-    still: bytes | None = None,
+    standing: Standing = NOTHING_SET,
 ) -> int:
     """Live the whole life of the transmit process, and return its exit code.
 
@@ -60,8 +60,7 @@ def run(  # noqa: PLR0913, PLR0917 - the parent hands over all that this process
         files: from `sinks.open_files`.
         channel: carries the pipes of each new sanitize process; see `link.receive_pipes`.
         control: the child's end of the channel to the parent.
-        drawn: the zones that the owner has drawn.
-        still: the file's bytes of the scene; None: there is none.
+        standing: what the owner has set.
 
     Raises:
         ConfigError: the still is damaged.
@@ -88,7 +87,7 @@ def run(  # noqa: PLR0913, PLR0917 - the parent hands over all that this process
     for claim in claims:
         if not claim.holds:
             logger.warning("%s", claim)
-    transmitter = Transmitter(config, claims, channel, control, drawn, scene.decode(still) if still else None)
+    transmitter = Transmitter(config, claims, channel, control, standing)
     transmitter.links = [link for url in urls for link in links(url)]
     built = sinks.build(config, servers, files, transmitter)
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
@@ -100,24 +99,24 @@ def run(  # noqa: PLR0913, PLR0917 - the parent hands over all that this process
 class Transmitter:
     """Receives messages, renders the newest one, and passes the frame on to all sinks."""
 
-    def __init__(  # noqa: PLR0913, PLR0917 - as `run`
+    def __init__(
         self,
         config: Config,
         claims: list[IsolationClaim],
         channel: socket.socket,
         control: ControlChannel,
-        drawn: tuple[Zone, ...] = (),
-        still: scene.Still | None = None,
+        standing: Standing = NOTHING_SET,
     ) -> None:
         from edgesan.metrics import Metrics
 
         self._config, self._claims, self._channel, self._control = config, claims, channel, control
-        self._drawn = drawn
-        self._strange = False  # whether frames named a scene that is not known here
-        self._still, self._scene = still, PLAIN  # which one the newest frame names
+        self._drawn = standing.zones
         self.links: list[dict[str, str]] = []
         """What servers of this run offer."""
         self._recorded: asyncio.Queue[str] = asyncio.Queue()  # the parent's answers: why not, or nothing
+        self._strange = False  # whether frames named a scene that is not known here
+        self._still = scene.decode(standing.still) if standing.still else None
+        self._scene = PLAIN  # which one the newest frame names
         self._decoder = self._load()
         self._renderer = self._new_renderer()
         isolation.limit_memory()
@@ -361,6 +360,5 @@ class Transmitter:
             "id": f"{self._still.id:08x}" if self._still else "",
             "differs": known and fresh and self._scene == PLAIN,
         }
-        counts = len(self._renderer.zones)
-        transmission = status.Transmission(self._claims, own, wall, fresh, self.links, counts, room)
+        transmission = status.Transmission(self._claims, own, wall, fresh, self.links, len(self._renderer.zones), room)
         return status.report(self._config, self._decoder, self._status, transmission)
