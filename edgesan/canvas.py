@@ -81,8 +81,9 @@ class Canvas:
             return self._room
         composed = self._room.copy()
         on = cells(silhouette, heads)
+        inside = smoothed(on)
         for own, tint in layers(on, heads):
-            cv2.fillPoly(composed, outlines(own, on, size), tint, cv2.LINE_AA, SUBPIXEL)
+            cv2.fillPoly(composed, outlines(inside, own, on, size), tint, cv2.LINE_AA, SUBPIXEL)
         return composed
 
 
@@ -144,21 +145,26 @@ def layers(on: Cells, heads: tuple[Head, ...]) -> list[tuple[Cells, tuple[int, i
     return [(own, tint) for own, tint in painted if own.any()]
 
 
-def outlines(own: Cells, on: Cells, size: tuple[int, int]) -> list[NDArray[np.int32]]:
+def smoothed(on: Cells) -> Cells:
+    """Return cells in fine pixels, without their corners: bool [rows * FINE, columns * FINE]."""
+    fine = (on.shape[1] * FINE, on.shape[0] * FINE)
+    opacity = cv2.resize(on.astype(np.uint8) * 255, fine, interpolation=cv2.INTER_LINEAR)
+    return np.asarray(cv2.GaussianBlur(opacity, (0, 0), BLUR, borderType=cv2.BORDER_REPLICATE) > 127)
+
+
+def outlines(inside: Cells, own: Cells, on: Cells, size: tuple[int, int]) -> list[NDArray[np.int32]]:
     """Return the smoothed outlines of cells, each int32 [n, 2] in pixels of the picture, with SUBPIXEL bits.
 
     Args:
+        inside: `smoothed(on)`.
         own: the cells to go around.
         on: all that are covered: between two of them, an outline is not smoothed.
         size: width and height of the picture.
     """
-    rows, columns = on.shape
-    fine = (columns * FINE, rows * FINE)
-    opacity = cv2.resize(on.astype(np.uint8) * 255, fine, interpolation=cv2.INTER_LINEAR)
-    inside = cv2.GaussianBlur(opacity, (0, 0), BLUR, borderType=cv2.BORDER_REPLICATE) > 127
+    fine = (inside.shape[1], inside.shape[0])
     around = np.asarray(cv2.dilate(own.astype(np.uint8), np.ones((3, 3), np.uint8)), np.uint8)
     around[on & ~own] = 0
-    inside &= cv2.resize(around, fine, interpolation=cv2.INTER_NEAREST) > 0
+    inside = inside & (cv2.resize(around, fine, interpolation=cv2.INTER_NEAREST) > 0)
     padded = cv2.copyMakeBorder(inside.view(np.uint8), *(MARGIN,) * 4, cv2.BORDER_REPLICATE)
     scale, half = np.array(size) / fine, SMOOTH // 2
     lines = []

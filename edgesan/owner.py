@@ -13,9 +13,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from edgesan import disk, errors, isolation, scene
+from edgesan import disk, errors, isolation, scene, standing
 from edgesan.config import Config
 from edgesan.errors import CameraError, ConfigError, EdgesanError
+from edgesan.model import rollback
+from edgesan.zones import Zone
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +42,13 @@ def take(config: Config, seconds: float) -> Path:
 
     Raises:
         CameraError: the camera cannot be read, or the room is not empty, or dark.
-        ConfigError: the file cannot be written.
+        ConfigError: privacy is on, or the file cannot be written.
         IsolationError: `require_isolation` is set, and a restriction does not hold.
     """
     path = scene.proposed(still_file(config))
+    stands = standing.read(rollback.state_folder(config.state_dir, os.environ))
+    if stands.privacy:
+        raise ConfigError(standing.PRIVACY)
     made = not path.parent.exists()
     _write(path.parent, lambda: path.parent.mkdir(mode=0o700, parents=True, exist_ok=True))
     if made:
@@ -54,7 +59,7 @@ def take(config: Config, seconds: float) -> Path:
     child = os.fork()
     if child == 0:
         os.close(readable)
-        _survey(config, seconds, parent, writable)
+        _survey(config, seconds, (*config.zones, *stands.zones), parent, writable)
     os.close(writable)
     try:
         with open(readable, "rb") as pipe:
@@ -74,7 +79,7 @@ def take(config: Config, seconds: float) -> Path:
     return path
 
 
-def _survey(config: Config, seconds: float, parent: int, writable: int) -> NoReturn:
+def _survey(config: Config, seconds: float, zones: tuple[Zone, ...], parent: int, writable: int) -> NoReturn:
     """Live the whole life of the child, which sees raw pixels."""
     answer = b""
     try:
@@ -94,7 +99,7 @@ def _survey(config: Config, seconds: float, parent: int, writable: int) -> NoRet
         from edgesan import survey
 
         isolation.limit_memory()
-        answer = DONE + survey.take(config, seconds)
+        answer = DONE + survey.take(config, seconds, zones)
     except EdgesanError as error:
         answer = FAILED + json.dumps([type(error).__name__, str(error)]).encode()
     finally:

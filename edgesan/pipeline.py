@@ -40,8 +40,6 @@ from edgesan.zones import Zone, pack
 
 logger = logging.getLogger(__name__)
 
-logger = logging.getLogger(__name__)
-
 FRAME_TIMEOUT_S = 2.0  # without a frame for so long, the camera counts as lost
 STATUS_NS = 500_000_000  # between two status messages
 

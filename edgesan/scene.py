@@ -74,7 +74,7 @@ def read(path: Path) -> bytes | None:
     """
     try:
         content = disk.read_whole(path, MOST_BYTES)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise ConfigError(

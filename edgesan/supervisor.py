@@ -454,7 +454,7 @@ class Supervisor:
             return
         try:
             new = self._reload()
-            still = scene.of_run(new)
+            still = scene.of_run(replace(new, state_dir=self._config.state_dir))
         except EdgesanError as error:
             logger.error("the configuration stays as it was: %s", error)
             return

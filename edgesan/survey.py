@@ -139,13 +139,18 @@ def _where(x: float, y: float) -> str:
     return f"at {100 * x:.0f} % of the picture's width from the left and {100 * y:.0f} % of its height from the top"
 
 
-def take(config: Config, seconds: float) -> bytes:
+def take(config: Config, seconds: float, zones: Sequence[Zone]) -> bytes:
     """Look at the room through the camera, and return the still as the bytes of a PNG file.
+
+    Args:
+        config: the camera.
+        seconds: how long to look.
+        zones: parts of the picture that do not count.
 
     Raises:
         CameraError: the camera cannot be read, or the room is not empty, or dark.
     """
-    survey = Survey(seconds, config.zones, config.detect_size)
+    survey = Survey(seconds, zones, config.detect_size)
     with closing(open_source(config.camera, config.width_height, config.fps, config.rotate)) as source:
         began_s, warm_s = time.monotonic(), seconds * WARM_UP
         quiet = None if logger.isEnabledFor(logging.INFO) else True  # None: only on a terminal

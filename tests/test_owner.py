@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edgesan import owner, scene
+from edgesan import owner, scene, standing
 from edgesan.config import Config
 from edgesan.errors import CameraError, ConfigError
 from edgesan.frames import Pixels
@@ -104,6 +104,16 @@ def test_people_before_the_camera_leave_no_proposal(tmp_path: Path) -> None:
     assert run("scene", "take", "--camera", "demo").returncode == 2
 
 
+def test_the_owners_zones_and_switch_hold_here_too(tmp_path: Path) -> None:
+    standing.record_privacy(tmp_path, on=True)
+    with pytest.raises(ConfigError, match="privacy is on"):
+        owner.take(Config(camera=str(CLIP), state_dir=tmp_path), 1)
+    standing.record_privacy(tmp_path, on=False)
+    standing.record_zones(tmp_path, (Zone.rectangle(0, 0, 1, 1),))
+    said = run("scene", "take", "--seconds", "1", "--camera", str(CLIP), "--state-dir", str(tmp_path)).stderr
+    assert "too little light" in said, "nothing is left to look at"
+
+
 def test_a_proposal_with_a_face_is_not_accepted(tmp_path: Path, clip: list[Pixels]) -> None:
     (tmp_path / "scene-proposed.png").write_bytes(cv2.imencode(".png", clip[0])[1].tobytes())
     with pytest.raises(CameraError, match="a face is seen in the still"):
@@ -114,7 +124,7 @@ def test_a_proposal_with_a_face_is_not_accepted(tmp_path: Path, clip: list[Pixel
 def test_a_folder_that_cannot_be_written_says_so(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot write"):
-        owner.take(Config(state_dir=tmp_path / "file" / "state"), 1)
+        owner.take(Config(state_dir=tmp_path, scene=tmp_path / "file" / "scene.png"), 1)
 
 
 def test_a_run_takes_up_a_still_that_was_accepted_when_it_is_told_to(room: Pixels, tmp_path: Path) -> None:
