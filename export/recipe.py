@@ -60,6 +60,7 @@ class Recipe:
     stochastic: bool = True  # false: a deterministic sanitizer, without noise
     encoder: str = "small"  # or "resnet", which begins from the weights of dlib's network among the providers' networks
     decoder_widths: tuple[int, ...] = (80, 64, 48)  # channels from 7x7 upwards; four levels end at 56x56
+    anew: tuple[str, ...] = ()  # parts that begin at random although --from has them: of "privatizer", "decoder"
     # the dial
     alpha_default: float = (
         0.8  # where `alpha_focus` trains; the model file's default, unless export.compile gets another
@@ -141,6 +142,7 @@ def read(path: Path) -> Recipe:
     recipe = Recipe(**{"name": path.stem} | values, digest=hashlib.sha256(content).hexdigest())
     _check_ranges(path, recipe)
     _check_choices(path, recipe)
+    _check_anew(path, recipe)
     return recipe
 
 
@@ -233,3 +235,12 @@ def _check_choices(path: Path, recipe: Recipe) -> None:
             raise RecipeError(f"{path}: {key} must be one of {', '.join(map(repr, choices))}, not {value!r}")
     if recipe.utility_column and recipe.utility_loss == "infonce":
         raise RecipeError(f"{path}: utility_loss = 'infonce' keeps who somebody is: leave out `utility_column`")
+
+
+def _check_anew(path: Path, recipe: Recipe) -> None:
+    for part in recipe.anew:
+        steps = {"privatizer": recipe.privatize_steps, "decoder": recipe.decode_steps}.get(part)
+        if not steps:
+            raise RecipeError(
+                f'{path}: anew holds {part!r}; it may hold "privatizer" and "decoder", if they have steps'
+            )

@@ -221,7 +221,8 @@ def begin(s: Sanitizer, r: Recipe, options: Options) -> Origin:
         raise ExportError(
             f"{start} has another shape than this recipe: {key} is {theirs.get(key)}, not {mine.get(key)}"
         )
-    s.load_state_dict(other.state_dict())
+    kept = {k: v for k, v in other.state_dict().items() if k.split(".")[0] not in r.anew}
+    s.load_state_dict(s.state_dict() | kept)
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     if readout and readout.exists():
         return Origin(digest, checkpoint.load(readout)["readout"])

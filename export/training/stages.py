@@ -324,7 +324,7 @@ class Decode(Stage):
                     embedding = self.utility(composed).float()
                     cosine = (embedding * goal).sum(1)
                     u = losses.utility_loss(data.service(goal), data.service(embedding))
-                detection = losses.detection_loss(self.detector(x), self.detector(y))
+                detection = losses.detection_loss(self.detector(x), self.detector(coarse(y)))
                 verdicts = self.classifiers.logits(composed)
                 realism = self.realism(x, y) if self.critic else realism
         recognition = r.recognition_weight * (u + 1 - cosine)
@@ -381,6 +381,15 @@ class Decode(Stage):
         raw = self.data.targets[0, at, : self.data.features]
         each = [(first * raw).sum(1), (first * second).sum(1), detection, (y - x).abs().mean((1, 2, 3)), *right]
         return torch.stack([value.float() for value in each], 1)
+
+
+def coarse(y: Tensor) -> Tensor:
+    """Return pictures [N, 3, 112, 112] of half the detail and coarse colour, in their places.
+
+    A detector that judges every pixel is pleased by specks where the landmarks should be.
+    """
+    small = F.interpolate(losses.coarse_colour(y), (56, 56), mode="bilinear", antialias=True)
+    return F.interpolate(small, (112, 112), mode="bilinear")
 
 
 class UnetGame(Stage):

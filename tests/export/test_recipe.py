@@ -29,6 +29,8 @@ from export.training.sweep import points
         ("attacker_renewal = -1", "attacker_renewal must be positive, or 0 to go without it, not -1"),
         ("privacy_ramp = 0.5", "privacy_ramp must be at least 1"),
         ('utility_loss = "infonce"\nutility_column = "age"', "'infonce' keeps who somebody is"),
+        ('anew = ["encoder"]', 'anew holds \'encoder\'; it may hold "privatizer" and "decoder"'),
+        ('anew = ["decoder"]\ndecode_steps = 0', "anew holds 'decoder'; .* if they have steps"),
         ("= 1", "is not TOML"),
     ],
 )
