@@ -12,6 +12,7 @@ PAGE = Path(__file__).with_name("edgesan.1")
 FILES = {
     "~/.config/edgesan/edgesan.toml": "the configuration of a user, or the same below $XDG_CONFIG_HOME",
     "/etc/edgesan/edgesan.toml": "the configuration of the system, where the user has none",
+    "~/.local/state/edgesan/scene.png": "the still of the scene, or the same below $XDG_STATE_HOME",
 }
 
 

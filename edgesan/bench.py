@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from edgesan import faces, message, noise, ort, render, sanitize
-from edgesan.canvas import flat
+from edgesan.canvas import Canvas, flat
 from edgesan.capture import DEMO_CLIP
 from edgesan.capture.opencv import FileSource
 from edgesan.config import Config
@@ -47,6 +47,8 @@ from edgesan.errors import EdgesanError
 from edgesan.frames import Pixels, SanitizedFrame, lend
 from edgesan.message import Latents
 from edgesan.model.load import Model, load_model
+from edgesan.scene import Still
+from edgesan.silhouette import PERIOD_NS, Silhouettes
 from edgesan.transmit.http import JPEG_QUALITY
 from edgesan.transmit.link import Pipes, Receiver, Sender
 
@@ -264,7 +266,8 @@ def stages(model: Model, config: Config, seconds: float) -> list[StageRow]:
     """Measure each stage: alone, again and again on the frames of a clip, and in the running loop; two faces.
 
     "frame" is the whole way from a raw frame to a sanitized one, with both faces encoded; its row also compares it with
-    the sum of its stages. In the loop a face is encoded a few times a second, so a median frame encodes none.
+    the sum of its stages. In the loop a face is encoded a few times a second, so a median frame encodes none. What the
+    scene adds is "silhouette" and "canvas", each ten times a second at most; "frame" is without a scene.
     """
     rows: list[StageRow] = []
     for size in tqdm(((480, 270), (1280, 720)), desc="stages", leave=False):
@@ -313,16 +316,23 @@ def stage_calls(clip: "Clip", model: Model, config: Config, stack: ExitStack) ->
             render.paint(canvas, faded[i % len(faded)], place)
         return canvas
 
+    still = Still(draw(dataclasses.replace(clip, faces=0))[0], 1)
+    silhouettes, make_canvas, looks = Silhouettes(still), Canvas(still), itertools.count(1)
+    grid = silhouettes(pictures[0], 0) or message.Silhouette()
+    changed = itertools.cycle([grid, dataclasses.replace(grid, bits=grid.bits[:-1] + b"\xff")])
+    there = dict(enumerate(places))
     painted = paint()
     whole = pipeline(model, config, refresh_ns=0)
     return {
         "capture": _capture_call(clip, stack),
+        "silhouette": lambda: silhouettes(next(frames), next(looks) * PERIOD_NS),
         "detect": lambda: detector(next(frames)),
         "align": align,
         "noise": lambda: noise.draw(max(1, model.noise_dimensions), os.urandom),
         "encode": lambda: model.encoder.encode(chips, z, 0.5),
         "pipe": _pipe_call(latents, stack),
         "decode": lambda: [render.fade(chip) for chip in model.decoder.decode(codes, 0.5)],
+        "canvas": lambda: make_canvas(clip.size, still.id, next(changed), there),
         "paint": paint,
         "frame": lambda: whole(next(frames)),
         "jpeg": lambda: jpeg(painted),

@@ -1,7 +1,7 @@
 """What faces are painted on: a flat colour, or the still with silhouettes. It holds no live pixel.
 
-A silhouette covers the still with one flat colour, whose outline is smoothed. A face tints its own, so that people can
-be told apart; where several share one, each cell goes to the face above it.
+A silhouette covers the still with one flat colour in a smooth outline. A face tints its own, so that people can be told
+apart; where several share one, each cell goes to the face above it.
 """
 
 import colorsys
@@ -18,17 +18,18 @@ from edgesan.scene import Still
 
 PLAIN: Final = 64  # level of a canvas without a scene, of 255: a dark grey
 NOBODY: Final = (112, 104, 98)  # BGR of a silhouette without a face
-FINE: Final = 8  # pixels along a cell in which outlines are smoothed
-BLUR: Final = 4.5  # of them: standard deviation
-STEEP: Final = 5.0  # how much faster than that blur an outline goes from clear to opaque
+FINE: Final = 4  # pixels along a cell in which outlines are found
+BLUR: Final = 2.0  # of them: standard deviation
+SMOOTH: Final = 7  # points of an outline that are averaged
+MARGIN: Final = 8  # fine pixels around the picture, so that outlines leave it
+SUBPIXEL: Final = 4  # bits
 HEAD: Final = (0.55, 0.7)  # half axes of what a face covers, in sides of its chip: its own feather lies within
 BESIDE: Final = 3.0  # how much farther away a face beside a cell counts than one above it
 CLEAR: Final = (0, 0, 0, 255)  # of a layer: no colour, all transparent
 GOLDEN: Final = (math.sqrt(5) - 1) / 2
-EDGE: Final = np.clip((np.arange(256) - 127.5) * STEEP + 127.5, 0, 255).round().astype(np.uint8)
 
-Cells = NDArray[np.uint8]
-"""uint8 [rows, columns]: 0 where there is no silhouette, 1 where it is nobody's, and from 2 on those of the faces."""
+Cells = NDArray[np.bool_]
+"""bool [rows, columns]."""
 
 
 class Head(NamedTuple):
@@ -48,6 +49,7 @@ class Canvas:
         self.still = still
         self._room: Pixels = np.zeros((0, 0, 3), np.uint8)  # the still at the size of the frames
         self._key: object = None
+        self._heads: tuple[Head, ...] = ()
         self._composed = self._room
 
     def __call__(self, size: tuple[int, int], scene: int, silhouette: Silhouette, faces: dict[int, Place]) -> Pixels:
@@ -62,9 +64,10 @@ class Canvas:
         if not self.still or scene != self.still.id:
             return flat(*size)
         heads = tuple(head(track, place, size, silhouette) for track, place in faces.items()) if silhouette.bits else ()
-        key = (size, silhouette, heads)
-        if key != self._key:
-            self._key, self._composed = key, self._compose(self.still, size, silhouette, heads)
+        key = (size, silhouette, *(each.track for each in heads))
+        if key != self._key or not all(map(_near, heads, self._heads)):
+            self._key, self._heads = key, heads
+            self._composed = self._compose(self.still, size, silhouette, heads)
         return self._composed.copy()
 
     def _compose(self, still: Still, size: tuple[int, int], silhouette: Silhouette, heads: tuple[Head, ...]) -> Pixels:
@@ -75,21 +78,16 @@ class Canvas:
             self._room = np.asarray(cv2.resize(still.pixels, size, interpolation=way), np.uint8)
         if not silhouette.bits:
             return self._room
-        whose = owners(silhouette, heads)
-        if not whose.any():
-            return self._room
         composed = self._room.copy()
-        colours = np.array([NOBODY, NOBODY, *(colour(each.track) for each in heads)], np.uint8)
-        rows, columns = whose.shape
-        layer = drawn(whose, colours)
-        scale = np.array([[width / columns / FINE, 0, 0], [0, height / rows / FINE, 0]])
-        scale[:, 2] = (scale[0, 0] - 1) / 2, (scale[1, 1] - 1) / 2  # centres of pixels lie between their edges
-        left, top, across, down = cv2.boundingRect((whose > 0).astype(np.uint8))
-        cell = np.array([width / columns, height / rows])
-        begin = np.maximum(0, np.floor((np.array([left, top]) - 1) * cell)).astype(int)
-        end = np.minimum(size, np.ceil((np.array([left + across, top + down]) + 1) * cell)).astype(int)
-        lay(composed, layer, scale, (*begin.tolist(), *end.tolist()), cv2.BORDER_REPLICATE)
+        on = cells(silhouette, heads)
+        for own, tint in layers(on, heads):
+            cv2.fillPoly(composed, outlines(own, on, size), tint, cv2.LINE_AA, SUBPIXEL)
         return composed
+
+
+def _near(a: Head, b: Head) -> bool:
+    """Return whether a face is about where it was: what it covers has room for a cell more."""
+    return all(abs(now - then) <= 1 for now, then in zip(a, b, strict=True))
 
 
 def flat(width: int, height: int) -> Pixels:
@@ -116,37 +114,61 @@ def head(track: int, place: Place, size: tuple[int, int], grid: Silhouette) -> H
     )
 
 
-def owners(silhouette: Silhouette, heads: tuple[Head, ...]) -> Cells:
-    """Return whose each cell is: those of the silhouette, and those under a face."""
+def cells(silhouette: Silhouette, heads: tuple[Head, ...]) -> Cells:
+    """Return all cells that are covered: those of the silhouette, and those under a face."""
     rows, columns = silhouette.rows, silhouette.columns
-    whose = np.unpackbits(np.frombuffer(silhouette.bits, np.uint8), count=rows * columns).reshape(rows, columns)
+    on = np.unpackbits(np.frombuffer(silhouette.bits, np.uint8), count=rows * columns).reshape(rows, columns)
     for each in heads:
-        cv2.ellipse(whose, (each.x, each.y), (each.across, each.down), 0, 0, 360, 1, -1)
-    parts = cv2.connectedComponents(whose, connectivity=8)[1]
-    nearest = np.full((rows, columns), np.inf)
-    down, across = np.mgrid[:rows, :columns]
+        cv2.ellipse(on, (each.x, each.y), (each.across, each.down), 0, 0, 360, 1, -1)
+    return on.view(bool)
+
+
+def layers(on: Cells, heads: tuple[Head, ...]) -> list[tuple[Cells, tuple[int, int, int]]]:
+    """Return cells and their tints, in the order in which they are painted.
+
+    Each connected part is painted whole in the tint of its first face, and over it what belongs to the next one, so
+    that there is no gap between them.
+    """
+    parts = cv2.connectedComponents(on.view(np.uint8), connectivity=8)[1]
+    down, across = np.mgrid[: on.shape[0], : on.shape[1]]
+    owner, nearest = np.full(on.shape, -1), np.full(on.shape, np.inf)
     for number, each in enumerate(heads):
         away = BESIDE * np.abs(across - each.x) + np.abs(down - each.y)
         closer = (parts == parts[each.y, each.x]) & (away < nearest)
-        whose[closer], nearest[closer] = number + 2, away[closer]
-    return np.asarray(whose, np.uint8)
+        owner[closer], nearest[closer] = number, away[closer]
+    painted = [(on & (owner < 0), NOBODY)]
+    painted += [
+        ((owner >= number) & (parts == parts[each.y, each.x]), colour(each.track)) for number, each in enumerate(heads)
+    ]
+    return [(own, tint) for own, tint in painted if own.any()]
 
 
-def drawn(whose: Cells, colours: NDArray[np.uint8]) -> Pixels:
-    """Return silhouettes as a layer, uint8 [rows * FINE, columns * FINE, 4]: see `lay`.
+def outlines(own: Cells, on: Cells, size: tuple[int, int]) -> list[NDArray[np.int32]]:
+    """Return the smoothed outlines of cells, each int32 [n, 2] in pixels of the picture, with SUBPIXEL bits.
 
     Args:
-        whose: the cells, as `owners` returns them.
-        colours: uint8 [n, 3] in BGR, by the numbers in `whose`.
+        own: the cells to go around.
+        on: all that are covered: between two of them, an outline is not smoothed.
+        size: width and height of the picture.
     """
-    size = (whose.shape[1] * FINE, whose.shape[0] * FINE)
-    mask = cv2.resize((whose > 0).astype(np.uint8) * 255, size, interpolation=cv2.INTER_LINEAR)
-    opacity = cv2.LUT(cv2.GaussianBlur(mask, (0, 0), BLUR, borderType=cv2.BORDER_REPLICATE), EDGE)
-    beyond = np.where(whose > 0, whose, cv2.dilate(whose, np.ones((3, 3), np.uint8)))  # for the smoothed outline
-    tints = cv2.resize(colours[beyond], size, interpolation=cv2.INTER_LINEAR)
-    layer = cv2.multiply(cv2.cvtColor(tints, cv2.COLOR_BGR2BGRA), cv2.merge([opacity] * 4), scale=1 / 255)
-    layer[..., 3] = 255 - opacity
-    return np.asarray(layer, np.uint8)
+    rows, columns = on.shape
+    fine = (columns * FINE, rows * FINE)
+    opacity = cv2.resize(on.astype(np.uint8) * 255, fine, interpolation=cv2.INTER_LINEAR)
+    inside = cv2.GaussianBlur(opacity, (0, 0), BLUR, borderType=cv2.BORDER_REPLICATE) > 127
+    around = np.asarray(cv2.dilate(own.astype(np.uint8), np.ones((3, 3), np.uint8)), np.uint8)
+    around[on & ~own] = 0
+    inside &= cv2.resize(around, fine, interpolation=cv2.INTER_NEAREST) > 0
+    padded = cv2.copyMakeBorder(inside.view(np.uint8), *(MARGIN,) * 4, cv2.BORDER_REPLICATE)
+    scale, half = np.array(size) / fine, SMOOTH // 2
+    lines = []
+    for line in cv2.findContours(padded, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]:
+        points = line[:, 0].astype(np.float32)
+        if len(points) > SMOOTH:
+            points = np.asarray(
+                cv2.blur(np.concatenate([points[-half:], points, points[:half]]), (1, SMOOTH))[half:-half], np.float32
+            )
+        lines.append(np.rint(((points - MARGIN + 0.5) * scale - 0.5) * 2**SUBPIXEL).astype(np.int32))
+    return lines
 
 
 def lay(
@@ -154,7 +176,6 @@ def lay(
     layer: Pixels,
     matrix: NDArray[np.float64],
     box: tuple[int, int, int, int],
-    beyond: int = cv2.BORDER_CONSTANT,
 ) -> None:
     """Lay a layer over a part of a canvas.
 
@@ -164,13 +185,12 @@ def lay(
             and Duff 1984).
         matrix: the affine map [2, 3] from layer to canvas.
         box: left, top, right and bottom of the part.
-        beyond: what lies outside the layer: nothing, or (cv2.BORDER_REPLICATE) what lies at its edge.
     """
     left, top, right, bottom = box
     moved = matrix.copy()
     moved[:, 2] -= (left, top)
     size = (right - left, bottom - top)
-    over = cv2.warpAffine(layer, moved, size, flags=cv2.INTER_LINEAR, borderMode=beyond, borderValue=CLEAR)
+    over = cv2.warpAffine(layer, moved, size, flags=cv2.INTER_LINEAR, borderValue=CLEAR)
     through = cv2.cvtColor(cv2.extractChannel(over, 3), cv2.COLOR_GRAY2BGR)
     under = canvas[top:bottom, left:right]
     cv2.add(cv2.multiply(under, through, scale=1 / 255), cv2.cvtColor(over, cv2.COLOR_BGRA2BGR), dst=under)

@@ -1,4 +1,4 @@
-"""The command line: `edgesan run | sanitize | devices | inspect | doctor | bench | keys | sign | install | flash`.
+"""The command line: `edgesan VERB`, with the verbs that `parser` adds.
 
 Answers go to standard output, and all else to standard error.
 """
@@ -27,6 +27,9 @@ FILE_OPTIONS = (
     *("trusted_keys", "allow_unsigned", "state_dir", "allow_rollback", "require_isolation"),
 )
 """The options of a run that also apply to a file."""
+
+SCENE_OPTIONS = ("camera", "scene", "size", "rotate", "fps", "zone", "detect_size", "state_dir", "require_isolation")
+"""The options of a run that also apply to taking a still."""
 
 CONFIG_HELP = (
     "a TOML file of the same options (default: edgesan/edgesan.toml in $XDG_CONFIG_HOME or ~/.config, or else"
@@ -59,6 +62,14 @@ examples:
   edgesan bench --part stages --model san.onnx   each stage, with your own model
   edgesan bench --part long --minutes 30         find out whether this board throttles
   edgesan bench --json > machine.json            figures to compare with: python -m benchmarks.compare
+"""
+
+SCENE_EPILOG = """\
+examples:
+  edgesan scene take --camera 0                  leave the room; ten seconds later there is a proposal to look at
+  edgesan scene accept                           all viewers see that still from then on, and silhouettes on it
+  edgesan scene show                             what is in force, and what is proposed
+  edgesan scene clear                            back to a flat colour
 """
 
 KEYS_EPILOG = """\
@@ -97,6 +108,7 @@ def parser() -> argparse.ArgumentParser:
     verbs = main_parser.add_subparsers(dest="verb", metavar="VERB")
     _add_run(verbs)
     _add_sanitize(verbs)
+    _add_scene(verbs)
     _add_devices(verbs)
     _add_inspect(verbs)
     _add_doctor(verbs)
@@ -199,6 +211,27 @@ def _add_sanitize(verbs: Verbs) -> None:
     )
     sanitize.add_argument("--json", action="store_true", help="print the report as JSON")
     add_options(sanitize, FILE_OPTIONS)
+
+
+def _add_scene(verbs: Verbs) -> None:
+    scene = verbs.add_parser(
+        "scene",
+        help="take a still of the empty room",
+        description=(
+            "Take a still of the empty room, on which silhouettes and faces are shown. It is taken without network, and"
+            " shown to nobody before it is accepted."
+        ),
+        epilog=SCENE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    scene.add_argument(
+        "step", choices=("take", "accept", "clear", "show"), help="take a proposal, accept it, clear both, or show both"
+    )
+    scene.add_argument(
+        "--seconds", type=float, default=10, metavar="S", help="with take: how long to look at the room (default: 10)"
+    )
+    scene.add_argument("--json", action="store_true", help="print JSON")
+    add_options(scene, SCENE_OPTIONS)
 
 
 def _add_devices(verbs: Verbs) -> None:
@@ -435,6 +468,7 @@ def main(argv: list[str] | None = None) -> int:
     verbs = {
         "run": _run,
         "sanitize": _sanitize,
+        "scene": _scene,
         "devices": _devices,
         "inspect": _inspect,
         "doctor": _doctor,
@@ -525,6 +559,33 @@ def _sanitize(arguments: argparse.Namespace) -> int:
         names = {"source": str(job.source), "target": str(job.target)}
         say(json.dumps(names | report.as_dict()) if arguments.json else f"{job.target}: {report.text()}")
     return code
+
+
+def _scene(arguments: argparse.Namespace) -> int:
+    from edgesan import owner
+
+    config, step = configuration(arguments), arguments.step
+    if not 1 <= arguments.seconds <= 600:
+        raise ConfigError(f"--seconds is {arguments.seconds:g}: it must lie between 1 and 600")
+    answer = {}
+    if step == "take":
+        path = owner.take(config, arguments.seconds)
+        text = f"{path}: look at it; everybody who watches will see it. Then: edgesan scene accept"
+    elif step == "accept":
+        path = owner.accept(config)
+        text = f"{path} is in force. A run that goes on takes it up when it is sent SIGHUP, or started again."
+        if config.background != "scene":
+            text += f' But background is "{config.background}": write "scene"'
+    elif step == "clear":
+        gone = owner.clear(config)
+        text = "\n".join(f"{path}: removed" for path in gone) or "there was no still"
+        text += "\na run that goes on shows it until it is sent SIGHUP, or started again" if gone else ""
+        answer = {"removed": [str(path) for path in gone]}
+    found = owner.facts(config)
+    if step == "show":
+        text = owner.text(found)
+    say(json.dumps(found | answer, indent=2) if arguments.json else text)
+    return 0
 
 
 def _devices(arguments: argparse.Namespace) -> int:

@@ -66,7 +66,7 @@ def test_each_part_has_its_table() -> None:
 def test_each_stage_can_be_called_alone(sanitizer_model: Model) -> None:
     with ExitStack() as stack:
         calls = bench.stage_calls(Clip((480, 270), 2), sanitizer_model, Config(), stack)
-        assert {*bench.STAGES, "capture", "noise", "frame", "jpeg", "send"} == calls.keys()
+        assert {*bench.STAGES, "capture", "noise", "silhouette", "canvas", "frame", "jpeg", "send"} == calls.keys()
         assert bench.allocated(calls["frame"]) > 480 * 270 * 3 / 1e3, "a frame needs a canvas"
         for call in calls.values():
             call()

@@ -140,7 +140,7 @@ def test_a_camera_that_is_lost_shows_a_slate_and_comes_back() -> None:
         (("run", "--camera", "demo", "--allow-unsigned", "--model", "edgesan/models/yunet.onnx"), 4, "not a sanitizer"),
         (("run", "--camera", "demo", "--alpha", "1.5"), 2, "alpha is 1.5"),
         (("run", "--camera", "demo", "--alpha", "nan"), 2, "alpha is nan"),
-        (("run", "--camera", "demo", "--background", "raw"), 2, "choose one of plain"),
+        (("run", "--camera", "demo", "--background", "raw"), 2, "choose one of scene, plain"),
         (("run", "--camera", "demo", "--out", "http://0.0.0.0:8080"), 2, "must present a secret"),
         (("run", "--camera", "demo", "--out", "walk.txt"), 2, "expected http://HOST:PORT, https://HOST:PORT or a file"),
         (("run", "--camera", "demo", "--size", "big"), 2, "write it as WIDTHxHEIGHT"),

@@ -48,6 +48,7 @@ CONFIG: Final = Path("/etc/edgesan/edgesan.toml")
 FIXED: Final = {  # the units need these: see firmware_config/README.md
     "model": str(MODELS / "current" / "model.onnx"),
     "state_dir": "/var/lib/edgesan/sanitize",
+    "scene": "/var/lib/edgesan/scene/scene.png",
 }
 GROUPS: Final = "adm,dialout,audio,video,plugdev,users,input,render,netdev,gpio,spi,i2c,sudo"
 

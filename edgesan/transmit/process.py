@@ -100,6 +100,7 @@ class Transmitter:
         from edgesan.metrics import Metrics
 
         self._config, self._claims, self._channel, self._control = config, claims, channel, control
+        self._strange = False  # whether frames named a scene that is not known here
         self._still, self._scene = still, PLAIN  # which one the newest frame names
         self._decoder = self._load()
         self._renderer = self._new_renderer()
@@ -176,6 +177,8 @@ class Transmitter:
                 self._metrics.count(f"rejected_{reject.reason}")
                 if reject.reason == "model":
                     self._reload()
+                elif reject.reason == "scene":
+                    self._learn_scene(latents.scene)
             else:
                 self._metrics.tick(time.monotonic_ns())
                 self._size, self._newest_ns = (latents.width, latents.height), latents.captured_ns
@@ -215,6 +218,22 @@ class Transmitter:
             logger.error("%s", error)
         else:
             self._renderer = self._new_renderer()
+
+    def _learn_scene(self, number: int) -> None:
+        """Take the demo's still, which a sanitize unit may show; say once that another one is not known here."""
+        if self._strange:
+            return
+        self._strange = True
+        demo = scene.load(scene.DEMO)
+        if number == demo.id and self._config.role == "transmit":
+            self._still = demo
+            self._renderer = self._new_renderer()
+        else:
+            logger.warning(
+                "the frames name the scene %08x, which is not known here, so they are dropped: give both units the same"
+                " still (scene) and background, and have both read their configuration again",
+                number,
+            )
 
     def _receive_pipes(self) -> None:
         """Take the pipes of a new sanitize process from the parent. Its tracks are new, too."""

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
+from edgesan import owner
 from edgesan.board import doctor
 from tests.isolation.support import program
 from tests.support import ROOT, free_port
@@ -287,6 +288,21 @@ def test_the_boards_configuration_is_one_for_both_units(monkeypatch: pytest.Monk
     state = setting("edgesan-sanitize.service", "StateDirectory")[0]
     assert load(path, {}).state_dir == Path("/var/lib") / state
     assert str(load(path, {}).socket.parent) == f"/run/{setting('edgesan-sanitize.service', 'RuntimeDirectory')[0]}"
+
+
+def test_only_root_writes_the_still_and_both_units_may_read_it() -> None:
+    from edgesan.config import load
+
+    still = load(FILES / "etc/edgesan/edgesan.toml", {}).scene
+    assert still
+    rows = [line.split() for line in (FILES / "usr/lib/tmpfiles.d/edgesan.conf").read_text().splitlines()]
+    assert ["d", str(still.parent), "2750", "root", "edgesan", "-"] in rows, "its files belong to the group"
+    assert owner.ACCEPTED_MODE == 0o640
+    for unit in ("edgesan-sanitize.service", "edgesan-transmit.service"):
+        assert setting(unit, "Group") == ["edgesan"]
+        hidden = [path.lstrip("-") for line in setting(unit, "InaccessiblePaths") for path in line.split()]
+        assert not any(still.is_relative_to(path) for path in hidden)
+        assert not setting(unit, "ReadWritePaths")
 
 
 def test_sysusers_makes_both_users(tmp_path: Path) -> None:
