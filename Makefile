@@ -18,7 +18,7 @@ FRAMES ?= 1000000
 PIP := $(BIN)/pip --disable-pip-version-check --quiet install --constraint constraints.txt
 CODE := edgesan export benchmarks firmware_config examples docs tests
 
-.PHONY: help demo test slow lint docs constraints browser data wall soak audit audit-quick figures bench bench-check side-by-side instructions arm fuzz screenshot sign board clean
+.PHONY: help demo test slow lint docs constraints browser data wall soak audit audit-quick figures bench bench-check side-by-side instructions arm fuzz screenshots sign board clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
 
@@ -91,9 +91,10 @@ arm: $(VENV)/dev  ## the int8 network on an emulated Pi 4 and Pi 5: does it pain
 
 fuzz: $(VENV)/dev  ## a million hostile messages, and as many hostile model files (CASES=..., SEED=...)
 	$(BIN)/python -m tests.fuzz_message --cases $(or $(CASES),1000000) --seed $(or $(SEED),0)
+	$(BIN)/python -m tests.fuzz_request --cases $(or $(CASES),1000000) --seed $(or $(SEED),0)
 	$(BIN)/python -m tests.model.fuzz --cases $(or $(CASES),1000000) --seed $(or $(SEED),0)
 
-screenshot: $(VENV)/dev  ## docs/page.png and docs/before-after.jpg, from the bundled clip
+screenshots: $(VENV)/dev  ## the pictures of the documents, from the bundled clip: docs/assets/page/ and docs/before-after.jpg
 	$(BIN)/python docs/pictures.py
 
 sign: $(VENV)/runtime  ## sign the bundled model with EDGESAN_SIGNING_KEY (made where there is none), after each change of it

@@ -1,11 +1,18 @@
-"""The README's pictures, from the bundled clip: `make screenshot`. Needs Chromium for the page."""
+"""The pictures of the documents, from the bundled clip: `make screenshots`. Those of the page need Chromium."""
 
+import itertools
+import os
+import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+import urllib.error
 import urllib.request
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import cv2
@@ -24,8 +31,10 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-dev-shm-usage",
     "--hide-scrollbars",
-    "--window-size=760,1080",
 )
+DESKTOP, PHONE = (1280, 800), (390, 844)
+PATIENCE_S = 60.0
+LIVE = "status.textContent === 'live' && picture.naturalWidth && age.textContent !== '–' && faces.textContent === '2'"
 
 
 def before_after() -> None:
@@ -47,37 +56,169 @@ def frame(path: Path, number: int) -> np.ndarray:
     return np.asarray(pixels[: pixels.shape[0] // 2 * 2, : pixels.shape[1] // 2 * 2])
 
 
-def page() -> None:
-    """Write docs/page.png: the live page, as a browser shows it."""
+def screenshots(folder: Path, port: int = 8080) -> None:
+    """Write ten pictures of the page, in ten states, as a browser shows them. A state that does not come is an error.
+
+    Args:
+        folder: where `desktop.webp` and the others go.
+        port: of the server.
+    """
+    with browser() as driver:
+        camera = Photographer(driver, folder, f"http://127.0.0.1:{port}/")
+        with running(port, "--camera", "demo"):
+            camera.open()
+            camera.take("demo", LIVE)
+            camera.take("dark", LIVE, dark=True)
+            camera.take("phone", LIVE, size=PHONE)
+        with running(port, "--camera", "demo", "--name", "Living room"):
+            camera.open()
+            camera.take("desktop", LIVE, size=(1440, 900))
+            camera.take("scene-taken", f"{LIVE} && scene_state.textContent.startsWith('In force')", size=(1280, 1000))
+            camera.do("zones_edit.click()", "board.checkVisibility()")
+            camera.do(DRAW, "board.querySelectorAll('.corner').length === 7")
+            camera.take("zones", LIVE)
+            camera.do("zones_cancel.click(); privacy.click()")
+            camera.take("privacy-off", "status.textContent === 'camera off' && faces.textContent === '–'")
+        with running(port, "--camera", "demo", token="a-secret-of-this-camera"):  # noqa: S106 - nobody's secret
+            camera.open()
+            camera.take("no-token", "token.checkVisibility()")
+        with network_camera() as (url, unplug), running(port, "--camera", url, "--name", "Yard"):
+            camera.open()
+            camera.take("weak-isolation", "warning.checkVisibility() && faces.textContent === '2'")
+            unplug()
+            camera.take("camera-lost", "status.textContent.startsWith('camera lost') && faces.textContent === '–'")
+
+
+# A rectangle in the middle, and three corners of a zone by clicks, as a person would.
+DRAW = """
+zones_add.click();
+const box = board.getBoundingClientRect();
+for (const [x, y] of [[.05, .7], [.25, .6], [.3, .95]]) board.dispatchEvent(new PointerEvent('pointerdown',
+    {bubbles: true, clientX: box.x + x * box.width, clientY: box.y + y * box.height}));
+"""
+
+
+class Photographer:
+    """Takes pictures of one page. Its scripts call an element by its id, with _ for -."""
+
+    def __init__(self, driver: webdriver.Chrome, folder: Path, url: str) -> None:
+        self._driver, self._folder, self._url = driver, folder, url
+
+    def open(self) -> None:
+        """Open the page."""
+        self._driver.get(self._url)
+
+    def do(self, script: str, until: str = "true") -> None:
+        """Do something in the page, and wait until a condition holds; both in JavaScript."""
+        self._run(script)
+        over_s = time.monotonic() + PATIENCE_S
+        while not self._run(f"return Boolean({until});"):
+            if time.monotonic() > over_s:
+                raise SystemExit(f"error: the page never came into the state: {until}")
+            time.sleep(0.2)
+
+    def take(self, name: str, until: str, size: tuple[int, int] = DESKTOP, *, dark: bool = False) -> None:
+        """Write a picture as soon as the page is in a state.
+
+        Args:
+            name: of the file.
+            until: the state, a condition in JavaScript.
+            size: width and height of the window. A narrow one is a phone with two pixels a point.
+            dark: whether the person prefers dark pages.
+        """
+        phone = size[0] < 600
+        metrics = {"width": size[0], "height": size[1], "deviceScaleFactor": 2 if phone else 1, "mobile": phone}
+        self._driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        self._driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+        self.do("scrollTo(0, 0)", until)
+        time.sleep(1.5)  # until what has moved stands still, and the figures are those of now
+        picture = cv2.imdecode(np.frombuffer(self._driver.get_screenshot_as_png(), np.uint8), cv2.IMREAD_COLOR)
+        cv2.imwrite(str(self._folder / f"{name}.webp"), picture, [cv2.IMWRITE_WEBP_QUALITY, 85])
+
+    def _run(self, script: str) -> object:
+        named = "Object.fromEntries([...document.querySelectorAll('[id]')].map((e) => [e.id.replace('-', '_'), e]))"
+        return self._driver.execute_script(f"with ({named}) {{ {script} }}")
+
+
+@contextmanager
+def browser() -> Iterator[webdriver.Chrome]:
+    """Start headless Chromium."""
     options = webdriver.ChromeOptions()
-    options.binary_location = "/usr/bin/chromium"
+    options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or "chromium"
     for flag in FLAGS:
         options.add_argument(flag)
-    options.page_load_strategy = "none"  # the stream in the page never ends
-    with subprocess.Popen([sys.executable, "-m", "edgesan", "run", "--camera", "demo"]) as run:
+    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+@contextmanager
+def running(port: int, *arguments: str, token: str = "") -> Iterator[None]:
+    """Run edgesan, with a state of its own: what is switched and drawn here is not the user's."""
+    with tempfile.TemporaryDirectory() as state:
+        environment = os.environ | {"XDG_STATE_HOME": state, "XDG_CONFIG_HOME": state, "EDGESAN_TOKEN": token}
+        command = [sys.executable, "-m", "edgesan", "run", "--out", f"http://127.0.0.1:{port}", *arguments]
+        with subprocess.Popen(command, env=environment) as run:
+            try:
+                wait_for(f"http://127.0.0.1:{port}/healthz", run)
+                yield
+            finally:
+                run.terminate()
+
+
+@contextmanager
+def network_camera() -> Iterator[tuple[str, Callable[[], None]]]:
+    """Serve the clip as a network camera does, and yield its address, and what unplugs it."""
+    pictures = [cv2.imencode(".jpg", frame(DEMO_CLIP, number))[1].tobytes() for number in range(0, 56, 2)]
+    unplugged = threading.Event()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
+            self.end_headers()
+            with suppress(ConnectionError):
+                for picture in itertools.cycle(pictures):
+                    if unplugged.wait(1 / 6):
+                        return
+                    head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n".encode()
+                    self.wfile.write(head + picture + b"\r\n")
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever).start()
+
+    def unplug() -> None:
+        unplugged.set()
+        server.shutdown()
+        server.server_close()
+
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/video", unplug
+    finally:
+        unplug()
+
+
+def wait_for(url: str, run: subprocess.Popen[bytes]) -> None:
+    """Wait until the URL of a run answers, also with a refusal."""
+    over_s = time.monotonic() + PATIENCE_S
+    while run.poll() is None and time.monotonic() < over_s:
         try:
-            wait_for("http://127.0.0.1:8080/readyz")
-            driver = webdriver.Chrome(options=options, service=Service("/usr/bin/chromedriver"))
-            driver.get("http://127.0.0.1:8080/")
-            time.sleep(8)
-            driver.save_screenshot(str(HERE / "page.png"))
-            driver.quit()
-        finally:
-            run.terminate()
-
-
-def wait_for(url: str, patience_s: float = 60) -> None:
-    """Wait until the URL answers 200."""
-    over_s = time.monotonic() + patience_s
-    while True:
-        with suppress(OSError), urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - our own server
-            if answer.status == 200:
-                return
-        if time.monotonic() > over_s:
-            raise SystemExit(f"error: {url} did not answer within {patience_s:g} s")
-        time.sleep(0.2)
+            urllib.request.urlopen(url, timeout=5).close()  # noqa: S310 - our own server
+        except urllib.error.HTTPError:
+            return
+        except OSError:
+            time.sleep(0.2)
+        else:
+            return
+    raise SystemExit(f"error: {url} did not answer within {PATIENCE_S:g} s, or the run ended")
 
 
 if __name__ == "__main__":
     before_after()
-    page()
+    screenshots(HERE / "assets" / "page")

@@ -24,6 +24,7 @@ SMOOTH: Final = 7  # points of an outline that are averaged
 MARGIN: Final = 8  # fine pixels around the picture, so that outlines leave it
 SUBPIXEL: Final = 4  # bits
 HEAD: Final = (0.55, 0.7)  # half axes of what a face covers, in sides of its chip: its own feather lies within
+MOST_AXIS: Final = 1000  # cells: more covers everything, and no drawing overflows
 BESIDE: Final = 3.0  # how much farther away a face beside a cell counts than one above it
 CLEAR: Final = (0, 0, 0, 255)  # of a layer: no colour, all transparent
 GOLDEN: Final = (math.sqrt(5) - 1) / 2
@@ -109,8 +110,8 @@ def head(track: int, place: Place, size: tuple[int, int], grid: Silhouette) -> H
         track,
         min(grid.columns - 1, max(0, int(place.x * across))),
         min(grid.rows - 1, max(0, int(place.y * down))),
-        math.ceil(place.side * HEAD[0] * across),
-        math.ceil(place.side * HEAD[1] * down),
+        min(MOST_AXIS, math.ceil(place.side * HEAD[0] * across)),
+        min(MOST_AXIS, math.ceil(place.side * HEAD[1] * down)),
     )
 
 

@@ -16,12 +16,13 @@ import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
-from edgesan import log
+from edgesan import log, zones
 from edgesan.errors import ConfigError
 from edgesan.message import MOST_SIDE
+from edgesan.zones import MOST_ZONES, Zone
 
 logger = logging.getLogger(__name__)
 
@@ -39,15 +40,7 @@ TURNS = (0, 90, 180, 270)
 ROLES = ("both", "sanitize", "transmit")
 ORIGIN = re.compile(r"https?://(?:[0-9a-z._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 LEAST_TOKEN = 16  # characters, if other machines can connect
-
-
-class Zone(NamedTuple):
-    """A rectangle in fractions of the picture."""
-
-    x: float
-    y: float
-    width: float
-    height: float
+MOST_NAME = 64  # characters
 
 
 def option(default: Any, help: str, metavar: str | None = None) -> Any:  # noqa: A002 - argparse's own word
@@ -70,6 +63,7 @@ class Config:
         "where to send the stream: http[s]://HOST:PORT or a file (.mkv, .mp4, .mov); repeatable",
         "SINK",
     )
+    name: str = option("", "name of the camera, for its page and its status", "NAME")
     role: str = option(
         "both",
         "both processes, or one of them as a unit of its own: sanitize (no network) or transmit (no camera)",
@@ -92,7 +86,10 @@ class Config:
         None, "file of the still that `edgesan scene` makes (default: scene.png in the state folder)", "FILE"
     )
     zone: tuple[str, ...] = option(
-        (), "a rectangle that is always black: x,y,width,height as fractions of the frame; repeatable", "X,Y,W,H"
+        (),
+        "a part of the picture that is always black: a rectangle x,y,width,height or a polygon x,y,x,y,x,y[,...], as"
+        " fractions of the picture; repeatable",
+        "X,Y,W,H",
     )
     size: str | None = option(
         None, "picture size to ask the camera for, such as 640x480, after `rotate` (default: the camera's)", "WxH"
@@ -121,8 +118,8 @@ class Config:
     )
     state_dir: Path | None = option(
         None,
-        "folder of the record of model versions that have run (default: $STATE_DIRECTORY, $XDG_STATE_HOME/edgesan"
-        " or ~/.local/state/edgesan)",
+        "folder of what outlives a run: model versions, zones that were drawn, privacy (default: $STATE_DIRECTORY,"
+        " $XDG_STATE_HOME/edgesan or ~/.local/state/edgesan)",
         "FOLDER",
     )
     require_isolation: bool = option(False, "refuse to run if the kernel does not enforce every restriction")
@@ -200,7 +197,7 @@ class Config:
     @property
     def zones(self) -> tuple[Zone, ...]:
         """`zone` as numbers."""
-        return tuple(_zone(text) for text in self.zone)
+        return tuple(map(zones.of_text, self.zone))
 
 
 RANGES = {
@@ -241,10 +238,21 @@ def check(c: Config) -> None:
         if getattr(c, name) not in known:
             raise ConfigError(f"{name} is {getattr(c, name)!r}: choose one of {', '.join(map(str, known))}")
     check_safety(c)
-    for text in c.zone:
-        _zone(text)
+    check_zones_and_name(c)
     if c.role != "sanitize":  # which sends nothing to a network, and needs no secret
         check_sinks(c)
+
+
+def check_zones_and_name(c: Config) -> None:
+    """Refuse zones that close nothing, too many of them, and a name that no page can show.
+
+    Raises:
+        ConfigError: says which option is wrong.
+    """
+    if len(c.zones) > MOST_ZONES:
+        raise ConfigError(f"zone is given {len(c.zone)} times: at most {MOST_ZONES}")
+    if len(c.name) > MOST_NAME or not c.name.isprintable():
+        raise ConfigError(f"name is {c.name!r}: write at most {MOST_NAME} characters in one line")
 
 
 def check_safety(c: Config) -> None:
@@ -355,18 +363,6 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def _zone(text: str) -> Zone:
-    try:
-        x, y, width, height = (float(part) for part in text.split(","))
-    except ValueError as error:
-        raise ConfigError(
-            f"zone is {text!r}: write four numbers, x,y,width,height, as fractions of the frame"
-        ) from error
-    if not (0 <= x < 1 and 0 <= y < 1 and 0 < width <= 1 and 0 < height <= 1):
-        raise ConfigError(f"zone is {text!r}: each number is a fraction of the frame, within 0..1")
-    return Zone(x, y, width, height)
-
-
 def found(environment: Mapping[str, str]) -> Path | None:
     """Return the configuration file of the user ($XDG_CONFIG_HOME or ~/.config), or else the system's; None if none."""
     home = environment.get("HOME", "")
@@ -454,12 +450,19 @@ def board_token(config: Path) -> str:
 
 
 def typed(path: Path, table: dict[str, Any]) -> dict[str, Any]:
-    """Return the values of a TOML table as the types of the options.
+    """Return the values of a TOML table as the types of the options. Polygons of `zones` are added to those of `zone`.
 
     Raises:
         ConfigError: a key is unknown, or a value has the wrong type.
     """
-    return {key: _typed(path, key, value) for key, value in table.items()}
+    values = {key: _typed(path, key, value) for key, value in table.items() if key != "zones"}
+    if "zones" in table:
+        try:
+            polygons = tuple(zones.to_text(Zone(points)) for points in zones.points_of(table["zones"]))
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from error
+        values["zone"] = (*values.get("zone", ()), *polygons)
+    return values
 
 
 def _typed(path: Path, key: str, value: Any) -> Any:

@@ -10,9 +10,13 @@ from typing import Final, NamedTuple
 
 READY: Final = b"R"  # child: everything is open
 ALIVE: Final = b"A"  # child: a frame passed, or a second
+RESTING: Final = b"P"  # sanitize: privacy is on, and no frame is read; some times a second
+TURNED: Final = b"D"  # sanitize: the dial was turned; the payload is alpha, as text
 RECORD_VERSION: Final = b"V"  # sanitize: record this model version, JSON [name, version]
+RECORD_PRIVACY: Final = b"S"  # sanitize: privacy was switched on (1) or off (0)
+RECORD_ZONES: Final = b"Z"  # the zones that are drawn have changed, as `edgesan.zones.pack` writes them
 START: Final = b"G"  # parent: a transmit process is there to take frames
-RECORDED: Final = b"M"  # parent: the version is recorded
+RECORDED: Final = b"M"  # parent: it is recorded
 NOT_RECORDED: Final = b"E"  # parent: it cannot be recorded; the payload is the reason
 MAX_MESSAGE_BYTES: Final = 4096  # PIPE_BUF, pipe(7): the kernel writes so much in one piece
 

@@ -7,7 +7,8 @@ Numbers only, in a fixed layout, little-endian. No field can hold a picture, a p
              for each face, in rising order of tracks: track | x, y, side, roll | code
              a bit for each cell of the silhouette, row by row
     status   version, kind | the counters, in the order of `COUNTERS` | seconds since the start | frame rate | alpha |
-             latencies, in the order of `SPANS` | model | camera size | restrictions (`edgesan.isolation.pack`)
+             latencies, in the order of `SPANS` | model | camera size, 0x0 while none is open | whether privacy is on |
+             restrictions (`edgesan.isolation.pack`)
 
 A message has at most 2,048 bytes, so that one write to a pipe carries all of it (PIPE_BUF, pipe(7)). Only `pack` and
 `pack_status` make a message, and only `parse` reads one: it returns a frame or a status that needs no second check, or
@@ -21,7 +22,7 @@ from typing import Final
 
 from edgesan.errors import Reject
 
-VERSION: Final = 1
+VERSION: Final = 2
 FRAME: Final = 1
 STATUS: Final = 2
 MOST_BYTES: Final = 2048
@@ -47,7 +48,7 @@ encoded after the message (`FrameSanitizer.catch_up`).
 
 _HEAD: Final = struct.Struct("<BBBBIQIHHHIIBB")
 _FACE: Final = struct.Struct("<HHHHH")
-_STATUS: Final = struct.Struct(f"<BB{len(COUNTERS)}QdfH{3 * len(SPANS)}fIHHH")
+_STATUS: Final = struct.Struct(f"<BB{len(COUNTERS)}QdfH{3 * len(SPANS)}fIHHBH")
 MOST_RESULTS: Final = 128
 
 
@@ -111,9 +112,10 @@ class Status:
     alpha: float
     spans_ms: tuple[tuple[float, float, float], ...]  # in the order of SPANS: percentiles 50, 95, 99
     model: int
-    width: int
+    width: int  # 0, as the height, while no camera is open
     height: int
     results: bytes  # edgesan.isolation.pack
+    privacy: bool = False  # no camera is open, because the owner wants none to be
 
 
 def most_faces(code_bytes: int, cells: int = 0) -> int:
@@ -177,7 +179,7 @@ def pack_status(status: Status) -> bytes:
         head = _STATUS.pack(
             *(VERSION, STATUS, *status.counters, status.uptime_s, status.fps, round(status.alpha * ALPHA_STEPS)),
             *(value for span in status.spans_ms for value in span),
-            *(status.model, status.width, status.height, len(status.results)),
+            *(status.model, status.width, status.height, status.privacy, len(status.results)),
         )
     except (struct.error, ValueError, OverflowError) as error:
         raise Reject("message", f"a value does not fit its field ({error})") from error
@@ -245,7 +247,7 @@ def _status(content: bytes) -> Status:
         raise Reject("message", f"{len(content)} bytes; a status has at least {_STATUS.size}")
     _, _, *values = _STATUS.unpack_from(content)
     counters, values = values[: len(COUNTERS)], values[len(COUNTERS) :]
-    (uptime_s, fps, alpha), spans, (model, width, height, length) = values[:3], values[3:-4], values[-4:]
+    (uptime_s, fps, alpha), spans, (model, width, height, privacy, length) = values[:3], values[3:-5], values[-5:]
     results = content[_STATUS.size :]
     if length > MOST_RESULTS or len(results) != length:
         raise Reject("message", f"{len(results)} bytes follow the status; it says {length}, at most {MOST_RESULTS}")
@@ -253,5 +255,8 @@ def _status(content: bytes) -> Status:
         raise Reject("message", "a time or a rate is negative, infinite or no number")
     if not (width <= MOST_SIDE and height <= MOST_SIDE):
         raise Reject("message", f"a camera of {width}x{height}; each side has at most {MOST_SIDE} pixels")
+    if privacy > 1 or (privacy and (width or height)):
+        raise Reject("message", f"privacy is {privacy}, and a camera of {width}x{height} is open")
     triples = tuple((spans[i], spans[i + 1], spans[i + 2]) for i in range(0, len(spans), 3))
-    return Status(tuple(counters), uptime_s, fps, alpha / ALPHA_STEPS, triples, model, width, height, results)
+    facts = (model, width, height, results, privacy == 1)
+    return Status(tuple(counters), uptime_s, fps, alpha / ALPHA_STEPS, triples, *facts)

@@ -1,27 +1,59 @@
 """The loop of the sanitize process: capture, sanitize, send a message. An error costs one frame, or the process."""
 
 import json
+import logging
 import os
 import signal
 import time
+from collections.abc import Iterable
 from contextlib import ExitStack
 from types import FrameType
+from typing import Final, NamedTuple
 
 from edgesan import faces, isolation, message, sanitize, scene, status
 from edgesan.capture import open_source
 from edgesan.config import Config
-from edgesan.control import ALIVE, NOT_RECORDED, READY, RECORD_VERSION, RECORDED, START, ControlChannel
+from edgesan.control import (
+    ALIVE,
+    NOT_RECORDED,
+    READY,
+    RECORD_PRIVACY,
+    RECORD_VERSION,
+    RECORD_ZONES,
+    RECORDED,
+    RESTING,
+    START,
+    TURNED,
+    ControlChannel,
+)
 from edgesan.errors import ConfigError, EndOfStream, Reject, RollbackError
 from edgesan.isolation import IsolationClaim
 from edgesan.message import COUNTERS, SPANS, Status
 from edgesan.metrics import Metrics
 from edgesan.model import rollback
 from edgesan.model.load import Encoder, Verified, load_encoder
+from edgesan.request import Alpha, Privacy, Request, Zones
 from edgesan.silhouette import Silhouettes
+from edgesan.standing import NOTHING_SET, PRIVACY, Standing
 from edgesan.transmit.link import Pipes, Sender
+from edgesan.zones import Zone, pack
+
+logger = logging.getLogger(__name__)
+
+logger = logging.getLogger(__name__)
 
 FRAME_TIMEOUT_S = 2.0  # without a frame for so long, the camera counts as lost
 STATUS_NS = 500_000_000  # between two status messages
+
+
+class Past(NamedTuple):
+    """What was before a sanitize process."""
+
+    losses: int = 0  # how often the camera was lost
+    standing: Standing = NOTHING_SET  # what the owner has set
+
+
+NOTHING_YET: Final = Past()
 
 
 class Stop:
@@ -37,23 +69,21 @@ class Stop:
         self.asked = True
 
 
-def run(  # noqa: PLR0913, PLR0917 - the parent hands over all that this process cannot get by itself
+def run(
     config: Config,
     pipes: Pipes,
     control: ControlChannel,
     claims: list[IsolationClaim],
-    losses: int,
-    still: bytes | None = None,
+    past: Past = NOTHING_YET,
 ) -> None:
-    """Run until the frames or the file end, or a signal comes.
+    """Run until the frames or the file end, a signal comes, or privacy is switched on or off.
 
     Args:
         config: the options of the run; `frames` is what is left of them.
         pipes: the pipes to the transmit process.
         control: the channel to the parent.
         claims: the restrictions of this process; see `isolation.sanitize`.
-        losses: how often the camera was lost before.
-        still: the file's bytes of the scene; None: there is none.
+        past: what was before this process; where privacy is on, no camera is opened.
 
     Raises:
         CameraError: the camera cannot be opened, or is lost; the parent then starts another process.
@@ -62,8 +92,16 @@ def run(  # noqa: PLR0913, PLR0917 - the parent hands over all that this process
     stop = Stop()
     with ExitStack() as stack:
         encoder = load_encoder(config.model, config.threads, config.trusted_keys, allow_unsigned=config.allow_unsigned)
-        sanitizer = build(config, encoder, still=scene.decode(still) if still else None)
+        sanitizer = build(config, encoder, still=accepted(config, past.standing))
         hold_version(config, encoder, control)
+        sender, results = Sender(pipes), isolation.pack(claims)
+        owner = Owner(config, sanitizer, control, past.standing)
+        if owner.privacy:
+            rest(owner, sender, control, results, stop)
+            return
+        stack.callback(lambda: sender.send_status(owner.resting(results)) if owner.switched else None)  # once closed
+        if owner.switches(sender.requests()):  # asked for while the camera was lost
+            return
         source = open_source(config.camera, config.width_height, config.fps, config.rotate)
         stack.callback(source.close)
         isolation.limit_memory()
@@ -72,15 +110,14 @@ def run(  # noqa: PLR0913, PLR0917 - the parent hands over all that this process
         # A transmit process takes the frames from then on. If the parent is gone, a signal ends this process.
         control.wait_for(START)
 
-        sender, metrics, results = Sender(pipes), Metrics(), isolation.pack(claims)
-        metrics.count("camera_lost", losses)
+        metrics = Metrics()
+        metrics.count("camera_lost", past.losses)
         started_ns = time.monotonic_ns()
         status_due_ns, faces_now = started_ns, 0
         control.send(READY)
         while not stop.asked and config.frames != metrics.totals["sanitized"]:
-            for asked in sender.requested_alphas():
-                low, high = encoder.metadata.alpha_range
-                sanitizer.alpha = min(max(asked, low), high)
+            if owner.switches(sender.requests()):
+                break
             try:
                 with source.frame(FRAME_TIMEOUT_S) as raw:
                     metrics.count("captured")
@@ -104,6 +141,87 @@ def run(  # noqa: PLR0913, PLR0917 - the parent hands over all that this process
                 alpha = sanitizer.alpha
                 sender.send_status(Status(counters, uptime_s, fps, alpha, spans, encoder.id, width, height, results))
                 status_due_ns = now_ns + STATUS_NS
+
+
+def accepted(config: Config, standing: Standing) -> scene.Still | None:
+    """Return the still in force; None, and a line in the log, where the run waits for one.
+
+    Raises:
+        ConfigError: the still is damaged.
+    """
+    if standing.still:
+        return scene.decode(standing.still)
+    if config.background == "scene":
+        logger.info("no still is accepted yet, so faces are shown on a flat colour: see `edgesan scene`")
+    return None
+
+
+class Owner:
+    """Does what the owner asks for, through the process that serves the network."""
+
+    def __init__(
+        self, config: Config, sanitizer: sanitize.FrameSanitizer, control: ControlChannel, standing: Standing
+    ) -> None:
+        self._config, self._sanitizer, self._control = config, sanitizer, control
+        self._before = self.privacy = standing.privacy
+        self._draw(standing.zones)
+        if standing.alpha is not None:
+            self._turn(standing.alpha)
+
+    @property
+    def switched(self) -> bool:
+        """Whether privacy was switched, so that this process must end: the next one opens the camera, or does not."""
+        return self.privacy != self._before
+
+    def switches(self, requests: Iterable[Request]) -> bool:
+        """Do what is asked for, until privacy is switched: return whether it was."""
+        for asked in requests:
+            match asked:
+                case Alpha(alpha):
+                    self._turn(alpha)
+                    self._control.send(TURNED, repr(self._sanitizer.alpha).encode())
+                case Zones(zones):
+                    self._draw(zones)
+                    if self._config.role == "sanitize":  # else the other process has them recorded
+                        self._record(RECORD_ZONES, pack(zones))
+                case Privacy(on) if on != self.privacy:
+                    # The camera is closed in any case, and opened only if that outlives a power cut.
+                    if self._record(RECORD_PRIVACY, b"1" if on else b"0") or on:
+                        self.privacy = on
+                        break  # the parent ends this process; the next one does the rest
+        return self.switched
+
+    def _turn(self, alpha: float) -> None:
+        low, high = self._sanitizer.encoder.metadata.alpha_range
+        self._sanitizer.alpha = min(max(alpha, low), high)
+
+    def _draw(self, zones: tuple[Zone, ...]) -> None:
+        """Let these be the zones beside those of the configuration, from the next frame on."""
+        self._sanitizer.draw((*self._config.zones, *zones))
+
+    def _record(self, kind: bytes, payload: bytes) -> bool:
+        """Have the parent record it, which says if it cannot."""
+        self._control.send(kind, payload)
+        return self._control.wait_for(RECORDED, NOT_RECORDED).kind == RECORDED
+
+    def resting(self, results: bytes, uptime_s: float = 0.0) -> Status:
+        """Return the status of a process that has no camera open."""
+        nothing = ((0.0, 0.0, 0.0),) * len(SPANS)
+        model, alpha = self._sanitizer.encoder.id, self._sanitizer.alpha
+        return Status((0,) * len(COUNTERS), uptime_s, 0.0, alpha, nothing, model, 0, 0, results, self.privacy)
+
+
+def rest(owner: Owner, sender: Sender, control: ControlChannel, results: bytes, stop: Stop) -> None:
+    """Keep the camera closed until privacy is switched off, or a signal comes."""
+    logger.warning("%s", PRIVACY)
+    control.wait_for(START)
+    control.send(READY)
+    started_s = time.monotonic()
+    while not (stop.asked or owner.switched):
+        sender.send_status(owner.resting(results, time.monotonic() - started_s))
+        control.send(RESTING)
+        owner.switches(sender.requests(STATUS_NS / 1e9))
+    sender.send_status(owner.resting(results))
 
 
 def build(

@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgesan.canvas import CLEAR, Canvas, lay
-from edgesan.config import Zone
 from edgesan.errors import Reject
 from edgesan.faces import CHIP
 from edgesan.frames import SWIFT_NS, Pixels, SanitizedFrame, Stamps
 from edgesan.message import MOST_FACES, FaceCode, Latents, Place
 from edgesan.model.load import Decoder
 from edgesan.scene import Still
+from edgesan.zones import Zone, mask
 
 FEATHER: Final = 8.0  # pixels over which a chip fades into the canvas
 OVAL: Final = (55.0, 62.0)  # half axes of the painted part of a chip, in pixels; the chip's edge cuts it off
@@ -128,7 +128,8 @@ class Renderer:
             clock: CLOCK_MONOTONIC in ns.
             fades: whether faces fade in and out, where frames follow each other fast.
         """
-        self.decoder, self._zones, self._clock, self._fades = decoder, zones, clock, fades
+        self.decoder, self.zones, self._clock, self._fades = decoder, tuple(zones), clock, fades
+        self._open: tuple[tuple[Zone, ...], Pixels] | None = None  # what lies in no zone, 255 there
         self._canvas = Canvas(still)
         self._painted: dict[int, Painted] = {}
         self._born_ns: dict[int, int] = {}  # when each track was there first
@@ -178,8 +179,7 @@ class Renderer:
             canvas = self._canvas((latents.width, latents.height), latents.scene, latents.silhouette, faces)
         for each in self._shown:
             paint(canvas, each.chip, each.place, each.opacity)
-        for zone in self._zones:
-            blacken(canvas, zone)
+        self._blacken(canvas)
         self.paint_ns = self._clock() - began_ns
         return SanitizedFrame._create(canvas, Stamps(latents.number, latents.captured_ns, len(latents.faces)))
 
@@ -217,6 +217,15 @@ class Renderer:
         """
         self._decode(self._late)
         self._late = []
+
+    def _blacken(self, canvas: Pixels) -> None:
+        """Paint all zones black, rounded outwards. `zones` may have changed."""
+        if not self.zones:
+            return
+        if self._open is None or self._open[0] != self.zones or self._open[1].shape != canvas.shape:
+            touched = mask(self.zones, canvas.shape[1], canvas.shape[0])
+            self._open = self.zones, np.repeat(np.where(touched, 0, 255).astype(np.uint8)[..., None], 3, 2)
+        cv2.bitwise_and(canvas, self._open[1], dst=canvas)
 
     def _decode(self, news: list[FaceCode]) -> None:
         """Decode the codes of these faces."""
@@ -262,13 +271,6 @@ def to_frame(place: Place) -> NDArray[np.float64]:
     return np.array(
         [[cos, -sin, place.x - (cos - sin) * middle], [sin, cos, place.y - (sin + cos) * middle]], np.float64
     )
-
-
-def blacken(canvas: Pixels, zone: Zone) -> None:
-    """Paint a zone black, rounded outwards."""
-    height, width = canvas.shape[:2]
-    rows = slice(int(zone.y * height), math.ceil((zone.y + zone.height) * height))
-    canvas[rows, int(zone.x * width) : math.ceil((zone.x + zone.width) * width)] = 0
 
 
 def slate(text: str, size: tuple[int, int], number: int, now_ns: int) -> SanitizedFrame:

@@ -10,18 +10,18 @@ longest first.
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final
 
 import numpy as np
 
 from edgesan import faces, message, noise
-from edgesan.config import Zone
 from edgesan.frames import SWIFT_NS, RawFrame
 from edgesan.message import PLAIN, FaceCode, Latents, Place, Silhouette
 from edgesan.model.load import Encoder
 from edgesan.silhouette import Silhouettes
+from edgesan.zones import Zone, contain
 
 MOST_ENCODED: Final = 2  # faces encoded in one frame
 REST_NS: Final = 1_000_000_000  # for which the detector rests at most, while nothing differs from the scene
@@ -77,6 +77,12 @@ class FrameSanitizer:
             self._alpha, self._turned = message.grid_alpha(alpha), True
             for track in self.tracker.tracks:
                 track.code = b""
+
+    def draw(self, zones: tuple[Zone, ...]) -> None:
+        """Let neither a face nor a bit of these zones leave, from the next frame on."""
+        self.settings = replace(self.settings, zones=zones)
+        if self.silhouettes:
+            self.silhouettes.draw(zones)
 
     def forget(self) -> None:
         """Forget all faces: the next frame has nothing to do with the ones before."""
@@ -163,10 +169,7 @@ class FrameSanitizer:
             track: place
             for track, place in places.items()
             if message.fits(place, width, height)
-            and not any(
-                zone.x <= place.x / width <= zone.x + zone.width and zone.y <= place.y / height <= zone.y + zone.height
-                for zone in self.settings.zones
-            )
+            and not contain(self.settings.zones, place.x / width, place.y / height)
         }
         largest = sorted(inside, key=lambda track: inside[track].side, reverse=True)
         cells = self.silhouettes.cells if self.silhouettes else 0

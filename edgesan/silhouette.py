@@ -15,10 +15,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edgesan.config import Zone
 from edgesan.frames import Pixels
 from edgesan.message import MOST_CELLS, Silhouette
 from edgesan.scene import Still
+from edgesan.zones import Zone, mask
 
 COLUMNS: Final = 48  # cells from left to right; rows follow from the still's aspect
 CELL: Final = 4  # pixels of the working copy along a side of a cell
@@ -68,12 +68,17 @@ class Silhouettes:
         self.columns, self.rows = grid(width, height, columns)
         self._aspect = width / height
         self._size = (self.columns * CELL, self.rows * CELL)
-        self._zones = zone_cells(zones, self.columns, self.rows)
+        self.draw(zones)
         self._bare = cv2.LUT(shrink(still.pixels, self._size), LOG).astype(np.int16)
         self._gain = np.zeros(3, np.int16)  # of the whole picture, in units
         self._local = np.zeros((*GRID, 3), np.int16)
         self._expect()
         self.forget()
+
+    def draw(self, zones: Sequence[Zone]) -> None:
+        """Let no bit of these zones leave, from the next frame on."""
+        self._zones: Cells = mask(zones, self.columns, self.rows)
+        self._due_ns = 0  # what was found before holds bits of them
 
     def forget(self) -> None:
         """Forget what differed: the next frame has nothing to do with the ones before."""
@@ -104,8 +109,7 @@ class Silhouettes:
             return None
         logs = np.asarray(cv2.LUT(shrink(pixels, self._size), LOG), np.uint8)
         self._fit_light(logs, now_ns)
-        off = np.asarray(cv2.subtract(logs, self._expected, dtype=cv2.CV_16S), np.int16)
-        found = difference(off, (self.columns, self.rows))
+        found = self._differs(logs)
         on = ((found > HIGH) | (self._on & (found > LOW))) & ~self._zones
         held = self._found is not None
         share = int(np.count_nonzero(on)) / max(1, int(np.count_nonzero(~self._zones)))
@@ -128,6 +132,11 @@ class Silhouettes:
             solid = np.asarray(cv2.dilate(solid, SQUARE), np.uint8)
             solid[self._zones] = 0
         return Silhouette(self.columns, self.rows, np.packbits(solid).tobytes())
+
+    def _differs(self, logs: Pixels) -> NDArray[np.uint8]:
+        """Return how much each cell differs in the light of now, uint8 [rows, columns] in units."""
+        off = np.asarray(cv2.subtract(logs, self._expected, dtype=cv2.CV_16S), np.int16)
+        return difference(off, (self.columns, self.rows))
 
     # --- light --------------------------------------------------------------------------------------------------------
 
@@ -154,7 +163,7 @@ class Silhouettes:
             off -= step
         if now_ns >= self._local_due_ns or self._local_due_ns - now_ns > LOCAL_NS:
             self._local_due_ns = now_ns + LOCAL_NS
-            changed = self._fit_parts(off, sure) or changed
+            changed = self._fit_parts(logs, off, sure) or changed
         if self._local.any():
             changed = self._level_parts(logs[middle].astype(np.int16) - self._bare[middle] - self._gain, off) or changed
         if changed:
@@ -175,9 +184,13 @@ class Silhouettes:
             for j in range(columns)
         ]
 
-    def _fit_parts(self, off: NDArray[np.int16], sure: Cells) -> bool:
-        """Move each local gain by a step if its part agrees more then; return whether one has moved."""
-        changed = False
+    def _fit_parts(self, logs: Pixels, off: NDArray[np.int16], sure: Cells) -> bool:
+        """Move each local gain by a step if its part agrees more then; return whether one has moved.
+
+        Where a step lets more cells differ than before, it is taken back: a part with a large shadow agrees with less
+        light, but the rest of it does not.
+        """
+        before, changed = self._local.copy(), False
         for part, cells in self._parts():
             known = sure[cells]
             if np.count_nonzero(known) <= LEAST_SHARE * known.size:
@@ -187,6 +200,13 @@ class Silhouettes:
             if steps.any() and _agreement(off[cells] - steps, known) > _agreement(off[cells], known) + 0.05:
                 self._local[part] = local + np.clip(steps, -GAIN, GAIN)
                 changed = True
+        if changed:
+            differed = self._differs(logs) > LOW
+            self._expect()
+            differs = self._differs(logs) > LOW
+            for part, cells in self._parts():
+                if np.count_nonzero(differs[cells]) > np.count_nonzero(differed[cells]):
+                    self._local[part] = before[part]
         return changed
 
     def _level_parts(self, level: NDArray[np.int16], off: NDArray[np.int16]) -> bool:
@@ -240,15 +260,6 @@ def grid(width: int, height: int, columns: int = COLUMNS) -> tuple[int, int]:
     """Return columns and rows of nearly square cells for a picture, no more than a message carries."""
     columns = max(1, min(columns, 255, round((MOST_CELLS * width / height) ** 0.5)))
     return columns, max(1, min(round(columns * height / width), 255, MOST_CELLS // columns))
-
-
-def zone_cells(zones: Sequence[Zone], columns: int, rows: int) -> Cells:
-    """Return which cells a zone touches, bool [rows, columns]."""
-    touched = np.zeros((rows, columns), bool)
-    for zone in zones:
-        down = slice(int(zone.y * rows), int(np.ceil((zone.y + zone.height) * rows)))
-        touched[down, int(zone.x * columns) : int(np.ceil((zone.x + zone.width) * columns))] = True
-    return touched
 
 
 def shrink(pixels: Pixels, size: tuple[int, int]) -> Pixels:

@@ -21,6 +21,8 @@ class Transmission:
     metrics: dict[str, Any]  # `Metrics.summary`
     wall: dict[str, float]  # bytes and messages from the sanitize process
     fresh: bool  # whether the newest frame is a live one
+    links: list[dict[str, str]]  # what the server offers: kind and url
+    zones: int  # how many are closed
     scene: dict[str, Any]  # whether a still is in force, its number, and whether most of the picture differs from it
 
 
@@ -34,16 +36,22 @@ def report(config: Config, model: Verified, status: Status | None, transmission:
         transmission: the share of the transmit process.
     """
     claims, own = transmission.claims, transmission.metrics
+    both = [*(isolation.unpack(status.results) if status else ()), *claims]
     common = {
         "version": __version__,
+        "name": config.name,
         "background": config.background,
         "scene": transmission.scene,
         "wall": transmission.wall,
-        "warnings": warnings(config, model),
+        "links": transmission.links,
+        "zones": transmission.zones,
+        "warnings": [*isolation.warnings(both), *warnings(config, model)],
+        "isolation": isolation.report(both),
+        "privacy": status is not None and status.privacy,
+        "faces": None,
     }
     if status is None:
-        return common | {"camera_up": False, "isolation": isolation.report(claims), "totals": {}, "ms": {}}
-    both = [*isolation.unpack(status.results), *claims]
+        return common | {"camera_up": False, "totals": {}, "ms": {}}
     counters = dict(zip(COUNTERS, status.counters, strict=True))
     faces_now = counters.pop("faces_now")
     spans = {
@@ -59,17 +67,17 @@ def report(config: Config, model: Verified, status: Status | None, transmission:
         "utility": facts.utility,
         "alpha_range": facts.alpha_range,
         "measured": facts.strongest_attack,
+        "audited": facts.audited,
         "signature": str(model.signer or "unsigned"),
     }
     return common | {
         "camera": config.camera_name,
         "size": [status.width, status.height],
-        "camera_up": transmission.fresh,
+        "camera_up": transmission.fresh and not status.privacy,
         **({"model": described} if status.model == model.id else {}),
         "alpha": round(status.alpha, 4),
-        "faces": faces_now,
+        "faces": faces_now if transmission.fresh and not status.privacy else None,
         "uptime_s": round(status.uptime_s, 1),
-        "isolation": isolation.report(both),
         "fps": round(status.fps, 1),
         "totals": counters | own["totals"],
         "ms": spans | own["ms"],

@@ -1,13 +1,14 @@
 """`edgesan run`: the parent process, which starts the two others and does what they are not allowed to do.
 
-    parent     the process that the user started: handles signals, notifies systemd, records versions, creates files.
-               It never opens a camera, and serves nothing.
+    parent     the process that the user started: handles signals, notifies systemd, creates files, records versions
+               and what the owner sets. It never opens a camera, and serves nothing.
     sanitize   has the camera, and no network: `edgesan.pipeline`
     transmit   has the network, and no camera: `edgesan.transmit.process`
 
 Both are forked before any library that starts threads is loaded. What fails is started again: a lost camera ends the
-sanitize process, and the next one opens the camera in a new sandbox; a transmit process that was killed costs its
-viewers a second. A failure that a new start cannot cure ends the run with its exit code.
+sanitize process, and the next one opens the camera in a new sandbox; so does privacy, with which the next one opens
+none. A transmit process that was killed costs its viewers a second. A failure that a new start cannot cure ends the run
+with its exit code.
 
 With `--role sanitize` or `--role transmit` the parent has one child, and the two units meet at a Unix socket
 (`edgesan.transmit.unit`).
@@ -28,9 +29,21 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from edgesan import isolation, scene
+from edgesan import isolation, scene, standing, zones
 from edgesan.config import Config
-from edgesan.control import ALIVE, NOT_RECORDED, READY, RECORD_VERSION, RECORDED, START, ControlChannel
+from edgesan.control import (
+    ALIVE,
+    NOT_RECORDED,
+    READY,
+    RECORD_PRIVACY,
+    RECORD_VERSION,
+    RECORD_ZONES,
+    RECORDED,
+    RESTING,
+    START,
+    TURNED,
+    ControlChannel,
+)
 from edgesan.errors import CameraError, ConfigError, EdgesanError, SinkError
 from edgesan.model import rollback
 from edgesan.transmit import process, sinks
@@ -49,16 +62,17 @@ STOP_SANITIZE_S: Final = 1.0  # a driver that hangs must not delay Ctrl-C
 STOP_S: Final = 0.7  # for the streams to end
 STOP_FILES_S: Final = 5.0  # for files to be finished, also on a busy machine
 ALIVE_S: Final = 0.5  # between two notifications to systemd
+RECORD_S: Final = 0.5  # between two records of zones
 MOST_NAME: Final = 500  # characters of a model name that is recorded
 LOG_BURST: Final = 16384  # bytes of text that the sanitize process may print at once: a traceback
 LOG_RATE: Final = 256  # bytes a second, for longer
 # What SIGHUP changes, by the process that starts again for it.
-FIXED: Final = frozenset({"role", "socket", "frames", "duration"})
+FIXED: Final = frozenset({"role", "socket", "frames", "duration", "state_dir"})
 OF_BOTH: Final = frozenset(
     {"model", "threads", "trusted_keys", "allow_unsigned", "zone", "background", "scene"}
     | {"require_isolation", "allow_rollback", "camera", "fps", "log_level", "log_format"}
 )
-OF_TRANSMIT: Final = OF_BOTH | {"out", "token", "tls_cert", "tls_key", "embed_from"}
+OF_TRANSMIT: Final = OF_BOTH | {"out", "token", "tls_cert", "tls_key", "embed_from", "name"}
 OF_SANITIZE: Final = frozenset(f.name for f in fields(Config)) - FIXED - (OF_TRANSMIT - OF_BOTH)
 
 
@@ -116,6 +130,7 @@ class Child:
     started_s: float
     ready: bool = False
     recorded: bool = False  # whether it has had its version recorded
+    privacy: bool = False  # at its start: whether it was to open no camera
     code: int | None = None
 
     def is_alive(self) -> bool:
@@ -158,10 +173,13 @@ class Supervisor:
             config: its options.
             watchdog: the service manager's.
             reload: reads the options again, after SIGHUP.
+
+        Raises:
+            ConfigError: what the owner has set cannot be read, or the units cannot meet.
         """
         self._config, self._watchdog, self._pid = config, watchdog, os.getpid()
         self._reload, self._hung_up = reload, False
-        self._still = scene.of_run(config)  # for both children, so that they mean the same one
+        self._standing = standing.read(self._folder)._replace(still=scene.of_run(config))
         self._pipes: Pipes | None = None if config.role == "transmit" else Pipes.make()
         self._listener = UnitListener(config.socket) if config.role == "sanitize" else None
         self._client = UnitClient(config.socket) if config.role == "transmit" else None
@@ -174,6 +192,7 @@ class Supervisor:
         # Closing its terminal ends a run; a service has none, and reads its configuration again.
         self._has_terminal = os.isatty(0)
         self._frames, self._losses, self._tries, self._reloaded = 0, 0, 0, False
+        self._zones_due_s = 0.0
         self._sanitize_due_s = self._transmit_due_s = self._alive_s = 0.0
         self._began_s: float | None = None  # when everything was ready for the first time
 
@@ -242,7 +261,7 @@ class Supervisor:
         if pid:
             logger.debug("started the %s process, number %d", name, pid)
             theirs.close()
-            return Child(name, pid, ours, time.monotonic())
+            return Child(name, pid, ours, time.monotonic(), privacy=self._standing.privacy)
         code = 1
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -282,7 +301,7 @@ class Supervisor:
         c = self._config
         from edgesan.model.signing import signature_path
 
-        reads = [c.model, signature_path(c.model), rollback.state_folder(c.state_dir, os.environ), *c.camera_files]
+        reads = [c.model, signature_path(c.model), self._folder, *c.camera_files]
         devices = isolation.camera_nodes() if c.camera.startswith("picamera") else c.camera_nodes
         claims = isolation.sanitize(reads, devices=devices, network=c.camera_is_url)
         if c.require_isolation:
@@ -290,7 +309,7 @@ class Supervisor:
         from edgesan import pipeline
 
         left = c if c.frames is None else replace(c, frames=c.frames - self._frames)
-        pipeline.run(left, pipes, control, claims, self._losses, self._still)
+        pipeline.run(left, pipes, control, claims, pipeline.Past(self._losses, self._standing))
         return 0
 
     def _run_transmit(self, files: list[OutputFile], channel: socket.socket, control: ControlChannel) -> int:
@@ -301,7 +320,7 @@ class Supervisor:
             self._channel.close()
         if self._pipes:
             self._pipes.close()  # it receives them by the channel
-        return process.run(self._config, files, channel, control, self._still)
+        return process.run(self._config, files, channel, control, self._standing)
 
     def _end_with_parent(self, number: int) -> None:
         """Have this signal sent when the parent ends, or at once if it has ended."""
@@ -329,9 +348,8 @@ class Supervisor:
         """Handle the messages of a child."""
         while (message := child.control.receive()) is not None and message.kind:
             kind, payload = message
-            if kind == RECORD_VERSION and child is self._sanitize and not child.recorded:
-                child.recorded = True  # once, before it opens the camera: no picture can get into the record
-                self._record_version(child, payload)
+            if kind in (RECORD_VERSION, RECORD_PRIVACY, RECORD_ZONES, TURNED):
+                self._keep(child, kind, payload)
             elif kind == READY and not child.ready:
                 child.ready = True
                 if child is self._transmit and self._sanitize:
@@ -339,9 +357,9 @@ class Supervisor:
                 if all(each.ready for each in self._children()) and self._began_s is None:
                     self._began_s = time.monotonic()
                     self._watchdog.ready()
-            elif kind == ALIVE:
+            elif kind in (ALIVE, RESTING):
                 if child is self._sanitize:
-                    self._frames, self._tries = self._frames + 1, 0
+                    self._frames, self._tries = self._frames + (kind == ALIVE), 0
                 if child is self._sanitize or self._pipes is None:
                     self._notify_alive()
 
@@ -351,23 +369,71 @@ class Supervisor:
             self._alive_s = time.monotonic()
             self._watchdog.alive()
 
+    def _keep(self, child: Child, kind: bytes, payload: bytes) -> None:
+        """Keep something for a child, which may write nothing, and for the one after it."""
+        if kind == RECORD_VERSION and child is self._sanitize and not child.recorded:
+            child.recorded = True  # once, before it opens the camera: no picture can get into the record
+            self._record_version(child, payload)
+        elif kind == RECORD_PRIVACY and child is self._sanitize:
+            self._switch(child, on=payload != b"0")
+        elif kind == RECORD_ZONES and (child is self._transmit or self._config.role == "sanitize"):
+            self._record_zones(child, payload)  # of the process that sees the camera only if there is no other
+        elif kind == TURNED and child is self._sanitize:
+            with suppress(ValueError):
+                alpha = float(payload)
+                self._standing = self._standing._replace(alpha=alpha if 0 <= alpha <= 1 else None)
+
     def _record_version(self, child: Child, payload: bytes) -> None:
         """Record that a version runs, for the sanitize process, which may write nothing."""
         try:
             name, version = json.loads(payload)
-            folder = rollback.state_folder(self._config.state_dir, os.environ)
             named = isinstance(name, str) and name.isprintable() and 0 < len(name) <= MOST_NAME
             if not (named and type(version) is int and 0 < version < 2**53):
                 raise ConfigError(
                     f"cannot record the version {payload!r}: expected a model name and a whole number from 1"
                 )
-            rollback.remember(folder, name, version)
+            rollback.remember(self._folder, name, version)
         except EdgesanError as error:
             child.control.send(NOT_RECORDED, str(error).encode())
         except ValueError:
             child.control.send(NOT_RECORDED, b"the model version did not arrive as JSON: start edgesan again")
         else:
             child.control.send(RECORDED)
+
+    def _switch(self, child: Child, *, on: bool) -> None:
+        """Record that privacy is on or off. On holds also where it cannot be recorded, and off does not."""
+        try:
+            if on != self._standing.privacy:
+                standing.record_privacy(self._folder, on=on)
+        except ConfigError as error:
+            outcome = "the camera is closed, but it is opened at the next start" if on else "the camera stays closed"
+            logger.error("%s: %s", outcome, error)
+            child.control.send(NOT_RECORDED)
+            self._standing = self._standing._replace(privacy=True)
+        else:
+            child.control.send(RECORDED)
+            self._standing = self._standing._replace(privacy=on)
+
+    def _record_zones(self, child: Child, payload: bytes) -> None:
+        """Record the zones that are drawn. Not more often than a disk bears: a process may have been taken over."""
+        now_s = time.monotonic()
+        try:
+            drawn = zones.parse(payload)
+            self._standing = self._standing._replace(zones=drawn)
+            if now_s < self._zones_due_s:
+                raise ConfigError("they changed a moment ago: ask again")
+            self._zones_due_s = now_s + RECORD_S
+            standing.record_zones(self._folder, drawn)
+        except ConfigError as error:
+            logger.error("the zones that were drawn hold until the end of this run: %s", error)
+            child.control.send(NOT_RECORDED, str(error).encode())
+        else:
+            child.control.send(RECORDED)
+
+    @property
+    def _folder(self) -> Path:
+        """The folder of what outlives a run."""
+        return rollback.state_folder(self._config.state_dir, os.environ, transmits=self._config.role == "transmit")
 
     def _exchange_pipes(self) -> None:
         """With units: accept the transmit unit, or connect to the sanitize unit."""
@@ -398,16 +464,15 @@ class Supervisor:
         if fixed:
             logger.warning("%s changed: this takes effect at the next start", ", ".join(fixed))
         self._config = replace(new, **{name: getattr(old, name) for name in FIXED})
-        if still != self._still:
-            self._still = still
+        if "alpha" in changed:
+            self._standing = self._standing._replace(alpha=None)
+        if still != self._standing.still:
+            self._standing = self._standing._replace(still=still)
             changed.add("scene")
         renewed = changed & OF_TRANSMIT or (new.tls_cert and self._transmit)  # a certificate has a new content at times
         logger.info("the configuration was read again; changed: %s", ", ".join(sorted(changed - FIXED)) or "nothing")
         if self._sanitize and changed & OF_SANITIZE:
-            self._sanitize.end(STOP_SANITIZE_S)
-            self._sanitize.control.close()
-            self._sanitize, self._sanitize_due_s = None, 0.0
-            self._close_log()
+            self._renew(self._sanitize)
         if self._transmit and renewed:
             self._transmit.end(STOP_FILES_S if self._files else STOP_S)
             self._transmit.control.close()
@@ -417,6 +482,14 @@ class Supervisor:
             self._transmit, self._transmit_due_s = None, 0.0
             if self._client:
                 self._client.leave()
+
+    def _renew(self, sanitize: Child) -> None:
+        """End the sanitize process, and let the next one begin at once."""
+        self._reloaded = True
+        sanitize.end(STOP_SANITIZE_S)
+        sanitize.control.close()
+        self._sanitize, self._sanitize_due_s = None, 0.0
+        self._close_log()
 
     # --- ending -------------------------------------------------------------------------------------------------------
 
@@ -436,6 +509,9 @@ class Supervisor:
                 raise Ended(1)
         if self._transmit and not self._transmit.is_alive():
             self._transmit_ended(self._transmit)
+        if self._sanitize and self._sanitize.privacy != self._standing.privacy:
+            logger.info("privacy is switched %s", "on" if self._standing.privacy else "off")
+            self._renew(self._sanitize)
         if self._sanitize and not self._sanitize.is_alive():
             self._receive(self._sanitize)
             self._sanitize_ended(self._sanitize)

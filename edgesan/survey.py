@@ -19,10 +19,11 @@ from tqdm import tqdm
 from edgesan import faces
 from edgesan.canvas import PLAIN
 from edgesan.capture import open_source
-from edgesan.config import Config, Zone
+from edgesan.config import Config
 from edgesan.errors import CameraError, EndOfStream
 from edgesan.frames import Pixels
-from edgesan.silhouette import CELL, grid, shrink, zone_cells
+from edgesan.silhouette import CELL, grid, shrink
+from edgesan.zones import Zone, mask
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ class Survey:
     def _zone_pixels(self, pixels: Pixels) -> NDArray[np.bool_]:
         """Return which pixels of a picture a zone touches, bool [height, width]."""
         height, width = pixels.shape[:2]
-        return zone_cells(self._zones, width, height)
+        return mask(self._zones, width, height)
 
     def _refuse_movement(self) -> None:
         """Compare each frame with the median of all, but for its light as a whole.

@@ -9,6 +9,7 @@ import argparse
 import random
 import sys
 import time
+from collections.abc import Callable
 from typing import Final
 
 from edgesan import message
@@ -16,6 +17,8 @@ from edgesan.errors import Reject
 from edgesan.message import COUNTERS, SPANS, FaceCode, Latents, Place, Silhouette, Status
 
 BYTES: Final = (0, 1, 2, 3, 15, 16, 17, 64, 127, 128, 129, 254, 255)
+Case = Callable[[int, int], bytes]
+Verdict = Callable[[bytes], str]
 HEAD: Final = 36  # bytes before the faces, where a change hits more often
 
 
@@ -108,7 +111,7 @@ def verdict(content: bytes) -> str:
     return "parsed"
 
 
-def run(seed: int, cases: int) -> dict[str, int]:
+def run(seed: int, cases: int, case: Case = case, verdict: Verdict = verdict) -> dict[str, int]:
     """How often each verdict came."""
     started, counts = time.monotonic(), {"refused": 0, "parsed": 0}
     for number in range(cases):
@@ -122,8 +125,8 @@ def run(seed: int, cases: int) -> dict[str, int]:
     return counts
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(text: str | None = __doc__, case: Case = case, verdict: Verdict = verdict) -> int:
+    parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", type=int, help="try this case alone")
@@ -131,7 +134,7 @@ def main() -> int:
     if arguments.only is not None:
         print(verdict(case(arguments.seed, arguments.only)))
     else:
-        print(run(arguments.seed, arguments.cases))
+        print(run(arguments.seed, arguments.cases, case, verdict))
     return 0
 
 

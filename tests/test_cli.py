@@ -21,6 +21,7 @@ from edgesan import __version__
 from edgesan.cli import parser, verb_parsers
 from edgesan.config import DEMO_MODEL, Config, found, load
 from edgesan.errors import ConfigError
+from edgesan.zones import Zone
 from tests.capture.webcam import Webcam
 from tests.support import CLIP, COMMAND, ROOT, Running, child, free_port, run
 
@@ -290,6 +291,7 @@ def test_every_option_is_on_the_command_line_and_in_the_file_and_none_switches_t
         "allow_rollback",
         "require_isolation",
         "embed_from",
+        "name",
         "log_level",
         "log_format",
         "role",
@@ -306,8 +308,20 @@ def test_a_configuration_file_has_the_same_names(tmp_path: Path) -> None:
     path.write_text('camera = "demo"\nalpha = 1\nout = ["a.mkv"]\nzone = ["0,0,0.5,1"]\nmodel = "m.onnx"\n')
     config = load(path, {"alpha": 0.25})
     assert (config.camera, config.alpha, config.out) == ("demo", 0.25, ("a.mkv",))
-    assert config.zones == ((0.0, 0.0, 0.5, 1.0),)
+    assert config.zones == (Zone(((0.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.0, 1.0))),)
     assert config.model == Path("m.onnx")
+
+
+def test_a_polygon_is_a_zone_beside_the_rectangles_on_the_command_line_and_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "edgesan.toml"
+    path.write_text(
+        'zones = [[[0, 0], [0.5, 0], [0.5, 1]], [[0, 0.1], [0.3, 1], [1, 1], [1, 0]]]\nzone = "0.5,0,0.9,1"\n'
+    )
+    first, second, third = load(path, {}).zones
+    assert first == Zone.rectangle(0.5, 0, 0.5, 1), "what lies beyond the picture is cut off"
+    assert second.points == ((0, 0), (0.5, 0), (0.5, 1))
+    assert third.points == ((0, 0.1), (0.3, 1), (1, 1), (1, 0))
+    assert load(path, {"zone": ("0,0,0.5,0,0.5,1",)}).zones == (second,), "the command line overrides the file"
 
 
 @pytest.mark.parametrize(
@@ -322,7 +336,18 @@ def test_a_configuration_file_has_the_same_names(tmp_path: Path) -> None:
         ("frames = 0", "at least 1"),
         ("out = []", "out is empty"),
         ("out = [1]", "wrong type"),
-        ('zone = ["1,2"]', "four numbers"),
+        ('zone = ["1,2"]', "x,y,width,height of a rectangle"),
+        ('zone = ["0,0,1,1,0"]', "5 numbers"),
+        ('zone = ["0,0,1,1,0.5,2"]', "within 0..1"),
+        ('zone = ["0,0,0.5,0,1,0"]', "closes nothing"),
+        ('zone = ["0,0,1,x"]', "write numbers"),
+        ("zones = [[[0, 0], [1, 1]]]", "2 points"),
+        ("zones = [[0, 0]]", "a list of polygons"),
+        ("zones = 3", "a list of polygons"),
+        (f"zones = {[[[0, 0], [1, 0], [1, 1]]] * 17}", "at most 16"),
+        (f"zone = {['0,0,1,1'] * 17}", "at most 16"),
+        ('name = "a\\nb"', "in one line"),
+        (f'name = "{"x" * 65}"', "at most 64 characters"),
         ('zone = ["0,0,2,1"]', "within 0..1"),
         ('out = ["http://127.0.0.1:99999"]', "http://HOST:PORT"),
         ('out = ["http://127.0.0.1/x"]', "nothing after the port"),

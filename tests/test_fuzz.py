@@ -20,7 +20,7 @@ from edgesan.capture.opencv import FileSource, read_picture
 from edgesan.errors import CameraError, ConfigError, EndOfStream
 from edgesan.frames import SanitizedFrame, Stamps
 from edgesan.transmit.file import ClipWriter
-from tests import fuzz_message
+from tests import fuzz_message, fuzz_request
 from tests.model import fuzz as fuzz_model
 from tests.transmit.server import ServerThread, is_closed
 
@@ -222,6 +222,11 @@ def test_after_all_that_the_servers_still_answer_and_say_nothing_of_it(
 
 def test_any_changed_message_is_read_or_refused() -> None:
     counts = fuzz_message.run(2, 5000 * MORE)
+    assert min(counts.values()) > 100
+
+
+def test_any_changed_request_is_read_or_refused() -> None:
+    counts = fuzz_message.run(2, 5000 * MORE, fuzz_request.case, fuzz_request.verdict)
     assert min(counts.values()) > 100
 
 

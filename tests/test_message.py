@@ -234,6 +234,7 @@ STATUS_OUT_OF_RANGE: dict[str, dict[str, Any]] = {
     "a counter too few": {"counters": STATUS.counters[1:]},
     "a counter below zero": {"counters": (-1, *STATUS.counters[1:])},
     "a counter beyond its field": {"counters": (2**64, *STATUS.counters[1:])},
+    "privacy while a camera is open": {"privacy": True},
     "a duration too many": {"spans_ms": (*STATUS.spans_ms, (1.0, 2.0, 3.0))},
     "a duration below zero": {"spans_ms": ((-1.0, 2.0, 3.0), *STATUS.spans_ms[1:])},
     "a duration that is no number": {"spans_ms": ((math.nan, 2.0, 3.0), *STATUS.spans_ms[1:])},
@@ -275,8 +276,8 @@ TOLD = message.pack_status(STATUS)
 SPANS_AT = 2 + 8 * len(COUNTERS) + 8
 NOT_READ: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "begins with nothing"),
-    "one byte": (TWO[:1], "begins with 01"),
-    "another version": (put(TWO, 0, "B", 2), "begins with 02; expected version 1"),
+    "one byte": (TWO[:1], "begins with 02"),
+    "another version": (put(TWO, 0, "B", 1), "begins with 01; expected version 2"),
     "a kind of the future": (put(TWO, 1, "B", 3), "its kind is 3"),
     "half a head": (TWO[: HEAD - 1], "the head of a frame has 36"),
     "a byte too few": (TWO[:-1], "its head says"),

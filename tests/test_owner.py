@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from edgesan import owner, scene
-from edgesan.config import Config, Zone
+from edgesan.config import Config
 from edgesan.errors import CameraError, ConfigError
 from edgesan.frames import Pixels
 from edgesan.survey import Survey
+from edgesan.zones import Zone
 from tests.support import CLIP, Running, run
 
 
@@ -48,7 +49,7 @@ def test_a_face_in_any_frame_is_refused(room: Pixels, clip: list[Pixels]) -> Non
     with pytest.raises(CameraError, match=r"a face is seen at \d+ %"):
         surveyed([*frames(wide)[:5], clip[0]])
     with pytest.raises(CameraError, match="a face is seen"):
-        surveyed([clip[0]] * 6, (Zone(0, 0, 0.5, 1),))
+        surveyed([clip[0]] * 6, (Zone.rectangle(0, 0, 0.5, 1),))
 
 
 def test_what_moves_is_refused_but_not_in_a_zone_which_is_left_out(room: Pixels) -> None:
@@ -57,7 +58,7 @@ def test_what_moves_is_refused_but_not_in_a_zone_which_is_left_out(room: Pixels)
         pixels[60:84, 200 + 4 * number : 212 + 4 * number] += 25  # a hand
     with pytest.raises(CameraError, match=r"something moves at 6\d % .* 39 %"):
         surveyed(seen)
-    still = surveyed(seen, (Zone(0.6, 0.3, 0.15, 0.2),))
+    still = surveyed(seen, (Zone.rectangle(0.6, 0.3, 0.15, 0.2),))
     assert len(np.unique(still[56:88, 194:238])) == 1, "of what is in a zone, the still shows nothing"
 
 

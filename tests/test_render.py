@@ -8,12 +8,12 @@ import pytest
 
 from edgesan import faces, message, render
 from edgesan.canvas import PLAIN
-from edgesan.config import Zone
 from edgesan.errors import ModelError, Reject
 from edgesan.frames import Pixels
 from edgesan.message import FaceCode, Latents, Place
 from edgesan.model.load import Model
 from edgesan.render import Renderer, Smoother
+from edgesan.zones import Zone
 
 CODE = bytes(range(64))
 
@@ -113,7 +113,7 @@ def test_a_face_outside_the_picture_after_smoothing_costs_nothing(sanitizer_mode
 
 
 def test_zones_are_black_whatever_lies_there(sanitizer_model: Model) -> None:
-    renderer = Renderer(sanitizer_model.decoder, (Zone(0.5, 0, 0.5, 1),))
+    renderer = Renderer(sanitizer_model.decoder, (Zone.rectangle(0.5, 0, 0.5, 1),))
     frame = renderer(latents(sanitizer_model, FaceCode(1, Place(160, 120, 112, 0), CODE)))
     assert not frame.pixels[:, 160:].any()
     assert frame.pixels[:, :160].any()

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from edgesan import faces, message, noise, sanitize
-from edgesan.config import Zone
 from edgesan.frames import Pixels, RawFrame, SanitizedFrame, Stamps, lend
 from edgesan.message import Latents
 from edgesan.model.load import Model
 from edgesan.sanitize import FrameSanitizer, Settings
+from edgesan.zones import Zone
 from tests.support import Blind
 
 Make = Callable[..., FrameSanitizer]
@@ -180,10 +180,10 @@ def test_a_turned_dial_drops_the_codes_of_before(sanitizer_with: Make, clip: lis
 
 def test_nothing_in_a_zone_leaves(sanitizer_with: Make, clip: list[Pixels]) -> None:
     everywhere = through(sanitizer_with(), clip[0])
-    right = through(sanitizer_with(zones=(Zone(0.5, 0.0, 0.5, 1.0),)), clip[0])
+    right = through(sanitizer_with(zones=(Zone.rectangle(0.5, 0.0, 0.5, 1.0),)), clip[0])
     assert len(everywhere.faces) == 2
     assert [face.place.x < 240 for face in right.faces] == [True]
-    assert through(sanitizer_with(zones=(Zone(0.0, 0.0, 1.0, 1.0),)), clip[0]).faces == ()
+    assert through(sanitizer_with(zones=(Zone.rectangle(0.0, 0.0, 1.0, 1.0),)), clip[0]).faces == ()
 
 
 def test_a_face_whose_centre_is_outside_leaves_nothing(sanitizer_with: Make, clip: list[Pixels]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgesan import canvas, faces, message, scene, silhouette
-from edgesan.config import Config, Zone
+from edgesan.config import Config
 from edgesan.errors import ConfigError, Reject
 from edgesan.frames import Pixels, lend
 from edgesan.message import FaceCode, Latents, Place, Silhouette
@@ -19,6 +19,7 @@ from edgesan.render import Renderer
 from edgesan.sanitize import FrameSanitizer, Settings
 from edgesan.scene import Still
 from edgesan.silhouette import Silhouettes
+from edgesan.zones import Zone
 from tests.support import Blind
 
 WIDTH, HEIGHT = 480, 270
@@ -164,10 +165,10 @@ def test_light_that_moves_through_the_room_slowly_is_no_silhouette(
 ) -> None:
     look = looks(Silhouettes(still))
     across = np.linspace(1, 0, WIDTH)[None, :, None]
-    for second in range(60):  # the left brightens by a quarter, then falls back
-        sun = 1 + 0.25 * across * min(second, 30, 60 - second) / 30
+    for step in range(60):  # within 24 s the left brightens by a quarter, and falls back
+        sun = 1 + 0.25 * across * min(step, 60 - step) / 30
         for i in range(4):
-            assert cells(look(seen(room * sun, noise[(second + i) % 8]))).mean() < 0.02, second
+            assert cells(look(seen(room * sun, noise[(step + i) % 8]))).mean() < 0.02, step
 
 
 def test_a_soft_shadow_is_no_silhouette(room: Pixels, still: Still, noise: list[np.ndarray]) -> None:
@@ -188,6 +189,13 @@ def test_a_person_covers_their_cells_and_a_cell_around(
     assert not found[cv2.dilate(share, np.ones((7, 7))) == 0].any(), "nowhere else"
 
 
+def test_the_people_of_the_demo_are_two_silhouettes(clip: list[Pixels]) -> None:
+    look = looks(Silhouettes(scene.load(scene.DEMO)))
+    for pixels in clip * 2:
+        last = cells(look(pixels))
+    assert cv2.connectedComponents(last.astype(np.uint8))[0] - 1 == 2, "their shadows on the wall are none"
+
+
 def test_a_lonely_cell_is_dropped_and_a_pair_is_not(room: Pixels, still: Still) -> None:
     side = WIDTH // silhouette.COLUMNS
     for wide, expected in ((1, 0), (2, 12)):
@@ -197,7 +205,7 @@ def test_a_lonely_cell_is_dropped_and_a_pair_is_not(room: Pixels, still: Still) 
 
 
 def test_no_bit_comes_from_a_zone(room: Pixels, still: Still) -> None:
-    zone = Zone(0.4, 0.2, 0.31, 0.5)
+    zone = Zone.rectangle(0.4, 0.2, 0.31, 0.5)
     silhouettes = Silhouettes(still, (zone,))
     look = looks(silhouettes)
     changed = room.copy()
@@ -207,8 +215,10 @@ def test_no_bit_comes_from_a_zone(room: Pixels, still: Still) -> None:
     changed[60:180, 150:330] = 255
     found = cells(look(changed))
     assert found.any()
-    assert not (found & silhouette.zone_cells((zone,), silhouettes.columns, silhouettes.rows)).any()
-    touched = silhouette.zone_cells((Zone(0.5, 0.5, 0.001, 0.001),), 10, 10)
+    assert not (found & zone.mask(silhouettes.columns, silhouettes.rows)).any()
+    silhouettes.draw((zone, Zone.rectangle(0, 0, 1, 0.5)))
+    assert not (cells(look(changed)) & (np.arange(silhouettes.rows)[:, None] < silhouettes.rows // 2)).any(), "at once"
+    touched = Zone.rectangle(0.5, 0.5, 0.001, 0.001).mask(10, 10)
     assert np.argwhere(touched).tolist() == [[5, 5]]
 
 
@@ -263,10 +273,17 @@ def test_the_detector_rests_while_nothing_differs_and_wakes_with_the_first_silho
 # --- painted ----------------------------------------------------------------------------------------------------------
 
 
-def told(model: Model, still: Still, on: Bits, *found: FaceCode, number: int = 1) -> Latents:
+def told(
+    model: Model,
+    still: Still,
+    on: Bits,
+    *found: FaceCode,
+    number: int = 1,
+    size: tuple[int, int] = (WIDTH, HEIGHT),
+) -> Latents:
     grid = Silhouette(on.shape[1], on.shape[0], np.packbits(on).tobytes())
     at_ns = number * 40_000_000
-    frame = Latents(number, at_ns, 0, WIDTH, HEIGHT, 0.4, model.id, found, still.id, grid)
+    frame = Latents(number, at_ns, 0, *size, 0.4, model.id, found, still.id, grid)
     parsed = message.parse(message.pack(frame))
     assert isinstance(parsed, Latents)
     return parsed
@@ -286,6 +303,19 @@ def test_the_canvas_is_the_still_and_flat_silhouettes(sanitizer_model: Model, st
         renderer(replace(told(sanitizer_model, still, on), scene=still.id ^ 1))
     plain = replace(told(sanitizer_model, still, on), scene=message.PLAIN)
     assert (renderer(plain).pixels == canvas.PLAIN).all()
+
+
+@pytest.mark.parametrize("size", [(1, 1), (7680, 2), (3, 7680), (641, 359)])
+def test_any_size_and_place_that_a_message_can_hold_is_painted(
+    sanitizer_model: Model, still: Still, size: tuple[int, int]
+) -> None:
+    codes = [FaceCode(i, Place(0, 0, side, 1), bytes(64)) for i, side in enumerate((4, 900, 15360))]
+    codes.append(FaceCode(7, Place(size[0] - 1, size[1] - 1, 15360, 0), bytes(64)))
+    renderer = Renderer(sanitizer_model.decoder, (), still, fades=True)
+    for columns, rows in ((1, 1), (255, 12), (12, 255), (48, 27)):
+        on = np.random.default_rng(columns).random((rows, columns)) < 0.5
+        frame = renderer(told(sanitizer_model, still, on, *codes, size=size))
+        assert frame.pixels.shape == (size[1], size[0], 3)
 
 
 def test_each_face_tints_its_own_silhouette(sanitizer_model: Model, still: Still) -> None:
@@ -344,7 +374,7 @@ def story(
         yield seen(picture, noise[i % len(noise)], light), there, what
 
 
-@pytest.mark.parametrize("seconds", [pytest.param(12), pytest.param(120, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [pytest.param(6), pytest.param(120, marks=pytest.mark.slow)])
 def test_a_person_who_sits_still_stays_a_silhouette_and_leaves_a_clean_room(
     sanitizer_model: Model,
     room: Pixels,

@@ -25,8 +25,8 @@ PACKAGES = {
 # The modules and sub-packages of edgesan, from the bottom: each imports only what stands on a floor below its own.
 FLOORS = (
     {"control", "errors", "frames", "log", "metrics", "noise", "ort"},
-    {"disk", "isolation", "message", "watchdog"},
-    {"config"},
+    {"disk", "isolation", "message", "watchdog", "zones"},
+    {"config", "request", "standing"},
     {"capture", "faces"},
     {"model"},
     {"scene"},

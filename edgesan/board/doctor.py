@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from edgesan import standing
 from edgesan.config import ANY, SERVERS, Config, http_address
 from edgesan.errors import CameraError, ConfigError, ModelError, RollbackError, SignatureError, SinkError
 from edgesan.isolation import IsolationClaim, disk_swaps
@@ -81,7 +82,7 @@ def examine(config: Config, root: Path = Path("/")) -> list[Finding]:
         found += [signed] if signed and signed.level == "fail" else [signed, model(config)]
     if not missing & {"numpy", "cv2"}:
         found += [*cameras(config, root), ribbon(config, root), pi_libraries(root), dma_heaps(root)]
-    found += [contiguous_memory(root), power(root), temperature(root)]
+    found += [privacy(config), contiguous_memory(root), power(root), temperature(root)]
     found += [] if "onnxruntime" in missing else [dot_products(root)]
     found += [*sinks(config), swap(root), core_dumps(root), *isolation(config), clock(root), time_of_day(root)]
     found += [card(root), *radios(root)]
@@ -230,6 +231,17 @@ def ribbon(config: Config, root: Path) -> Finding | None:
         return Finding("ribbon", "fail", said, f"{cure}; or it is another sensor: camera_auto_detect=1 finds it")
     cure += f"; a camera that is not Raspberry Pi's own needs its line, such as dtoverlay=imx290, in {place}"
     return Finding("ribbon", "fail", "the firmware looked for a camera, but none answers", cure)
+
+
+def privacy(config: Config) -> Finding | None:
+    """Check whether the owner has the camera closed. None where there is no folder for it, which `model` reports."""
+    try:
+        on = standing.read(rollback.state_folder(config.state_dir, os.environ)).privacy
+    except RollbackError:
+        return None
+    except ConfigError as error:
+        return Finding("privacy", "fail", str(error), "follow the advice above: no run begins before")
+    return Finding("privacy", "warn", "on: no camera is opened", standing.OFF) if on else None
 
 
 def _text(path: Path) -> str | None:

@@ -219,6 +219,8 @@ def watch(read_status: ReadStatus, sha256: str | None, watching: Watch) -> str:
                 reason = "another model runs"
             else:
                 reason = "no frame came" if status.get("camera_up") else "the camera is lost"
+                if status.get("privacy"):
+                    reason = "privacy is on, and the camera off"
                 if begun is not None and frames < last:
                     return "it ended, and was started again"
                 if frames > last >= 0 or (last < 0 and frames):

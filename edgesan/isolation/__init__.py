@@ -30,6 +30,7 @@ from edgesan.isolation.claims import (
     require,
     summary,
     unpack,
+    warnings,
 )
 from edgesan.isolation.limits import disk_swaps, end_with_parent, forbid_dumps, limit_memory
 from edgesan.isolation.probes import CAMERA_MEMORY, PROBES, ProbeContext
@@ -50,6 +51,7 @@ __all__ = [
     "summary",
     "transmit",
     "unpack",
+    "warnings",
 ]
 
 FILES_AND_SEARCH: Final = limits.CAP_DAC_OVERRIDE | limits.CAP_DAC_READ_SEARCH

@@ -25,6 +25,36 @@ CURES: Final = {
     "no endless memory": "remove what keeps setrlimit(2) from it (SystemCallFilter= of the unit)",
 }
 URL_CURE: Final = "use a camera of this machine; or let another machine, or container, run edgesan beside that camera"
+# What it means for those who are seen if a claim does not hold.
+PERSON: Final = {"sanitize": "The process that sees the camera", "transmit": "The process that serves the network"}
+URL_RISK: Final = "can reach the network, because the camera is a network camera: a fault there could send raw pictures"
+RISKS: Final = {
+    ("sanitize", "no network"): "can reach the network: a fault there could send raw pictures",
+    ("sanitize", "no socket"): "can talk to other programs: a fault there could hand them raw pictures",
+    ("sanitize", "no files"): "can use files that are not its own: a fault there could write raw pictures to a disk",
+    ("sanitize", "no other process"): "can start or control other programs: a fault there could use them to get raw"
+    " pictures out",
+    ("sanitize", "no terminal"): "can use the terminal of the person who started it: a fault there could type commands",
+    ("sanitize", "no dumps"): "can be dumped: a crash, or a debugger, could write raw pictures to a disk",
+    ("sanitize", "no swap"): "can be swapped out: raw pictures could reach a disk",
+    ("transmit", "no camera"): "can open the camera: whoever takes it over could see raw pictures",
+    ("transmit", "no socket"): "can open new connections: whoever takes it over could reach other machines from here",
+    ("transmit", "no files"): "can use files that are not its own: whoever takes it over could read or change them",
+    ("transmit", "no other process"): "can start or control other programs: whoever takes it over could run more, and"
+    " look for the camera from there",
+    ("transmit", "no terminal"): "can use the terminal of the person who started it: whoever takes it over could type"
+    " commands",
+    (
+        "transmit",
+        "no dumps",
+    ): "can be dumped: a crash, or a debugger, could write its memory, with the token, to a disk",
+}
+RISKS_OF_BOTH: Final = {
+    "no new namespace": "can build itself a new view of this system, and with it undo some of its restrictions",
+    "no other kernel interface": "can use more of the kernel than it needs: a fault of the kernel could free it",
+    "no endless memory": "can use memory without a limit: a fault there could slow this machine down, or stop it",
+    "no privileges": "has more rights than it needs: a fault there could undo its restrictions",
+}
 RESULTS: Final = len(PROBES["sanitize"])
 """Bytes of the claims of the sanitize process."""
 
@@ -41,9 +71,9 @@ class IsolationClaim:
     results: tuple[int, ...] = field(default=(), repr=False)  # a byte of each probe; see `pack`
 
     def __str__(self) -> str:
-        word = "" if self.holds else "NOT "
+        fails = "" if self.holds else " does not hold"
         cure = f". Cure: {self.cure}" if self.cure else ""
-        return f"{self.process} process: {word}{self.name}: {self.detail}{cure}"
+        return f"{self.process} process: {self.name}{fails}: {self.detail}{cure}"
 
 
 def conclude(process: str, results: bytes) -> list[IsolationClaim]:
@@ -98,10 +128,24 @@ def unpack(results: bytes, process: str = "sanitize") -> list[IsolationClaim]:
 
 def summary(claims: Iterable[IsolationClaim]) -> str:
     """Return one line: what holds of each process, and what does not."""
-    words: dict[str, list[str]] = {}
+    words: dict[str, tuple[list[str], list[str]]] = {}
     for claim in claims:
-        words.setdefault(claim.process, []).append(claim.name if claim.holds else f"NOT {claim.name}")
-    return "; ".join(f"{process}: {', '.join(names)}" for process, names in words.items())
+        words.setdefault(claim.process, ([], []))[not claim.holds].append(claim.name)
+    lines = []
+    for process, (held, failing) in words.items():
+        fails = f"{', '.join(failing)} {'does' if len(failing) == 1 else 'do'} not hold" if failing else ""
+        lines.append(f"{process}: {', '.join(held)}{f' ({fails})' if held and fails else fails}")
+    return "; ".join(lines)
+
+
+def warnings(claims: Iterable[IsolationClaim]) -> list[str]:
+    """Return a sentence for viewers about each claim that does not hold, and about a network camera one for all."""
+    return list(dict.fromkeys(_risk(claim) for claim in claims if not claim.holds))
+
+
+def _risk(claim: IsolationClaim) -> str:
+    risk = RISKS.get((claim.process, claim.name)) or RISKS_OF_BOTH[claim.name]
+    return f"{PERSON[claim.process]} {URL_RISK if KEPT in claim.results else risk}."
 
 
 def report(claims: list[IsolationClaim]) -> dict[str, Any]:

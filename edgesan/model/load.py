@@ -78,6 +78,33 @@ class Metadata:
         right = 100 * float(best["value"])
         return f"{self.private} is still read right in {right:.1f} % by the best attacker measured ({best['attack']})"
 
+    @property
+    def audited(self) -> list[dict[str, Any]]:
+        """The points of the dial that were measured, rising: the best attacker, and what the service still gets there.
+
+        Measured on strangers where the claims have any, else on the people of the training, whom an attacker knows
+        (`people`). The utility is that of the matcher that does worst.
+        """
+        points = []
+        for alpha in sorted({float(c["alpha"]) for c in self.claims if type(c.get("alpha")) in (int, float)}):
+            here = [c for c in self.claims if c.get("alpha") == alpha]
+            for people, private, useful in (
+                ("strangers", f"{self.private} of strangers, balanced", "stranger named in a household of eight"),
+                ("people of the training", f"{self.private} accuracy, sanitized", f"{self.utility} top1, sanitized"),
+            ):
+                attacks = [c for c in here if c.get("figure") == private and "attack" in c]
+                services = [c for c in here if c.get("figure") == useful]
+                if attacks and services:
+                    best, worst = max(attacks, key=_value), min(services, key=_value)
+                    point = {"alpha": alpha, "private_accuracy": _value(best), "attacker": best["attack"]}
+                    points.append(point | {"utility": _value(worst), "useful": useful, "people": people})
+                    break
+        return points
+
+
+def _value(claim: dict[str, Any]) -> float:
+    return float(claim["value"])
+
 
 @dataclass(frozen=True)
 class Verified:

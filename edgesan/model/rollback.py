@@ -19,15 +19,22 @@ from edgesan.errors import RollbackError
 MOST_BYTES: Final = 1_000_000  # of the record
 
 
-def state_folder(chosen: Path | None, environment: Mapping[str, str]) -> Path:
+def state_folder(chosen: Path | None, environment: Mapping[str, str], *, transmits: bool = False) -> Path:
     """Return the folder of the record: the chosen one, systemd's (STATE_DIRECTORY), or XDG's.
+
+    Args:
+        chosen: `state_dir`.
+        environment: the variables.
+        transmits: this is for the transmit unit. It shares its configuration with the sanitize unit, whose folder is
+            the chosen one, so that systemd's comes first.
 
     Raises:
         RollbackError: none is chosen, and this user has no home.
     """
-    if chosen is not None:
+    systemd = environment.get("STATE_DIRECTORY")
+    if chosen is not None and not (transmits and systemd):
         return chosen
-    if systemd := environment.get("STATE_DIRECTORY"):
+    if systemd:
         return Path(systemd.split(":")[0])  # systemd.exec(5): several are joined by colons
     xdg = Path(environment.get("XDG_STATE_HOME", ""))
     if xdg.is_absolute():  # the XDG Base Directory Specification says to ignore relative paths

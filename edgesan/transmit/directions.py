@@ -34,6 +34,16 @@ def _own_address() -> str:
             return f"{socket.gethostname()}.local"
 
 
+def links(url: str) -> list[dict[str, str]]:
+    """Return what a server offers, each with its kind and address, without the token.
+
+    Args:
+        url: from `visible_url`.
+    """
+    kinds = {"picture stream": "stream.mjpg", "snapshot": "snapshot.jpg", "status": "api/status", "metrics": "metrics"}
+    return [{"kind": kind, "url": f"{url}{path}"} for kind, path in kinds.items()]
+
+
 def directions(url: str, *, token: bool, code: bool) -> str:
     """Return lines that say where to look.
 

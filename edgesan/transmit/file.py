@@ -159,7 +159,7 @@ class ClipWriter:
 
 
 class FileSink:
-    """`--out clip.mkv`: writes every frame, slates too."""
+    """`--out clip.mkv`: writes every frame from the first live one on, slates too."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         self.name = str(path)
@@ -175,6 +175,8 @@ class FileSink:
         """Write a frame."""
         assert self._writer is not None
         if self._first_ns is None:
+            if frame.stamps.slate:  # whose size may be another
+                return
             self._first_ns = frame.stamps.captured_ns
         self._writer.write(frame, (frame.stamps.captured_ns - self._first_ns) / 1e9)
 

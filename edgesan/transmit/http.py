@@ -1,4 +1,4 @@
-"""The HTTP server: a live page, MJPEG, snapshots, health, metrics, and the privacy dial.
+"""The HTTP server: a live page, MJPEG, snapshots, health, metrics, and what the owner sets: dial, zones, privacy.
 
 A frame is encoded once for all viewers, and not at all if nobody watches. Each viewer has at most one frame in flight
 (with TLS two, because asyncio does not show what the encryption still holds): a slow viewer loses frames, sees no old
@@ -18,7 +18,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, Protocol
 from urllib.parse import parse_qs
 
 import cv2
@@ -27,25 +27,28 @@ from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict
 
 from edgesan.config import http_address, is_loopback
-from edgesan.errors import SinkError
+from edgesan.errors import ConfigError, SinkError
 from edgesan.frames import SanitizedFrame
 from edgesan.message import FRESH_NS
 from edgesan.metrics import Metrics
+from edgesan.request import Alpha, Privacy, Request, Zones
 from edgesan.transmit.admission import Server, Tokens, authorized, host_name, is_embedded, is_foreign
 from edgesan.transmit.prometheus import Exporter
+from edgesan.zones import Zone, of_json, to_json
 
 WEB: Final = Path(__file__).parent.parent / "web"
 BOUNDARY: Final = "edgesan-frame"
 JPEG_QUALITY: Final = 85
 UNSENT_BYTES: Final = 16384  # of a picture that the kernel may hold before it is sent
 MOST_BODY_BYTES: Final = 1024
+MOST_ZONES_BYTES: Final = 32768  # of a body with zones
 HANDSHAKE_S: Final = 5.0
 REQUEST_S: Final = 10.0  # from the connection, or the last answer, to the end of a request's head
 BODY_S: Final = 5.0
 # Browsers send some twenty fields, and cookies of other servers on this host.
 LIMITS: Final = {"max_line_size": 4096, "max_field_size": 8190, "max_headers": 48, "read_bufsize": 16384}
 # A page cannot present its token for these. They hold nothing of the camera.
-WITHOUT_TOKEN: Final = ("/page.js", "/page.css", "/icon.svg", "/login")
+WITHOUT_TOKEN: Final = ("/page.js", "/zones.js", "/page.css", "/icon.svg", "/login")
 COOKIE_S: Final = 30 * 86400  # for which a browser keeps what its user typed into the form
 HOW: Final = (
     "present the token: as a password (http://cam:TOKEN@HOST/...), as a header (Authorization: Bearer TOKEN), or at the"
@@ -62,14 +65,30 @@ HEADERS: Final = {
 Handler = Callable[[web.Request], Any]
 
 
+class Controls(Protocol):
+    """What a server can ask for on behalf of its viewers: `edgesan.transmit.process.Transmitter`."""
+
+    @property
+    def zones(self) -> tuple[tuple[Zone, ...], tuple[Zone, ...]]:
+        """The zones of the configuration, and those that the owner has drawn."""
+
+    def report(self) -> dict[str, Any]:
+        """Return the report that the page and the metrics show."""
+
+    def request(self, wanted: Request) -> bool:
+        """Pass a request on; False if no sanitize process listens."""
+
+    async def draw(self, zones: tuple[Zone, ...]) -> str:
+        """Blacken zones and have them recorded; return why they were not, or nothing."""
+
+
 class HttpSink:
     """`--out http://HOST:PORT`, or `https://` with a certificate.
 
     Args:
         server: the address, its listening sockets, and TLS.
         token: what viewers must present; empty if nothing.
-        status: returns the status of all processes.
-        request_alpha: asks the sanitize process for another alpha; returns False if it does not listen.
+        controls: says how the run is, and passes on what viewers ask for.
         embed_from: origins of pages of other sites that may show the picture.
     """
 
@@ -77,12 +96,11 @@ class HttpSink:
         self,
         server: Server,
         token: str,
-        status: Callable[[], dict[str, Any]],
-        request_alpha: Callable[[float], bool],
+        controls: Controls,
         embed_from: Collection[str] = (),
     ) -> None:
         self.name = server.address
-        self._status, self._request_alpha = status, request_alpha
+        self._controls, self._status = controls, controls.report
         self._embed_from = embed_from
         self._headers = HEADERS | _framing(embed_from)
         self._tokens = Tokens(token, time.monotonic) if token else None
@@ -94,16 +112,18 @@ class HttpSink:
         self._jpeg: tuple[int, bytes] | None = None  # frame count and picture of the newest one encoded
         self._count = 0
         self._arrived = asyncio.Event()
+        self._drawing = asyncio.Lock()
         self._closing = False
         self._viewers = 0
         self._servers: list[asyncio.Server] = []
         self._exporter = Exporter(self.report)
-        app = web.Application(middlewares=[self._guard], client_max_size=MOST_BODY_BYTES)
+        app = web.Application(middlewares=[self._guard], client_max_size=MOST_ZONES_BYTES)
         app.on_response_prepare.append(self._add_headers)
         app.add_routes(
             [
                 web.get("/", _asset("index.html", "text/html")),
                 web.get("/page.js", _asset("page.js", "text/javascript")),
+                web.get("/zones.js", _asset("zones.js", "text/javascript")),
                 web.get("/page.css", _asset("page.css", "text/css")),
                 web.get("/icon.svg", _asset("icon.svg", "image/svg+xml")),
                 web.post("/login", self._log_in),
@@ -116,6 +136,10 @@ class HttpSink:
                 web.get("/api/alpha", self._get_alpha),
                 web.put("/api/alpha", self._put_alpha),
                 web.post("/api/alpha", self._put_alpha),
+                web.get("/api/privacy", self._get_privacy),
+                web.put("/api/privacy", self._put_privacy),
+                web.get("/api/zones", self._get_zones),
+                web.put("/api/zones", self._put_zones),
             ]
         )
         # The handler of a viewer that leaves is cancelled at once, not at the next frame.
@@ -238,7 +262,8 @@ class HttpSink:
         if self._frame is None:
             return "no frame yet"
         if self._frame.stamps.slate:
-            return "the camera gives no picture"
+            privacy = self._status().get("privacy")
+            return "privacy is on: the camera is off" if privacy else "the camera gives no picture"
         return f"the newest frame is {self._age_ns() / 1e9:.1f} s old" if self._is_old() else ""
 
     def _is_old(self) -> bool:
@@ -269,14 +294,7 @@ class HttpSink:
         return web.json_response({"alpha": self._status().get("alpha")})
 
     async def _put_alpha(self, request: web.Request) -> web.Response:
-        # A form of another site can post, but not with this content type, which needs our permission first (CORS).
-        if request.content_type != "application/json":
-            raise web.HTTPUnsupportedMediaType(text='send application/json, such as {"alpha": 0.5}\n')
-        try:
-            body = json.loads(await _read(request))
-        except ValueError as error:
-            raise web.HTTPBadRequest(text=f'this is not JSON ({error}); send {{"alpha": 0.5}}\n') from error
-        alpha = body.get("alpha") if isinstance(body, dict) and len(body) == 1 else None
+        alpha = await _value(request, "alpha", "0.5")
         low, high = self._status().get("model", {}).get("alpha_range", (0.0, 1.0))
         if (
             isinstance(alpha, bool) or not isinstance(alpha, int | float) or not low <= alpha <= high
@@ -284,9 +302,40 @@ class HttpSink:
             raise web.HTTPBadRequest(text=f'alpha must be a number within {low:g}..{high:g}; send {{"alpha": 0.5}}\n')
         if reason := self._not_ready():
             raise web.HTTPServiceUnavailable(text=f"{reason}: the dial turns while pictures come; ask again\n")
-        if not self._request_alpha(float(alpha)):
-            raise web.HTTPServiceUnavailable(text="the sanitizer does not answer; ask again\n")
+        self._ask(Alpha(float(alpha)))
         return web.json_response({"asked": float(alpha)}, status=202)
+
+    def _ask(self, wanted: Request) -> None:
+        if not self._controls.request(wanted):
+            raise web.HTTPServiceUnavailable(text="the sanitizer does not answer; ask again\n")
+
+    async def _get_privacy(self, request: web.Request) -> web.Response:
+        return web.json_response({"on": bool(self._status().get("privacy"))})
+
+    async def _put_privacy(self, request: web.Request) -> web.Response:
+        on = await _value(request, "on", "true")
+        if not isinstance(on, bool):
+            raise web.HTTPBadRequest(text='send {"on": true}, and the camera is off, or {"on": false}\n')
+        self._ask(Privacy(on))
+        return web.json_response({"asked": on}, status=202)
+
+    async def _get_zones(self, request: web.Request) -> web.Response:
+        fixed, drawn = self._controls.zones
+        return web.json_response({"fixed": to_json(fixed), "zones": to_json(drawn)})
+
+    async def _put_zones(self, request: web.Request) -> web.Response:
+        given = await _value(request, "zones", "[[[0, 0], [0.5, 0], [0.5, 1]]]", MOST_ZONES_BYTES)
+        try:
+            drawn = of_json(given)
+        except ConfigError as error:
+            raise web.HTTPBadRequest(text=f"{error}\n") from error
+        async with self._drawing:  # all in the same order
+            self._ask(Zones(drawn))
+            reason = await self._controls.draw(drawn)
+        if reason:
+            text = f"the zones hold now, but may be lost at the next start, as they could not be recorded: {reason}\n"
+            raise web.HTTPInternalServerError(text=text)
+        return await self._get_zones(request)
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -410,15 +459,31 @@ def _framing(embed_from: Collection[str]) -> dict[str, str]:
     return {"Content-Security-Policy": policy} | ({} if embed_from else {"X-Frame-Options": "DENY"})
 
 
-async def _read(request: web.Request) -> bytes:
-    """Return the body of a request. Raises the HTTP error of a slow or wrong one."""
+async def _value(request: web.Request, key: str, example: str, most_bytes: int = MOST_BODY_BYTES) -> Any:
+    """Return what a JSON body has under its only key; None if it is no such object. Raises HTTP errors."""
+    # A form of another site can post, but not with this content type, which needs our permission first (CORS).
+    shown = f'{{"{key}": {example}}}'
+    if request.content_type != "application/json":
+        raise web.HTTPUnsupportedMediaType(text=f"send application/json, such as {shown}\n")
+    try:
+        body = json.loads(await _read(request, most_bytes))
+    except (ValueError, RecursionError) as error:
+        raise web.HTTPBadRequest(text=f"this is not JSON ({error}); send {shown}\n") from error
+    return body.get(key) if isinstance(body, dict) and len(body) == 1 else None
+
+
+async def _read(request: web.Request, most_bytes: int = MOST_BODY_BYTES) -> bytes:
+    """Return the body of a request. Raises the HTTP error of a slow, long or wrong one."""
     try:
         async with asyncio.timeout(BODY_S):
-            return await request.read()
+            body = await request.read()
     except TimeoutError as error:
         raise web.HTTPRequestTimeout(text=f"the body did not come within {BODY_S:g} s\n") from error
     except web.RequestPayloadError as error:
         raise web.HTTPBadRequest(text="the body does not match its header\n") from error
+    if len(body) > most_bytes:
+        raise web.HTTPRequestEntityTooLarge(most_bytes, len(body))
+    return body
 
 
 def _challenge(request: web.Request) -> CIMultiDict[str]:

@@ -1,28 +1,26 @@
-"""The pipes between the two processes: one with messages, and one back with the alphas that viewers ask for.
+"""The pipes between the two processes: one with messages, and one back with the requests of viewers.
 
 Both are in packet mode (O_DIRECT, pipe(7)): each write is read as it was written, or not at all. A full pipe drops its
 oldest message: the sender also holds a reading end, and takes that message out again.
 """
 
 import fcntl
-import math
 import os
 import select
 import socket
-import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
-from edgesan import message
+from edgesan import message, request
 from edgesan.errors import Reject
 from edgesan.message import Latents, Status
+from edgesan.request import Request
 
 F_SETPIPE_SZ: Final = 1031  # linux/fcntl.h
 PIPE_PAGES: Final = 2  # messages that can wait in the pipe: a frame, and a status
-ALPHA_REQUEST: Final = struct.Struct("<d")
 PIPES_SENT: Final = 2  # the pipe with messages, and the one back
 MOST_READ: Final = 64  # packets in one call
 MOST_RATE: Final = 60 * message.MOST_BYTES  # bytes a second that are parsed: 60 of the largest frames
@@ -87,16 +85,21 @@ class Sender:
             else:
                 return
 
-    def requested_alphas(self) -> list[float]:
-        """Return the alphas that viewers asked for since the last call, each within 0..1."""
-        alphas = []
-        with suppress(BlockingIOError):
-            for _ in range(MOST_READ):
-                packet = os.read(self._pipes.requests_in, ALPHA_REQUEST.size + 1)
-                (alpha,) = ALPHA_REQUEST.unpack(packet) if len(packet) == ALPHA_REQUEST.size else (math.nan,)
-                if 0 <= alpha <= 1:  # excludes NaN
-                    alphas.append(alpha)
-        return alphas
+    def requests(self, wait_s: float = 0) -> Iterator[Request]:
+        """Yield what viewers asked for, and leave out what is no request. What is not taken stays for the next call.
+
+        Args:
+            wait_s: wait so long for the first one.
+        """
+        if wait_s:
+            select.select([self._pipes.requests_in], [], [], wait_s)
+        for _ in range(MOST_READ):
+            try:
+                packet = os.read(self._pipes.requests_in, request.MOST_BYTES + 1)
+            except BlockingIOError:
+                return
+            with suppress(Reject):
+                yield request.parse(packet)
 
 
 class Receiver:
@@ -148,12 +151,12 @@ class Receiver:
                 newest = received
         return newest
 
-    def request_alpha(self, alpha: float) -> bool:
-        """Ask for another alpha. Return False if nobody listens: the pipe is full, or the other side has closed."""
+    def request(self, wanted: Request) -> bool:
+        """Ask for something. Return False if nobody listens: the pipe is full, or the other side has closed."""
         if self.is_closed or not select.select([], [self._requests_out], [], 0)[1]:
             return False
         try:
-            os.write(self._requests_out, ALPHA_REQUEST.pack(alpha))
+            os.write(self._requests_out, request.pack(wanted))
         except (BlockingIOError, BrokenPipeError):
             return False
         return True

@@ -17,19 +17,22 @@ from typing import TYPE_CHECKING, Any, Final
 
 from edgesan import isolation, scene
 from edgesan.config import Config
-from edgesan.control import ALIVE, READY, ControlChannel
+from edgesan.control import ALIVE, NOT_RECORDED, READY, RECORD_ZONES, RECORDED, ControlChannel
 from edgesan.errors import ModelError, Reject
 from edgesan.isolation import IsolationClaim
 from edgesan.message import FRESH_NS, PLAIN
+from edgesan.standing import NOTHING_SET, Standing
 from edgesan.transmit import sinks
-from edgesan.transmit.directions import directions, visible_url
+from edgesan.transmit.directions import directions, links, visible_url
 from edgesan.transmit.sinks import OutputFile, Sink
+from edgesan.zones import Zone, pack
 
 if TYPE_CHECKING:  # numpy must not be loaded before isolation
     from edgesan.frames import SanitizedFrame
     from edgesan.message import Status
     from edgesan.model.load import Decoder
     from edgesan.render import Renderer
+    from edgesan.request import Request
     from edgesan.transmit.link import Receiver
 
 logger = logging.getLogger(__name__)
@@ -39,6 +42,8 @@ ALIVE_S: Final = 1.0  # between two ALIVE messages to the parent
 RATE_S: Final = 5.0  # over which bytes a second are counted
 LOG_S: Final = 60.0  # between two lines of counters in the log, with -v
 RELOAD_S: Final = 2.0  # between two attempts to load another model
+RECORD_S: Final = 2.0  # for the parent to record zones
+CARD: Final = (640, 360)  # size of a card before the first frame
 
 
 def run(
@@ -46,7 +51,7 @@ def run(
     files: list[OutputFile],
     channel: socket.socket,
     control: ControlChannel,
-    still: bytes | None = None,
+    standing: Standing = NOTHING_SET,
 ) -> int:
     """Live the whole life of the transmit process, and return its exit code.
 
@@ -55,7 +60,7 @@ def run(
         files: from `sinks.open_files`.
         channel: carries the pipes of each new sanitize process; see `link.receive_pipes`.
         control: the child's end of the channel to the parent.
-        still: the file's bytes of the scene; None: there is none.
+        standing: what the owner has set.
 
     Raises:
         ConfigError: the still is damaged.
@@ -73,13 +78,18 @@ def run(
     out = ", ".join([*config.servers, *(str(path) for path, _ in files)])
     code = sys.stderr.isatty() and config.log_format == "text"
     where = [directions(url, token=bool(config.token), code=code) for url in urls]
-    lines = [f"transmit -> {out}", f"  isolation: {isolation.summary(claims)}", *where]
+    lines = [
+        f"transmit{f' ({config.name})' if config.name else ''} -> {out}",
+        f"  isolation: {isolation.summary(claims)}",
+        *where,
+    ]
     logger.info("%s", "\n".join(lines))
     for claim in claims:
         if not claim.holds:
             logger.warning("%s", claim)
-    transmitter = Transmitter(config, claims, channel, control, scene.decode(still) if still else None)
-    built = sinks.build(config, servers, files, transmitter.report, transmitter.request_alpha)
+    transmitter = Transmitter(config, claims, channel, control, standing)
+    transmitter.links = [link for url in urls for link in links(url)]
+    built = sinks.build(config, servers, files, transmitter)
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         loop.add_signal_handler(signal.SIGTERM, transmitter.end)
         runner.run(transmitter.serve(built))
@@ -95,13 +105,18 @@ class Transmitter:
         claims: list[IsolationClaim],
         channel: socket.socket,
         control: ControlChannel,
-        still: scene.Still | None = None,
+        standing: Standing = NOTHING_SET,
     ) -> None:
         from edgesan.metrics import Metrics
 
         self._config, self._claims, self._channel, self._control = config, claims, channel, control
+        self._drawn = standing.zones
+        self.links: list[dict[str, str]] = []
+        """What servers of this run offer."""
+        self._recorded: asyncio.Queue[str] = asyncio.Queue()  # the parent's answers: why not, or nothing
         self._strange = False  # whether frames named a scene that is not known here
-        self._still, self._scene = still, PLAIN  # which one the newest frame names
+        self._still = scene.decode(standing.still) if standing.still else None
+        self._scene = PLAIN  # which one the newest frame names
         self._decoder = self._load()
         self._renderer = self._new_renderer()
         isolation.limit_memory()
@@ -110,7 +125,7 @@ class Transmitter:
         self._descriptors: list[int] = []
         self._status: Status | None = None
         self._arrived, self._ending = asyncio.Event(), False
-        self._size = (0, 0)
+        self._size = CARD
         self._newest_ns = 0  # when the newest live frame was captured
         self._reload_s = 0.0
         self._slates = 0
@@ -126,7 +141,7 @@ class Transmitter:
     def _new_renderer(self) -> "Renderer":
         from edgesan.render import Renderer
 
-        return Renderer(self._decoder, self._config.zones, self._still, fades=True)
+        return Renderer(self._decoder, (*self._config.zones, *self._drawn), self._still, fades=True)
 
     def end(self) -> None:
         """Make `serve` finish its files and streams, and return."""
@@ -142,6 +157,7 @@ class Transmitter:
         loop = asyncio.get_running_loop()
         self._channel.setblocking(False)
         loop.add_reader(self._channel, self._receive_pipes)
+        loop.add_reader(self._control.read_fd, self._receive_answer)
         async with AsyncExitStack() as stack:  # closes every sink, also if another one fails
             for sink in sinks:
                 await sink.start()
@@ -186,11 +202,19 @@ class Transmitter:
                 return [frame]
         elif latents is not None:
             self._metrics.count("rejected_stale")
-        if self._newest_ns and now_ns - self._newest_ns > FRESH_NS and not self._ending:
+        lost = self._newest_ns and now_ns - self._newest_ns > FRESH_NS
+        if (lost or self._privacy) and not self._ending:
             self._slates += 1
-            text = "camera lost" if self._receiver else "no sanitizer"
-            return [slate(text, self._size, self._slates, now_ns)]
+            return [slate(self._why(), self._size, self._slates, now_ns)]
         return []
+
+    def _why(self) -> str:
+        """Say on a card why there is no picture."""
+        if self._privacy:
+            return "the camera is off"
+        if self._status and not self._status.width:
+            return "opening the camera"
+        return "camera lost" if self._receiver else "no sanitizer"
 
     def _catch_up(self) -> None:
         """Decode the codes that the next frame will show."""
@@ -281,9 +305,40 @@ class Transmitter:
                 self._samples.popleft()
             await asyncio.sleep(ALIVE_S)
 
-    def request_alpha(self, alpha: float) -> bool:
-        """Ask the sanitize process for another alpha. Return False if none listens."""
-        return self._receiver is not None and self._receiver.request_alpha(alpha)
+    @property
+    def _privacy(self) -> bool:
+        """Whether the owner has the camera closed."""
+        return self._status is not None and self._status.privacy
+
+    def request(self, wanted: "Request") -> bool:
+        """Ask the sanitize process for something. Return False if none listens."""
+        return self._receiver is not None and self._receiver.request(wanted)
+
+    @property
+    def zones(self) -> tuple[tuple[Zone, ...], tuple[Zone, ...]]:
+        """The zones of the configuration, and those that the owner has drawn."""
+        return self._config.zones, self._drawn
+
+    async def draw(self, zones: tuple[Zone, ...]) -> str:
+        """Blacken these zones from the next frame on, and have the parent record them; return why it did not."""
+        self._drawn = zones
+        self._renderer.zones = (*self._config.zones, *zones)
+        while not self._recorded.empty():  # an answer that came too late for who asked
+            self._recorded.get_nowait()
+        self._control.send(RECORD_ZONES, pack(zones))
+        try:
+            async with asyncio.timeout(RECORD_S):
+                return await self._recorded.get()
+        except TimeoutError:
+            return f"the parent process did not answer within {RECORD_S:g} s"
+
+    def _receive_answer(self) -> None:
+        """Take an answer of the parent."""
+        given = self._control.receive()  # does not block: something is there
+        if given is None or not given.kind:  # the parent is gone
+            asyncio.get_running_loop().remove_reader(self._control.read_fd)
+        elif given.kind in (RECORDED, NOT_RECORDED):
+            self._recorded.put_nowait(given.payload.decode(errors="replace"))
 
     def report(self) -> dict[str, Any]:
         """Return the status for the page and the metrics, without the server's own figures."""
@@ -305,5 +360,5 @@ class Transmitter:
             "id": f"{self._still.id:08x}" if self._still else "",
             "differs": known and fresh and self._scene == PLAIN,
         }
-        transmission = status.Transmission(self._claims, own, wall, fresh, room)
+        transmission = status.Transmission(self._claims, own, wall, fresh, self.links, len(self._renderer.zones), room)
         return status.report(self._config, self._decoder, self._status, transmission)

@@ -60,9 +60,10 @@ class Exporter(Collector):
         families += [stages, age]
         for name, text, value in (
             ("edgesan_fps", "Sanitized frames per second.", r.get("fps", 0)),
-            ("edgesan_faces", "Faces in the newest frame.", r.get("faces", 0)),
+            ("edgesan_faces", "Faces in the newest frame.", r.get("faces") or 0),
             ("edgesan_viewers", "Streams that are open.", transmit["viewers"]),
             ("edgesan_camera_up", "1 while the camera gives frames.", int(bool(r.get("camera_up")))),
+            ("edgesan_privacy", "1 while the owner has the camera closed.", int(bool(r.get("privacy")))),
             ("edgesan_alpha", "The dial.", r.get("alpha", math.nan)),
             ("edgesan_uptime_seconds", "Since the start.", r.get("uptime_s", 0)),
         ):
@@ -70,4 +71,6 @@ class Exporter(Collector):
         model = r.get("model", {})
         info = GaugeMetricFamily("edgesan_model_info", "The model that runs.", labels=["name", "version", "sha256"])
         info.add_metric([str(model.get(key, "")) for key in ("name", "version", "sha256")], 1)
-        return [*families, info]
+        camera = GaugeMetricFamily("edgesan_info", "This camera.", labels=["name", "version"])
+        camera.add_metric([r.get("name", ""), r.get("version", "")], 1)
+        return [*families, info, camera]

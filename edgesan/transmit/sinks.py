@@ -5,9 +5,8 @@ Files are opened by the parent, ports by the transmit process before it gives up
 
 import errno
 import itertools
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
 
 from edgesan import disk
 from edgesan.config import Config
@@ -17,6 +16,7 @@ from edgesan.transmit.tls import tls_context
 
 if TYPE_CHECKING:  # numpy must not be loaded before isolation
     from edgesan.frames import SanitizedFrame
+    from edgesan.transmit.http import Controls
 
 
 class Sink(Protocol):
@@ -93,8 +93,7 @@ def build(
     config: Config,
     servers: list[Server],
     files: list[OutputFile],
-    status: Callable[[], dict[str, Any]],
-    request_alpha: Callable[[float], bool],
+    controls: "Controls",
 ) -> list[Sink]:
     """Build the sinks. Loads the libraries that read what viewers send, so only after isolation.
 
@@ -102,12 +101,11 @@ def build(
         config: its `token` is what viewers must present, and pages of `embed_from` may show the picture.
         servers: from `open_servers`.
         files: from `open_files`.
-        status: returns the report that the page and the metrics show.
-        request_alpha: passes on the alpha that a viewer asks for; False if no sanitize process listens.
+        controls: says how the run is, and passes on what viewers ask for.
     """
     from edgesan.transmit.http import HttpSink
 
-    sinks: list[Sink] = [HttpSink(server, config.token, status, request_alpha, config.embed_from) for server in servers]
+    sinks: list[Sink] = [HttpSink(server, config.token, controls, config.embed_from) for server in servers]
     if files:
         from edgesan.transmit.file import FileSink  # loads 16 MB of PyAV, which streams do not need
 

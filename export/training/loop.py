@@ -62,7 +62,8 @@ def train(r: Recipe, faces: data.Faces, options: Options) -> Sanitizer | Unet:
     torch.backends.cudnn.benchmark = True  # shapes stay the same for thousands of steps
     torch.manual_seed(r.seed)
     nets = load_providers(r, faces, options, device)
-    options.out.mkdir(parents=True, exist_ok=True)
+    for folder in (options.out, options.cache or options.out):  # now, not after the teachers' work
+        folder.mkdir(parents=True, exist_ok=True)
     training_data = gather(faces, r, nets, options.cache or options.out, device)
     deadline = time.monotonic() + 60 * options.minutes
 

@@ -104,6 +104,17 @@ def chroma(picture: Tensor) -> Tensor:
     return torch.stack([0.564 * (blue - luma), 0.713 * (red - luma)], 1)
 
 
+def coarse_colour(picture: Tensor, block: int = 8) -> Tensor:
+    """Return RGB pictures [N, 3, H, W] whose brightness (ITU-R BT.601) stays, and whose colour is coarse.
+
+    Args:
+        picture: H and W are multiples of `block`.
+        block: pixels, each way, that share a colour; it changes smoothly from one block to the next.
+    """
+    luma = (picture * picture.new_tensor((0.299, 0.587, 0.114)).view(3, 1, 1)).sum(1, keepdim=True)
+    return luma + F.interpolate(F.avg_pool2d(picture - luma, block), picture.shape[2:], mode="bilinear")
+
+
 def total_variation(picture: Tensor) -> Tensor:
     """Return the mean difference of neighbouring pixels [N] of pictures [N, channels, H, W]."""
     down = (picture[:, :, 1:] - picture[:, :, :-1]).abs().mean((1, 2, 3))

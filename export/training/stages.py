@@ -279,9 +279,10 @@ class Decode(Stage):
     def composed(self, y: Tensor) -> Tensor:
         """Return a chip as a provider cuts it out of the composed frame: faded into the canvas, moved, resampled.
 
-        A pattern of single pixels does not survive it; the features of a face do.
+        A pattern of single pixels does not survive it, nor do specks of colour: a JPEG keeps colour coarsely, and here
+        it is coarser. The features of a face do.
         """
-        y = PLAIN / 255 + self.opacity * (y - PLAIN / 255)
+        y = losses.coarse_colour(PLAIN / 255 + self.opacity * (y - PLAIN / 255))
         turn, zoom = 0.02 * torch.randn(len(y)), torch.exp(0.02 * torch.randn(len(y)))
         y = warp(y, turn, zoom, 0.012 * torch.randn(len(y), 2), torch.ones(len(y)))
         if torch.rand(()) < 0.6:

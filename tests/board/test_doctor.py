@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from edgesan import standing
 from edgesan.board import doctor
 from edgesan.board.doctor import Finding
 from edgesan.config import Config
@@ -55,6 +56,16 @@ def test_this_machine_can_be_examined() -> None:
     assert len(names) == len(set(names))
     assert all(finding.cure for finding in found if finding.level != "ok")
     assert json.loads(doctor.to_json(found))[0] == dataclasses.asdict(found[0])
+
+
+def test_a_camera_that_is_switched_off_is_named_with_its_cure(tmp_path: Path) -> None:
+    config = Config(state_dir=tmp_path)
+    assert doctor.privacy(config) is None
+    standing.record_privacy(tmp_path, on=True)
+    found = one(doctor.privacy(config))
+    assert (found.level, "PUT /api/privacy" in found.cure) == ("warn", True)
+    standing.zones_file(tmp_path).write_text("{}")
+    assert one(doctor.privacy(config)).level == "fail"
 
 
 def test_every_finding_has_its_mark_and_its_cure_is_below_it() -> None:

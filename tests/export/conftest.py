@@ -53,8 +53,8 @@ def people(clip: list[Pixels]) -> data.Faces:
 
 @pytest.fixture(scope="session")
 def targets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which all trainings of a test run keep their teachers' targets."""
-    return tmp_path_factory.mktemp("targets")
+    """A folder, still to be made, in which all trainings of a test run keep their teachers' targets."""
+    return tmp_path_factory.mktemp("kept") / "targets"
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
-from edgesan import owner
+from edgesan import owner, standing
 from edgesan.board import doctor
 from tests.isolation.support import program
 from tests.support import ROOT, free_port
@@ -114,6 +114,34 @@ def test_a_viewer_turns_the_dial_of_the_other_unit(units: Units) -> None:
     )
     urllib.request.urlopen(request, timeout=5).close()
     units.until(lambda status: status.get("alpha") == 0.75)
+
+
+@pytest.mark.slow
+def test_a_viewer_switches_the_camera_off_and_draws_zones_in_the_other_unit(units: Units) -> None:
+    """Each unit has its own record, also where systemd gives both the same configuration."""
+
+    def put(path: str, body: str) -> None:
+        url, kind = f"http://127.0.0.1:{units.port}{path}", {"Content-Type": "application/json"}
+        urllib.request.urlopen(urllib.request.Request(url, body.encode(), kind, method="PUT"), timeout=5).close()
+
+    folder = units.folder / "transmit"
+    options = ("--state-dir", "/proc/nowhere")
+    units.start("sanitize")
+    units.start("transmit", *options, STATE_DIRECTORY=str(folder))
+    units.until(flows)
+    put("/api/zones", '{"zones": [[[0, 0], [1, 0], [1, 1], [0, 1]]]}')
+    units.until(lambda status: status["faces"] == 0)
+    put("/api/privacy", '{"on": true}')
+    units.until(lambda status: status["privacy"])
+    for role in ("sanitize", "transmit"):
+        units.kill(role)
+    assert standing.read(units.folder / "state").privacy
+    assert standing.read(units.folder / "state").zones == standing.read(folder).zones != ()
+    units.start("sanitize")
+    units.start("transmit", *options, STATE_DIRECTORY=str(folder))
+    units.until(lambda status: status["privacy"] and status["zones"] == 1)
+    put("/api/privacy", '{"on": false}')
+    assert units.until(flows)["faces"] == 0
 
 
 def test_a_killed_transmit_unit_is_let_in_again_and_the_camera_never_stopped(units: Units) -> None:

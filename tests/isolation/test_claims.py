@@ -1,13 +1,15 @@
 """Claims cross as a byte of each probe, and say the same words."""
 
 import random
+import re
+from dataclasses import replace
 
 import pytest
 
 from edgesan import isolation
 from edgesan.errors import IsolationError
 from edgesan.isolation import IsolationClaim
-from edgesan.isolation.probes import PROBES
+from edgesan.isolation.probes import KEPT, PROBES
 from tests.isolation.support import SANITIZE
 
 
@@ -56,6 +58,31 @@ def test_what_is_missing_is_named_with_its_cure() -> None:
         IsolationClaim("transmit", "no camera", False, "ok", "x"),
     )
     isolation.require([held])
-    with pytest.raises(IsolationError, match=r"transmit process: NOT no camera: ok\. Cure: x"):
+    with pytest.raises(IsolationError, match=r"transmit process: no camera does not hold: ok\. Cure: x"):
         isolation.require([held, missing])
-    assert isolation.summary([held, missing]) == "sanitize: no swap; transmit: NOT no camera"
+    assert isolation.summary([held, missing]) == "sanitize: no swap; transmit: no camera does not hold"
+    both = [held, replace(held, name="no files", holds=False), replace(held, name="no network", holds=False)]
+    assert isolation.summary(both) == "sanitize: no swap (no files, no network do not hold)"
+
+
+def test_every_claim_that_does_not_hold_is_a_sentence_about_what_it_means() -> None:
+    for process, probes in PROBES.items():
+        opened = bytes(next(r for r in range(252) if r not in p.closed and p.possible(r)) for p in probes)
+        claims = isolation.unpack(opened, process)
+        assert not any(claim.holds for claim in claims)
+        sentences = isolation.warnings(claims)
+        assert len(sentences) == len(claims), "each its own"
+        for sentence in sentences:
+            assert re.fullmatch(r"The process that [^:]+: [^:]+\.|The process that [^:]+\.", sentence), sentence
+
+
+def test_a_network_camera_is_one_sentence() -> None:
+    closed = [next(r for r in range(256) if r in p.closed and p.possible(r)) for p in PROBES["sanitize"]]
+    assert isolation.warnings(isolation.unpack(bytes(closed))) == []
+    kept = [KEPT if p.possible(KEPT) else r for p, r in zip(PROBES["sanitize"], closed, strict=True)]
+    claims = isolation.unpack(bytes(kept))
+    assert {claim.name for claim in claims if not claim.holds} == {"no network", "no socket"}
+    assert isolation.warnings(claims) == [
+        "The process that sees the camera can reach the network, because the camera is a network camera: a fault there"
+        " could send raw pictures."
+    ]

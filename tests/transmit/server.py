@@ -15,9 +15,11 @@ import cv2
 import numpy as np
 
 from edgesan.frames import Pixels, SanitizedFrame
+from edgesan.request import Alpha, Request
 from edgesan.transmit.admission import Server, listen
 from edgesan.transmit.http import HttpSink
 from edgesan.transmit.tls import tls_context
+from edgesan.zones import Zone, of_text
 from tests.support import free_port
 
 Make = Callable[..., SanitizedFrame]
@@ -34,7 +36,33 @@ STATUS = {
 }
 
 
-class ServerThread:
+class Wishes:
+    """Stands for the transmit process: says a status, and takes what viewers ask for."""
+
+    def __init__(self) -> None:
+        self.status: dict[str, Any] = dict(STATUS)
+        self.asked, self.hears = list[float | Request](), True
+        self.drawn: tuple[Zone, ...] = ()
+        self.unrecorded = ""  # why zones cannot be recorded
+
+    @property
+    def zones(self) -> tuple[tuple[Zone, ...], tuple[Zone, ...]]:
+        return (of_text("0,0,0.1,0.1"),), self.drawn
+
+    def report(self) -> dict[str, Any]:
+        return dict(self.status)
+
+    def request(self, wanted: Request) -> bool:
+        if self.hears:
+            self.asked.append(wanted.alpha if isinstance(wanted, Alpha) else wanted)
+        return self.hears
+
+    async def draw(self, zones: tuple[Zone, ...]) -> str:
+        self.drawn = zones
+        return self.unrecorded
+
+
+class ServerThread(Wishes):
     """An HttpSink in a thread of this process, so that a test can shorten its limits."""
 
     def __init__(
@@ -44,21 +72,16 @@ class ServerThread:
         key: Path | None = None,
         embed_from: tuple[str, ...] = (),
     ) -> None:
-        self.port, self.asked, self.hears = free_port(), list[float](), True
-        self.status: dict[str, Any] = dict(STATUS)
+        super().__init__()
+        self.port = free_port()
         address = f"{'https' if certificate else 'http'}://127.0.0.1:{self.port}"
         tls = tls_context(certificate, key) if certificate else None
         server = Server(address, listen(address), tls)
-        self.sink = HttpSink(server, token, lambda: dict(self.status), self._ask, embed_from)
+        self.sink = HttpSink(server, token, self, embed_from)
         self.loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self.loop.run_forever)
         self._thread.start()
         self.wait(self.sink.start())
-
-    def _ask(self, alpha: float) -> bool:
-        if self.hears:
-            self.asked.append(alpha)
-        return self.hears
 
     def wait(self, coroutine: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(10)
@@ -85,7 +108,7 @@ class ServerThread:
         """From that address of this machine."""
         return socket.create_connection(("127.0.0.1", self.port), timeout=5, source_address=(host, 0))
 
-    def report(self) -> dict[str, Any]:
+    def counted(self) -> dict[str, Any]:
         """As the server's own thread sees it: the counters change there."""
 
         async def look() -> dict[str, Any]:
@@ -96,11 +119,11 @@ class ServerThread:
         return answer
 
     def viewers(self) -> int:
-        return int(self.report()["viewers"])
+        return int(self.counted()["viewers"])
 
     def totals(self) -> dict[str, int]:
-        counted: dict[str, int] = self.report()["totals"]
-        return counted
+        totals: dict[str, int] = self.counted()["totals"]
+        return totals
 
 
 class LiveServer(ServerThread):

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from edgesan.transmit.directions import directions, visible_url
+from edgesan.transmit.directions import directions, links, visible_url
 from tests.support import COMMAND, free_port
 
 TOKEN = "correct-horse-battery"
@@ -41,6 +41,16 @@ def test_the_address_of_a_server_that_listens_everywhere_is_one_that_others_can_
 )
 def test_an_address_that_was_given_stays(server: str, url: str) -> None:
     assert visible_url(server) == url
+
+
+def test_what_a_server_offers_has_addresses_without_the_token() -> None:
+    found = {link["kind"]: link["url"] for link in links(visible_url("http://192.0.2.7:80"))}
+    assert found == {
+        "picture stream": "http://192.0.2.7:80/stream.mjpg",
+        "snapshot": "http://192.0.2.7:80/snapshot.jpg",
+        "status": "http://192.0.2.7:80/api/status",
+        "metrics": "http://192.0.2.7:80/metrics",
+    }
 
 
 def test_a_camera_reads_the_address_from_the_code() -> None:

@@ -1,13 +1,16 @@
 """The file sink: clips keep the times of their frames."""
 
+import asyncio
 from contextlib import closing
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import pytest
 
 from edgesan.errors import SinkError
-from edgesan.transmit.file import ClipWriter
+from edgesan.render import slate
+from edgesan.transmit.file import ClipWriter, FileSink
 from tests.transmit.server import Make
 
 
@@ -33,6 +36,22 @@ def write_clip(writer: ClipWriter, sanitized_frame: Make) -> None:
         writer.write(sanitized_frame(number), seconds)
     writer.close()
     writer.close()
+
+
+def test_a_clip_begins_with_the_first_live_frame_and_shows_the_cards_after_it(
+    tmp_path: Path, sanitized_frame: Make
+) -> None:
+    async def record(file: BinaryIO) -> None:
+        sink = FileSink(file, tmp_path / "clip.mkv")
+        await sink.start()
+        await sink.send(slate("the camera is off", (640, 360), 1, 10**9))
+        for second in (2, 3):
+            await sink.send(sanitized_frame(second, captured_ns=second * 10**9))
+        await sink.send(slate("the camera is off", (64, 48), 2, 4 * 10**9))
+        await sink.close()
+
+    asyncio.run(record((tmp_path / "clip.mkv").open("xb")))
+    assert times(tmp_path / "clip.mkv") == pytest.approx([0, 1, 2])
 
 
 def test_a_clip_without_a_frame_stays_empty(tmp_path: Path) -> None:

@@ -13,10 +13,11 @@ from contextlib import closing
 import pytest
 
 from edgesan.message import FRESH_NS
+from edgesan.request import Privacy, Zones
 from edgesan.transmit.admission import Server, listen
 from edgesan.transmit.http import HttpSink
 from tests.support import ROOT, free_port
-from tests.transmit.server import LiveServer, Serve, Viewer, decode, read_parts
+from tests.transmit.server import STATUS, LiveServer, Serve, Viewer, Wishes, decode, read_parts
 
 
 def test_a_viewer_sees_the_stream_move(serve: Serve) -> None:
@@ -153,7 +154,7 @@ def test_the_page_needs_nothing_from_elsewhere(serve: Serve) -> None:
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert headers["X-Frame-Options"] == "DENY"
     assert "Access-Control-Allow-Origin" not in headers
-    for asset in ("/page.js", "/page.css", "/icon.svg"):
+    for asset in ("/page.js", "/zones.js", "/page.css", "/icon.svg"):
         assert live.get(asset)[0] == 200
     for path in ("/../pyproject.toml", "/page.js/../../config.py", "/nothing", "/models/default.onnx"):
         assert live.get(path)[0] == 404
@@ -229,6 +230,76 @@ def test_a_wrong_wish_is_refused_and_goes_nowhere(serve: Serve) -> None:
     assert live.asked == []
 
 
+def put(live: LiveServer, path: str, body: str) -> tuple[int, bytes]:
+    return live.get(path, "PUT", body, Content_Type="application/json")[:2]
+
+
+def test_the_owner_switches_the_camera_off_also_while_no_picture_comes(serve: Serve) -> None:
+    live = serve()
+    assert put(live, "/api/privacy", '{"on": true}') == (202, b'{"asked": true}')
+    assert put(live, "/api/privacy", '{"on": false}')[0] == 202
+    assert live.asked == [Privacy(True), Privacy(False)]
+    live.picture(slate=True)
+    live.status = STATUS | {"privacy": True, "faces": None, "name": "front door", "version": "9"}
+    assert live.get("/readyz")[:2] == (503, b"privacy is on: the camera is off\n")
+    assert json.loads(live.get("/api/privacy")[1]) == {"on": True}
+    text = live.get("/metrics")[1].decode()
+    assert "edgesan_privacy 1.0" in text
+    assert "edgesan_faces 0.0" in text
+    assert 'edgesan_info{name="front door",version="9"} 1.0' in text
+    live.hears = False
+    assert put(live, "/api/privacy", '{"on": false}') == (503, b"the sanitizer does not answer; ask again\n")
+
+
+def test_the_owner_draws_zones_and_cannot_open_those_of_the_configuration(serve: Serve) -> None:
+    live = serve()
+    fixed = [[[0.0, 0.0], [0.1, 0.0], [0.1, 0.1], [0.0, 0.1]]]
+    assert json.loads(live.get("/api/zones")[1]) == {"fixed": fixed, "zones": []}
+    triangle = [[0.0, 0.0], [0.5, 0.0], [0.5, 1.0]]
+    status, body = put(live, "/api/zones", json.dumps({"zones": [triangle]}))
+    assert (status, json.loads(body)) == (200, {"fixed": fixed, "zones": [[[0, 0], [0.50001, 0], [0.50001, 1]]]})
+    assert live.asked == [Zones(live.drawn)]
+    assert put(live, "/api/zones", body.decode().replace('"fixed"', '"x"'))[0] == 400, "one key, as for the dial"
+    again = json.dumps({"zones": json.loads(body)["zones"]})
+    assert put(live, "/api/zones", again) == (200, body), "what is read back and sent again does not move"
+    live.unrecorded = "the disk is full"
+    assert put(live, "/api/zones", again)[0] == 500
+    live.hears = False
+    assert put(live, "/api/zones", '{"zones": []}')[0] == 503
+    assert len(live.drawn) == 1, "nothing is opened that the sanitizer has not heard of"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("privacy", '{"on": 1}', 400),
+        ("privacy", '{"on": "true"}', 400),
+        ("privacy", '{"on": null}', 400),
+        ("privacy", '{"on": true, "x": 1}', 400),
+        ("privacy", "true", 400),
+        ("privacy", "x" * 5000, 413),
+        ("zones", '{"zones": [[[0, 0], [1, 1]]]}', 400),
+        ("zones", '{"zones": [[[0, 0], [1, 1], [2, 0]]]}', 400),
+        ("zones", '{"zones": [[[0, 0], [NaN, 1], [1, 0]]]}', 400),
+        ("zones", '{"zones": [[[0, 0], [1, 1], [1' + "0" * 400 + ", 0]]]}", 400),
+        ("zones", '{"zones": [[[0, 0], [true, 1], [1, 0]]]}', 400),
+        ("zones", '{"zones": [[[0, 0], [0.5, 0], [1, 0]]]}', 400),
+        ("zones", '{"zones": [[[0, 0], [1, 1], [1, 0, 0]]]}', 400),
+        ("zones", '{"zones": {}}', 400),
+        ("zones", json.dumps({"zones": [[[0, 0], [1, 1], [1, 0]]] * 17}), 400),
+        ("zones", json.dumps({"zones": [[[0, 0], [1, 1], [1, 0]] * 11]}), 400),
+        ("zones", "[" * 20000, 400),
+        ("zones", "x" * 40000, 413),
+    ],
+)
+def test_a_hostile_body_changes_nothing(serve: Serve, path: str, body: str, status: int) -> None:
+    live = serve()
+    answered, text = put(live, f"/api/{path}", body)
+    assert answered == status, text
+    assert live.get(f"/api/{path}", "PUT", body, Content_Type="text/plain")[0] == 415
+    assert (live.asked, live.drawn) == ([], ())
+
+
 def test_who_comes_before_the_server_starts_is_answered_then() -> None:
     address = f"http://127.0.0.1:{free_port()}"
     sockets = listen(address)
@@ -236,7 +307,7 @@ def test_who_comes_before_the_server_starts_is_answered_then() -> None:
         early.sendall(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
 
         async def serve() -> bytes:
-            sink = HttpSink(Server(address, sockets), "", dict, lambda _: True)
+            sink = HttpSink(Server(address, sockets), "", Wishes())
             await sink.start()
             answer = await asyncio.to_thread(early.recv, 65536)
             await sink.close()
@@ -248,7 +319,7 @@ def test_who_comes_before_the_server_starts_is_answered_then() -> None:
 
 def test_a_server_that_never_starts_gives_its_port_back() -> None:
     address = f"http://127.0.0.1:{free_port()}"
-    asyncio.run(HttpSink(Server(address, listen(address)), "", dict, lambda _: True).close())
+    asyncio.run(HttpSink(Server(address, listen(address)), "", Wishes()).close())
     for each in listen(address):
         each.close()
 
@@ -278,10 +349,11 @@ for call in (socket.socket, socket.socketpair, lambda: sockets[0].connect(("127.
     except OSError as error:
         print(errno.errorcode[error.errno])
 
+from types import SimpleNamespace
 from edgesan.transmit.http import HttpSink
 
 async def serve():
-    sink = HttpSink(Server(address, sockets), "", dict, lambda _: True)
+    sink = HttpSink(Server(address, sockets), "", SimpleNamespace(report=dict))
     await sink.start()
     print("serving", flush=True)
     await asyncio.to_thread(sys.stdin.read)

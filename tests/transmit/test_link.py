@@ -8,10 +8,11 @@ from dataclasses import replace
 
 import pytest
 
-from edgesan import message
+from edgesan import message, request
 from edgesan.errors import Reject
 from edgesan.message import COUNTERS, SPANS, FaceCode, Latents, Place, Status
-from edgesan.transmit.link import ALPHA_REQUEST, MOST_RATE, Pipes, Receiver, Sender
+from edgesan.request import Alpha, Privacy
+from edgesan.transmit.link import MOST_RATE, Pipes, Receiver, Sender
 
 FRAME = Latents(1, 10**12, 3000, 640, 480, 0.4, 7, (FaceCode(3, Place(100, 50, 80, 0.5), bytes(64)),))
 STATUS = Status((1,) * len(COUNTERS), 1.5, 30.0, 0.4, ((1.0, 2.0, 3.0),) * len(SPANS), 7, 640, 480, b"\1")
@@ -98,30 +99,30 @@ def test_the_end_of_the_other_side_is_seen(pipes: Pipes) -> None:
     os.close(pipes.frames_out)
     assert receiver.read(lambda status: None) is None
     assert receiver.is_closed
-    assert not receiver.request_alpha(0.5)
+    assert not receiver.request(Alpha(0.5))
 
 
 def test_requests_pass_and_what_is_none_does_not(pipes: Pipes) -> None:
     sender, receiver = ends(pipes)
-    assert receiver.request_alpha(0.25)
-    for wrong in (
-        b"",
-        b"1",
-        bytes(9),
-        ALPHA_REQUEST.pack(float("nan")),
-        ALPHA_REQUEST.pack(-0.1),
-        ALPHA_REQUEST.pack(float("inf")),
-        ALPHA_REQUEST.pack(1.01),
-    ):
+    assert receiver.request(Alpha(0.25))
+    for wrong in (b"", b"1", bytes(9), bytes(4000), request.pack(Alpha(float("nan")))):
         os.write(pipes.requests_out, wrong)
-        assert sender.requested_alphas() in ([0.25], []), wrong
-    assert receiver.request_alpha(1.0)
-    assert sender.requested_alphas() == [1.0]
+        assert list(sender.requests()) in ([Alpha(0.25)], []), wrong
+    assert receiver.request(Alpha(1.0))
+    assert list(sender.requests(wait_s=1)) == [Alpha(1.0)]
+
+
+def test_a_request_that_is_not_taken_waits_for_the_next_process(pipes: Pipes) -> None:
+    sender, receiver = ends(pipes)
+    assert receiver.request(Privacy(on=False))
+    assert receiver.request(Privacy(on=True))
+    assert next(sender.requests()) == Privacy(on=False)
+    assert list(Sender(pipes).requests()) == [Privacy(on=True)]
 
 
 def test_a_dial_that_nobody_hears_is_told(pipes: Pipes) -> None:
     _, receiver = ends(pipes)
-    assert [receiver.request_alpha(0.5) for _ in range(3)][-1] is False, "the pipe is full"
+    assert [receiver.request(Alpha(0.5)) for _ in range(3)][-1] is False, "the pipe is full"
 
 
 def test_what_comes_too_fast_is_not_heard(pipes: Pipes) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from edgesan.model.load import Model
 from export.audit import aims, claims, report, tables
 from export.audit.report import (
     Attacked,
@@ -94,6 +95,25 @@ def test_strangers_come_first_in_the_report_the_claims_and_the_documents(measure
     report.write(measured, tmp_path / "report.json")
     assert report.read(Report, tmp_path / "report.json") == measured
     assert len(json.dumps(claims.claims(measured))) < 60_000
+
+
+def test_the_dial_of_the_page_has_the_figures_of_the_audited_points(measured: Report, sanitizer_model: Model) -> None:
+    first = replace(measured, alpha=0.4)
+    other = replace(first, alpha=0.8, strangers=None)
+    facts = replace(sanitizer_model.metadata, claims=[*claims.claims(other), *claims.claims(first)])
+    low, high = facts.audited
+    assert low == {
+        "alpha": 0.4,
+        "private_accuracy": 0.5,
+        "attacker": "fresh CNN",
+        "utility": 0.96,
+        "useful": "stranger named in a household of eight",
+        "people": "strangers",
+    }
+    assert (high["alpha"], high["people"]) == (0.8, "people of the training")
+    assert high["private_accuracy"] == round(measured.ours.strongest()[1].accuracy, 4)
+    assert high["utility"] == round(measured.ours.utility.top1, 4)
+    assert replace(facts, claims=[]).audited == []
 
 
 def test_a_report_without_strangers_has_no_aims(measured: Report) -> None:

@@ -74,6 +74,17 @@ def test_the_distribution_loss_is_the_distance_between_the_codes_of_two_classes(
     assert losses.distribution_loss(*three, directions=4096).item() == pytest.approx(2 / 3, rel=0.15), "of three pairs"
 
 
+def test_coarse_colour_keeps_the_brightness_and_loses_specks() -> None:
+    grey = torch.rand(2, 1, 16, 16).expand(-1, 3, -1, -1)
+    torch.testing.assert_close(losses.coarse_colour(grey), grey)
+    speck = torch.full((1, 3, 16, 16), 0.5)
+    speck[:, 0, 4, 4] += 0.2
+    coarse = losses.coarse_colour(speck)
+    luma = torch.tensor([0.299, 0.587, 0.114])
+    torch.testing.assert_close(torch.einsum("c,nchw->nhw", luma, coarse), torch.einsum("c,nchw->nhw", luma, speck))
+    assert losses.chroma(coarse).abs().max() < losses.chroma(speck).abs().max() / 20
+
+
 def test_chroma_is_what_a_picture_has_beside_its_brightness() -> None:
     grey = torch.rand(2, 1, 8, 8).expand(-1, 3, -1, -1)
     torch.testing.assert_close(losses.chroma(grey), torch.zeros(2, 2, 8, 8), atol=1e-6, rtol=0)
