@@ -14,7 +14,7 @@ import argparse
 import hashlib
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -240,20 +240,21 @@ class People:
     basis: Chips
 
 
-def people(folder: Path, plan: Plan, missed: Callable[[Chips], bool]) -> People:
+def people(folder: Path, plan: Plan, missed: Callable[[Chips], bool], sets: Sequence[str] = SETS) -> People:
     """Choose people, half of them women: `test` people with two pictures or more to walk, `train` people to learn on.
 
     Args:
         folder: of the sets.
         plan: how many.
         missed: whether the detector misses a chip. Only such people walk; the attacker learns from any.
+        sets: the sets' names.
 
     Raises:
         DataError: a set is missing or broken.
         ExportError: there are too few people.
     """
     generator = np.random.default_rng(plan.seed)
-    faces = data.join(data.load_set(folder, name) for name in SETS)
+    faces = data.join(data.load_set(folder, name) for name in sets)
     person, _ = faces.labels("identity")
     order = generator.permutation(len(faces))
 
