@@ -267,7 +267,7 @@ def stages(model: Model, config: Config, seconds: float) -> list[StageRow]:
 
     "frame" is the whole way from a raw frame to a sanitized one, with both faces encoded; its row also compares it with
     the sum of its stages. In the loop a face is encoded a few times a second, so a median frame encodes none. What the
-    scene adds is "silhouette" and "canvas", each ten times a second at most; "frame" is without a scene.
+    scene adds is "silhouette" and "canvas", each five times a second at most; "frame" is without a scene.
     """
     rows: list[StageRow] = []
     for size in tqdm(((480, 270), (1280, 720)), desc="stages", leave=False):

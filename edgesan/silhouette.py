@@ -1,4 +1,7 @@
-"""Which cells of the picture differ from the still: a bit a cell, at most ten times a second.
+"""Which cells of the picture differ from the still: a bit a cell, five times a second, each kept for a while.
+
+A bit also says how unlike the room somebody is in that place. Fewer looks, and cells that stay on for some of them, say
+less of it: `python -m export.silhouettes` measures how much is left.
 
 The frame is always compared with the same still, so a person who sits still stays a silhouette for as long as they
 sit. Only the light is fitted: a gain for each channel on a coarse grid, in steps of an eighth of a stop. The gain of
@@ -22,7 +25,8 @@ from edgesan.zones import Zone, mask
 
 COLUMNS: Final = 48  # cells from left to right; rows follow from the still's aspect
 CELL: Final = 4  # pixels of the working copy along a side of a cell
-PERIOD_NS: Final = 100_000_000  # from one look to the next
+PERIOD_NS: Final = 200_000_000  # from one look to the next
+HELD: Final = 3  # looks for which a cell stays on
 MOST_ASPECT: Final = 0.03  # by which the aspect of a frame may be off the still's
 
 STOP: Final = 48  # units of a stop (a factor of two) in the logarithms
@@ -83,6 +87,7 @@ class Silhouettes:
     def forget(self) -> None:
         """Forget what differed: the next frame has nothing to do with the ones before."""
         self._on: Cells = np.zeros((self.rows, self.columns), bool)
+        self._held = [self._on.astype(np.uint8)]
         self._due_ns = self._local_due_ns = 0
         self.quiet = False
         """Whether nothing differs, and nothing differed before."""
@@ -100,12 +105,12 @@ class Silhouettes:
             pixels: the frame, uint8 [height, width, 3] in BGR.
             now_ns: when it was captured. Within PERIOD_NS the answer of the frame before stands.
         """
-        if -2 * PERIOD_NS < now_ns - self._due_ns < -PERIOD_NS // 4:  # a camera jitters
+        if -2 * PERIOD_NS < now_ns - self._due_ns < -PERIOD_NS // 8:  # a camera jitters
             return self._found
         self._due_ns = PERIOD_NS + (self._due_ns if abs(now_ns - self._due_ns) <= PERIOD_NS else now_ns)
         height, width = pixels.shape[:2]
         if abs(width / height / self._aspect - 1) > MOST_ASPECT:
-            self._found, self.quiet = None, False
+            self._found, self._held, self.quiet = None, [], False
             return None
         logs = np.asarray(cv2.LUT(shrink(pixels, self._size), LOG), np.uint8)
         self._fit_light(logs, now_ns)
@@ -116,22 +121,25 @@ class Silhouettes:
         holds = share <= (LOSES if held else HOLDS)
         self.quiet = bool(held and holds and not on.any() and not self._on.any())
         self._on = on
-        self._found = self._drawn(on) if holds else None
+        self._held = [*self._held, solid(on)][-HELD:] if holds else []
+        self._found = self._drawn() if holds else None
         return self._found
 
-    def _drawn(self, on: Cells) -> Silhouette:
-        """Return cells that differ as they leave: without lonely ones, without holes, and a cell wider all around."""
-        solid = on.astype(np.uint8)
-        solid &= (cv2.boxFilter(solid, -1, (3, 3), normalize=False, borderType=cv2.BORDER_CONSTANT) > 1).view(np.uint8)
-        if solid.any():
-            around = np.pad(solid, 1)
+    def _drawn(self) -> Silhouette:
+        """Return cells as they leave: those of the last looks, without gaps and holes, and a cell wider all around."""
+        drawn = np.asarray(np.maximum.reduce(self._held), np.uint8)
+        if drawn.any():
+            around = np.asarray(cv2.morphologyEx(np.pad(drawn, 3), cv2.MORPH_CLOSE, SQUARE), np.uint8)[
+                2:-2, 2:-2
+            ].copy()
+            drawn = around[1:-1, 1:-1].copy()
             cv2.floodFill(around, None, (0, 0), 1)
             holes = around[1:-1, 1:-1] ^ 1
-            if np.count_nonzero(holes) < np.count_nonzero(solid):  # more is a view through something
-                solid |= holes
-            solid = np.asarray(cv2.dilate(solid, SQUARE), np.uint8)
-            solid[self._zones] = 0
-        return Silhouette(self.columns, self.rows, np.packbits(solid).tobytes())
+            if np.count_nonzero(holes) < np.count_nonzero(drawn):  # more is a view through something
+                drawn |= holes
+            drawn = np.asarray(cv2.dilate(drawn, SQUARE), np.uint8)
+            drawn[self._zones] = 0
+        return Silhouette(self.columns, self.rows, np.packbits(drawn).tobytes())
 
     def _differs(self, logs: Pixels) -> NDArray[np.uint8]:
         """Return how much each cell differs in the light of now, uint8 [rows, columns] in units."""
@@ -254,6 +262,13 @@ def difference(off: NDArray[np.int16], size: tuple[int, int]) -> NDArray[np.uint
     found = cv2.max(found, np.asarray(most - least, np.int16) * 5 >> 3)
     found = cv2.max(found, texture)
     return np.asarray(cv2.resize(np.clip(found, 0, CAP).astype(np.uint8), size, interpolation=cv2.INTER_AREA))
+
+
+def solid(on: Cells) -> NDArray[np.uint8]:
+    """Return cells without lonely ones, which are noise: uint8 [rows, columns]."""
+    found = on.astype(np.uint8)
+    neighbours = cv2.boxFilter(found, -1, (3, 3), normalize=False, borderType=cv2.BORDER_CONSTANT)
+    return np.asarray(found & (neighbours > 1), np.uint8)
 
 
 def grid(width: int, height: int, columns: int = COLUMNS) -> tuple[int, int]:

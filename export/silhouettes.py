@@ -50,9 +50,9 @@ class Plan:
     columns: tuple[int, ...] = (silhouette.COLUMNS // 2, silhouette.COLUMNS)
     sides: tuple[int, ...] = (112, 224)  # pixels of a face
     size: tuple[int, int] = (640, 480)
-    frames: int = 300  # looks, a tenth of a second apart
+    frames: int = 60  # looks: 360 frames at 30 a second
     people: int = 150
-    learn: int = 800
+    learn: int = 600
     seed: int = 0
 
 
@@ -206,7 +206,7 @@ def table(plan: Plan, said: list[Said]) -> str:
     """Return the result as Markdown."""
     first = said[0]
     setting = (
-        f"{plan.people} strangers, each walks once through {plan.frames} looks (a tenth of a second apart) of "
+        f"{plan.people} strangers, each walks once through {plan.frames} looks (five a second) of "
         f"{plan.size[0]}x{plan.size[1]}; the attackers learn on {plan.learn} other people, who walk the same way. "
         f"Chance: rank-1 {100 / plan.people:.0f} %, AUC 0.50. In brackets: 95 % intervals over people. "
         f"Seed {plan.seed}."
