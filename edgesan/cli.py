@@ -573,7 +573,10 @@ def _scene(arguments: argparse.Namespace) -> int:
         text = f"{path}: look at it; everybody who watches will see it. Then: edgesan scene accept"
     elif step == "accept":
         path = owner.accept(config)
-        text = f"{path} is in force. A run that goes on takes it up when it is sent SIGHUP, or started again."
+        text = (
+            f"{path} is in force. A run that goes on takes it up when it is sent SIGHUP, or started again. From then on"
+            " people are silhouettes: who moves where, and a little about who it is (docs/audit.md)."
+        )
         if config.background != "scene":
             text += f' But background is "{config.background}": write "scene"'
     elif step == "clear":
