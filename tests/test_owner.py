@@ -131,6 +131,7 @@ def test_a_run_takes_up_a_still_that_was_accepted_when_it_is_told_to(room: Pixel
     camera, state = tmp_path / "room.png", tmp_path / "state"
     cv2.imwrite(str(camera), room)
     config = Config(camera=str(camera), state_dir=state)
+    state.mkdir()
     running = Running("--camera", str(camera), "--state-dir", str(state))
     try:
         running.until("scene", {"in_force": False, "id": "", "differs": False})
