@@ -575,7 +575,7 @@ def _scene(arguments: argparse.Namespace) -> int:
         path = owner.accept(config)
         text = (
             f"{path} is in force. A run that goes on takes it up when it is sent SIGHUP, or started again. From then on"
-            " people are silhouettes: who moves where, and a little about who it is (docs/audit.md)."
+            " people are silhouettes. They show who moves where, and something about the gender (docs/audit.md)."
         )
         if config.background != "scene":
             text += f' But background is "{config.background}": write "scene"'

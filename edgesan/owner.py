@@ -4,24 +4,26 @@ The camera is opened in a child process with the isolation of the sanitize proce
 file: the still comes back through a pipe, and this process puts it beside the one in force.
 """
 
-import json
 import logging
 import os
 import sys
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
-from edgesan import disk, errors, isolation, scene, standing
+from edgesan import disk, isolation, scene, standing
 from edgesan.config import Config
-from edgesan.errors import CameraError, ConfigError, EdgesanError
+from edgesan.errors import CameraError, ConfigError, EdgesanError, IsolationError
 from edgesan.model import rollback
 from edgesan.zones import Zone
 
 logger = logging.getLogger(__name__)
 
-DONE, FAILED = b"D", b"E"  # the first byte of a child's answer
+DONE, CAMERA = b"D", b"C"  # the first byte of a child's answer; behind it the still, or a reason
+FAILURES: Final = {CAMERA: CameraError, b"O": ConfigError, b"I": IsolationError}
+MOST_REASON: Final = 2000  # bytes
 PROPOSED_MODE: Final = 0o600
 ACCEPTED_MODE: Final = 0o640  # the group of the folder may read it: on a board, both units
 
@@ -49,10 +51,7 @@ def take(config: Config, seconds: float) -> Path:
     stands = standing.read(rollback.state_folder(config.state_dir, os.environ))
     if stands.privacy:
         raise ConfigError(standing.PRIVACY)
-    made = not path.parent.exists()
     _write(path.parent, lambda: path.parent.mkdir(mode=0o700, parents=True, exist_ok=True))
-    if made:
-        logger.debug("made the folder %s", path.parent)
     readable, writable = os.pipe2(os.O_CLOEXEC)
     sys.stderr.flush()
     parent = os.getpid()
@@ -68,15 +67,25 @@ def take(config: Config, seconds: float) -> Path:
         with suppress(ProcessLookupError):
             os.kill(child, 9)  # it has answered, or this process was interrupted
         os.waitpid(child, 0)
-    if answer[:1] == FAILED:
-        name, text = json.loads(answer[1:])
-        raise vars(errors)[name](text)
-    if answer[:1] != DONE:
-        raise CameraError("the process that looks at the room ended without an answer: take the still again, with -v")
-    content = answer[1:]
+    content = still_of(answer)
     scene.check(content, "that was taken")
     _write(path, lambda: disk.write_whole(path, content, PROPOSED_MODE))
     return path
+
+
+def still_of(answer: bytes) -> bytes:
+    """Return the still, a PNG file's bytes, in the answer of the child that sees raw pixels.
+
+    Raises:
+        CameraError: the child ended without an answer, or said why there is none.
+        EdgesanError: the child said so; of the kinds in FAILURES.
+    """
+    kind = FAILURES.get(answer[:1])
+    if kind:
+        raise kind(answer[1:MOST_REASON].decode(errors="replace"))
+    if answer[:1] != DONE:
+        raise CameraError("the process that looks at the room ended without an answer: take the still again, with -v")
+    return answer[1:]
 
 
 def _survey(config: Config, seconds: float, zones: tuple[Zone, ...], parent: int, writable: int) -> NoReturn:
@@ -101,7 +110,8 @@ def _survey(config: Config, seconds: float, zones: tuple[Zone, ...], parent: int
         isolation.limit_memory()
         answer = DONE + survey.take(config, seconds, zones)
     except EdgesanError as error:
-        answer = FAILED + json.dumps([type(error).__name__, str(error)]).encode()
+        code = next((code for code, kind in FAILURES.items() if isinstance(error, kind)), CAMERA)
+        answer = code + str(error).encode()
     finally:
         if sys.exc_info()[0] is not None:
             traceback.print_exc()
@@ -143,7 +153,7 @@ def clear(config: Config) -> list[Path]:
     return there
 
 
-def _write(path: Path, action: Any) -> None:
+def _write(path: Path, action: Callable[[], object]) -> None:
     """Do something at a path, in another user's folder as that user.
 
     Raises:

@@ -57,7 +57,7 @@ Cells = NDArray[np.bool_]
 
 
 class Silhouettes:
-    """Compares frames with the still. Which cells differed last, and the gain, are its only memory."""
+    """Compares frames with the still. Which cells differed in the last looks, and the gains, are its only memory."""
 
     def __init__(self, still: Still, zones: Sequence[Zone] = (), columns: int = COLUMNS) -> None:
         """Prepare the still.
@@ -129,14 +129,13 @@ class Silhouettes:
         """Return cells as they leave: those of the last looks, without gaps and holes, and a cell wider all around."""
         drawn = np.asarray(np.maximum.reduce(self._held), np.uint8)
         if drawn.any():
-            around = np.asarray(cv2.morphologyEx(np.pad(drawn, 3), cv2.MORPH_CLOSE, SQUARE), np.uint8)[
-                2:-2, 2:-2
-            ].copy()
-            drawn = around[1:-1, 1:-1].copy()
+            closed = np.asarray(cv2.morphologyEx(np.pad(drawn, 2), cv2.MORPH_CLOSE, SQUARE), np.uint8)
+            drawn = closed[2:-2, 2:-2]
+            around = np.pad(drawn, 1)
             cv2.floodFill(around, None, (0, 0), 1)
-            holes = around[1:-1, 1:-1] ^ 1
+            holes = around[1:-1, 1:-1] ^ np.uint8(1)
             if np.count_nonzero(holes) < np.count_nonzero(drawn):  # more is a view through something
-                drawn |= holes
+                drawn = drawn | holes
             drawn = np.asarray(cv2.dilate(drawn, SQUARE), np.uint8)
             drawn[self._zones] = 0
         return Silhouette(self.columns, self.rows, np.packbits(drawn).tobytes())

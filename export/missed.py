@@ -77,13 +77,25 @@ class Walk:
 
 def walk(plan: Plan) -> Walk:
     """Return a room of soft colours and some grain, and a way through all of it, ten seconds long at 300 frames."""
-    width, height = plan.size
     generator = np.random.default_rng(plan.seed)
     soft = cv2.resize(generator.uniform(60, 190, (4, 5, 3)), plan.size, interpolation=cv2.INTER_CUBIC)
     room = np.clip(soft + generator.normal(0, 6, soft.shape), 0, 255).astype(np.uint8)
-    seconds = np.arange(plan.frames)[:, None] / FPS
-    swing = (1 + np.sin(2 * np.pi * seconds * (0.23, 0.171) + (0.3, 1.0))) / 2
-    return Walk(room, np.round(swing * (width - CHIP, height - CHIP)).astype(np.int64))
+    return Walk(room, corners(plan.size, CHIP, np.arange(plan.frames) / FPS))
+
+
+def corners(size: tuple[int, int], side: int, seconds: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return where the upper left corner of a face is at these times [n], on a way through all of a picture.
+
+    Args:
+        size: width and height of the picture.
+        side: of the face, in pixels.
+        seconds: since the way began.
+
+    Returns:
+        x and y, int64 [n, 2].
+    """
+    swing = (1 + np.sin(2 * np.pi * seconds[:, None] * (0.23, 0.171) + (0.3, 1.0))) / 2
+    return np.asarray(np.round(swing * (size[0] - side, size[1] - side)), np.int64)
 
 
 def clip(way: Walk, chip: Chips) -> Iterator[Pixels]:

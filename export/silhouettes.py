@@ -5,8 +5,8 @@ the empty room (`edgesan.silhouette`). The attacker knows the room and the path;
 bit means the same for all. He learns on other people: from the bits to the gender, and to the embedding of a matcher,
 by which he looks for the person in a gallery of raw pictures.
 
-`shades` is the attack's own test: there each cell says its mean brightness instead of its bit. Whoever finds nobody in
-shades is no attacker. The coarsest grid in which shades find people and bits do not is a fair one.
+`shades` is the attack's own test: there each cell says its mean brightness instead of its bit. An attacker who reads
+nothing in shades would prove nothing about bits.
 
 Faces are upright, on a square of their own background, larger (`--side`) or smaller. There is nothing else of a
 person: what hair below the shoulders, clothes and gait say of somebody is not measured.
@@ -57,7 +57,7 @@ class Plan:
 
 
 def walk(plan: Plan, side: int) -> missed.Walk:
-    """Return a room of furniture, soft colours and some grain, and a way through all of it; corners as in `missed`."""
+    """Return a room of furniture, soft colours and some grain, and the way of a face of that side through it."""
     width, height = plan.size
     generator = np.random.default_rng(plan.seed)
     room = cv2.resize(generator.uniform(60, 190, (4, 5, 3)), plan.size, interpolation=cv2.INTER_CUBIC)
@@ -66,13 +66,11 @@ def walk(plan: Plan, side: int) -> missed.Walk:
         w, h = (int(v) for v in generator.integers(30, 160, 2))
         cv2.rectangle(room, (x, y), (x + w, y + h), generator.uniform(30, 220, 3).tolist(), -1)
     grain = np.clip(room + generator.normal(0, 4, room.shape), 0, 255).astype(np.uint8)
-    seconds = np.arange(plan.frames)[:, None] * PERIOD_NS / 1e9
-    swing = (1 + np.sin(2 * np.pi * seconds * (0.23, 0.171) + (0.3, 1.0))) / 2
-    return missed.Walk(grain, np.round(swing * (width - side, height - side)).astype(np.int64))
+    return missed.Walk(grain, missed.corners(plan.size, side, np.arange(plan.frames) * PERIOD_NS / 1e9))
 
 
 def grains(plan: Plan, generator: np.random.Generator) -> NDArray[np.uint8]:
-    """Return the noise of a camera, uint8 [GRAINS, height, width, 3]: levels above -3, drawn once, for it is slow."""
+    """Return the noise of a camera, uint8 [GRAINS, height, width, 3], as levels above -3. Drawing it takes long."""
     width, height = plan.size
     return generator.integers(0, 7, (GRAINS, height, width, 3), dtype=np.uint8)
 
@@ -115,7 +113,7 @@ def _unpacked(bits: bytes, count: int) -> NDArray[np.uint8]:
 
 
 class Components:
-    """The principal components of what was seen of N people [N, values], each of unit variance for the first one."""
+    """The principal components of what was seen of N people [N, values], scaled so that the first has variance 1."""
 
     def __init__(self, seen: Vectors) -> None:
         self.mean = seen.mean(0)
@@ -157,9 +155,10 @@ def attack(
     x, x_learned = parts(seen), parts(learned)
     odds = attackers.logistic(x_learned, crowd.learn_truth)
     gender = {f"logistic on {kind}": metrics.separation(odds(x), crowd.truth)}
-    spread = np.exp(-_distances(x_learned, x_learned) / np.median(_distances(x_learned, x_learned)))
-    weights = np.linalg.solve(spread + np.eye(len(spread)) * DECAY * 10, crowd.learn_truth * 2.0 - 1)
-    score = np.exp(-_distances(x, x_learned) / np.median(_distances(x_learned, x_learned))) @ weights
+    among = _distances(x_learned, x_learned)
+    width = np.median(among)
+    weights = np.linalg.solve(np.exp(-among / width) + np.eye(len(among)), crowd.learn_truth * 2.0 - 1)
+    score = np.exp(-_distances(x, x_learned) / width) @ weights
     gender[f"kernel ridge on {kind}"] = metrics.separation(np.round(score, 6), crowd.truth)
     ranks = {}
     normal = x_learned.T @ x_learned + DECAY * len(x_learned) * float(x_learned.var(0).mean()) * np.eye(x.shape[1])

@@ -11,7 +11,7 @@ import pytest
 
 from edgesan import owner, scene, standing
 from edgesan.config import Config
-from edgesan.errors import CameraError, ConfigError
+from edgesan.errors import CameraError, ConfigError, EdgesanError, IsolationError
 from edgesan.frames import Pixels
 from edgesan.survey import Survey
 from edgesan.zones import Zone
@@ -144,3 +144,22 @@ def test_a_run_takes_up_a_still_that_was_accepted_when_it_is_told_to(room: Pixel
         assert running.status()["totals"]["sanitized"] > 0  # type: ignore[index]
     finally:
         assert running.end()[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "words"),
+    [
+        (b"", CameraError, "without an answer"),
+        (b"x\x89PNG", CameraError, "without an answer"),
+        (b"Cit moves", CameraError, "^it moves$"),
+        (b"Ono such size", ConfigError, "^no such size$"),
+        (b"Ia network", IsolationError, "^a network$"),
+        (b"C" + b"\xff" * 10**6, CameraError, "^\ufffd{1999}$"),
+    ],
+)
+def test_an_answer_of_the_child_is_a_still_or_one_of_three_errors(
+    answer: bytes, kind: type[EdgesanError], words: str
+) -> None:
+    with pytest.raises(kind, match=words):
+        owner.still_of(answer)
+    assert owner.still_of(b"D" + answer) == answer
