@@ -143,15 +143,18 @@ def _shape(graph: onnx.GraphProto, shapes: list[tuple[int, ...]]) -> tuple[int, 
     encoder = next(name for name, side in STEMS.items() if shapes[0][-1] == side)
     count = sum(isinstance(m, nn.Conv2d) for m in Sanitizer(1, Shape(encoder=encoder)).encoder.modules())
     (outputs, *_), (code, *_) = shapes[count - 1], shapes[count]
-    two_hidden = (len(shapes) - count) % 2 == 0  # 3 or 4 of the privatizer, and an even number of the decoder
-    levels = shapes[count + (4 if two_hidden else 3) + 1 : -1]
+    privatizer = 3 if shapes[count + 3][:2] != (code, shapes[count + 1][0]) else 4
+    first, second, *levels = shapes[count + privatizer : -1]
+    decoder_hidden = first[0] if second[2:] == (1, 1) else 0
+    levels = levels if decoder_hidden else [second, *levels]
     shape = Shape(
         code=code,
         stochastic="noise" in {value.name for value in graph.input},
         encoder=encoder,
-        privatizer_hidden=shapes[count + 1][0] if two_hidden else 0,
+        privatizer_hidden=shapes[count + 1][0] if privatizer == 4 else 0,
         unit_code="Sqrt" in {node.op_type for node in graph.node},
         decoder_widths=tuple(level[0] for level in levels[::2]),
+        decoder_hidden=decoder_hidden,
     )
     return outputs - LANDMARKS - LIGHTING, shape
 

@@ -114,18 +114,20 @@ def rounded(code: Tensor, bits: int) -> Tensor:
 class Decoder(nn.Module):
     """A face from a noisy code, and from nothing else: level by level, each twice as fine as the one before it."""
 
-    def __init__(self, code: int, widths: Sequence[int] = (80, 64, 48), channels: int = 14) -> None:
+    def __init__(self, code: int, widths: Sequence[int] = (80, 64, 48), hidden: int = 0, channels: int = 14) -> None:
         """Build the levels.
 
         Args:
             code: numbers of the code.
             widths: channels of each level, from 7x7 upwards; three end at 28x28, and four at 56x56.
+            hidden: units of a layer that sees the whole code before there is a map; 0 for none.
             channels: of the first map.
         """
         super().__init__()
         self.channels, side = channels, 7 * 2 ** (len(widths) - 1)
         self.block = 112 // side  # pixels that the last level's numbers make, in each direction
-        self.expand = nn.Conv2d(code + 1, channels * 49, 1)
+        self.hidden = nn.Conv2d(code + 1, hidden, 1) if hidden else None
+        self.expand = nn.Conv2d(hidden or code + 1, channels * 49, 1)
         pairs = zip((channels, *widths[:-1]), widths, strict=True)
         self.levels = nn.ModuleList(
             nn.ModuleList([nn.Conv2d(i, o, 3, padding=1), nn.Conv2d(o, o, 3, padding=1)]) for i, o in pairs
@@ -135,7 +137,9 @@ class Decoder(nn.Module):
 
     def forward(self, code: Tensor, alpha: Tensor) -> Tensor:
         """Draw unshuffled pictures, such as [N, 48, 28, 28], of codes [N, code, 1, 1] and alpha [N, 1, 1, 1]."""
-        x = self.expand(torch.cat([code, alpha], 1)).reshape(-1, self.channels, 7, 7)
+        x = torch.cat([code, alpha], 1)
+        x = x if self.hidden is None else F.relu(self.hidden(x))
+        x = self.expand(x).reshape(-1, self.channels, 7, 7)
         for number, level in enumerate(self.levels):
             assert isinstance(level, nn.ModuleList)
             enter, refine = level
@@ -156,6 +160,7 @@ class Shape:
         privatizer_hidden: as `hidden` of `Privatizer`.
         unit_code: as `unit` of `Privatizer`.
         decoder_widths: as `widths` of `Decoder`.
+        decoder_hidden: as `hidden` of `Decoder`.
     """
 
     code: int = 64
@@ -165,6 +170,7 @@ class Shape:
     privatizer_hidden: int = 0
     unit_code: bool = False
     decoder_widths: tuple[int, ...] = (80, 64, 48)
+    decoder_hidden: int = 0
 
 
 class Sanitizer(nn.Module):
@@ -185,7 +191,7 @@ class Sanitizer(nn.Module):
         outputs = features + LANDMARKS + LIGHTING
         self.encoder = ResidualEncoder(outputs) if shape.encoder == "resnet" else Encoder(outputs)
         self.privatizer = Privatizer(features, shape.code, shape.privatizer_hidden, shape.unit_code)
-        self.decoder = Decoder(shape.code, shape.decoder_widths)
+        self.decoder = Decoder(shape.code, shape.decoder_widths, shape.decoder_hidden)
         self.noise, self.noise_dim = shape.noise, shape.code if shape.stochastic else 0
 
     def privatize(self, description: Tensor, z: Tensor | None, alpha: Tensor) -> Tensor:
@@ -392,7 +398,7 @@ class Critic(nn.Module):
     Miyato et al. (2018).
     """
 
-    def __init__(self, widths: Sequence[int] = (32, 64, 128)) -> None:
+    def __init__(self, widths: Sequence[int] = (24, 48, 96)) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         for inputs, outputs in zip((3, *widths[:-1]), widths, strict=True):  # means: strides leave grids in gradients

@@ -39,6 +39,16 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "augmented_targets": ("network", "picture"),
 }
 
+NOT_NEGATIVE = (
+    "privatizer_hidden",
+    "decoder_hidden",
+    "distribution_weight",
+    "attacker_renewal",
+    "spectrum_weight",
+    "realism_weight",
+    "chroma_weight",
+)
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -60,6 +70,7 @@ class Recipe:
     stochastic: bool = True  # false: a deterministic sanitizer, without noise
     encoder: str = "small"  # or "resnet", which begins from the weights of dlib's network among the providers' networks
     decoder_widths: tuple[int, ...] = (80, 64, 48)  # channels from 7x7 upwards; four levels end at 56x56
+    decoder_hidden: int = 0  # units of a layer that sees the whole code before there is a map; 0: none
     anew: tuple[str, ...] = ()  # parts that begin at random although --from has them: of "privatizer", "decoder"
     # the dial
     alpha_default: float = (
@@ -103,6 +114,7 @@ class Recipe:
     reconstruction_weight: float = 8.0  # of the L1 distance to the raw face: the output stays a face
     smoothness_weight: float = 1.5  # of the total variation
     chroma_weight: float = 0.0  # of that of the colour alone
+    spectrum_weight: float = 0.0  # of the distance between the power spectra of drawn and of raw faces
     realism_weight: float = 0.0  # of what a critic, which learns with the decoder, holds against drawn faces
     critic_lr: float = 4e-4
     warmup_steps: int = 500  # steps before the provider's network comes in
@@ -183,6 +195,7 @@ def shape(recipe: Recipe) -> Shape:
         privatizer_hidden=recipe.privatizer_hidden,
         unit_code=recipe.code_norm == "unit",
         decoder_widths=recipe.decoder_widths,
+        decoder_hidden=recipe.decoder_hidden,
     )
 
 
@@ -220,7 +233,7 @@ def _check_ranges(path: Path, recipe: Recipe) -> None:
 
 
 def _check_choices(path: Path, recipe: Recipe) -> None:
-    for key in ("privatizer_hidden", "distribution_weight", "attacker_renewal", "realism_weight", "chroma_weight"):
+    for key in NOT_NEGATIVE:
         if getattr(recipe, key) < 0:
             raise RecipeError(f"{path}: {key} must be positive, or 0 to go without it, not {getattr(recipe, key)}")
     if not recipe.utility:

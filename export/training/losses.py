@@ -99,9 +99,39 @@ def attacker_loss(sanitized_logits: Tensor, raw_logits: Tensor, truth: Tensor, r
 
 def chroma(picture: Tensor) -> Tensor:
     """Return the two colour differences [N, 2, H, W] of RGB pictures [N, 3, H, W] in 0..1 (ITU-R BT.601)."""
-    red, green, blue = picture.unbind(1)
-    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    luma, red, blue = brightness(picture)[:, 0], picture[:, 0], picture[:, 2]
     return torch.stack([0.564 * (blue - luma), 0.713 * (red - luma)], 1)
+
+
+def brightness_alone(picture: Tensor) -> Tensor:
+    """Return RGB pictures [N, 3, H, W] as they are; only a change of their brightness (ITU-R BT.601) has a gradient.
+
+    What a network is to find in a face is written in brightness then, and colours are those of faces.
+    """
+    luma = brightness(picture)
+    return luma + (picture - luma).detach()
+
+
+def brightness(picture: Tensor) -> Tensor:
+    """Return the brightness [N, 1, H, W] of RGB pictures [N, 3, H, W] (ITU-R BT.601)."""
+    return (picture * picture.new_tensor((0.299, 0.587, 0.114)).view(3, 1, 1)).sum(1, keepdim=True)
+
+
+def spectrum_loss(raw: Tensor, sanitized: Tensor, cell: int = 4) -> Tensor:
+    """Return how far the power spectra of two batches [N, 3, S, S] are apart (a scalar): squared, of logarithms.
+
+    The power at a spatial frequency is its mean over the batch and `cell` x `cell` frequencies, under a Hann window.
+    A picture that is too soft lacks power at high frequencies; a grid has too much at a few.
+    """
+    side = raw.shape[-1]
+    window = torch.hann_window(side, periodic=False, device=raw.device)
+
+    def power(picture: Tensor) -> Tensor:
+        luma = brightness(picture)
+        waves = torch.fft.rfft2((luma - luma.mean((2, 3), keepdim=True)) * window[:, None] * window)
+        return F.avg_pool2d(waves.abs().square().mean(0), cell).clamp(min=1e-6).log()
+
+    return (power(sanitized) - power(raw)).square().mean()
 
 
 def coarse_colour(picture: Tensor, block: int = 8) -> Tensor:
@@ -111,7 +141,7 @@ def coarse_colour(picture: Tensor, block: int = 8) -> Tensor:
         picture: H and W are multiples of `block`.
         block: pixels, each way, that share a colour; it changes smoothly from one block to the next.
     """
-    luma = (picture * picture.new_tensor((0.299, 0.587, 0.114)).view(3, 1, 1)).sum(1, keepdim=True)
+    luma = brightness(picture)
     return luma + F.interpolate(F.avg_pool2d(picture - luma, block), picture.shape[2:], mode="bilinear")
 
 

@@ -270,7 +270,7 @@ class Decode(Stage):
         self.s, self.readout, self.descriptions = s, privatize.readout, privatize.descriptions[:2]
         self.utility, self.detector = providers.utility, providers.detector
         self.classifiers = Classifiers(frozen, data.classes)
-        self.critic = Critic().to(data.device) if r.realism_weight else None
+        self.critic = Critic().to(data.device, memory_format=torch.channels_last) if r.realism_weight else None
         if self.critic:
             self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), r.critic_lr, betas=(0.5, 0.99))
             self.state |= {"critic": self.critic, "critic_optimizer": self.critic_optimizer}
@@ -309,22 +309,23 @@ class Decode(Stage):
             goal = data.targets[views, rows, :d]
         else:
             goal = F.normalize(self.readout(torch.cat([noisy, alpha], 1))[:, :d])
-        # first a face, then one that is recognised
+        # first a face with its landmarks in their places, then one that is recognised
         ramp = min(1.0, max(0.0, (step - r.warmup_steps) / max(1.0, 0.6 * r.warmup_steps)))
-        detection = u = p = torch.zeros(self.batch, device=data.device)
+        u = p = torch.zeros(self.batch, device=data.device)
         cosine = realism = torch.ones_like(u)
         verdicts: list[Tensor] = []
         with half(data.device):
             y = self.s.decode(noisy, alpha).float()
+            detection = losses.detection_loss(self.detector(x), self.detector(losses.brightness_alone(coarse(y))))
             if ramp:
                 composed = self.composed(y)
+                judged = losses.brightness_alone(composed)
                 if len(self.utility.nets) > 1:
-                    cosine = self.utility.judge(composed, goal)
+                    cosine = self.utility.judge(judged, goal)
                 else:
-                    embedding = self.utility(composed).float()
+                    embedding = self.utility(judged).float()
                     cosine = (embedding * goal).sum(1)
                     u = losses.utility_loss(data.service(goal), data.service(embedding))
-                detection = losses.detection_loss(self.detector(x), self.detector(coarse(y)))
                 verdicts = self.classifiers.logits(composed)
                 realism = self.realism(x, y) if self.critic else realism
         recognition = r.recognition_weight * (u + 1 - cosine)
@@ -332,8 +333,11 @@ class Decode(Stage):
             p = torch.stack([losses.privacy_loss(data.prior, logits) for logits in verdicts]).mean(0)
             recognition = losses.sanitizer_loss(recognition, r.privacy_weight * p, alpha)
         variation, distance = losses.total_variation(y), (y - x).abs().mean((1, 2, 3))
-        loss = ramp * (recognition + r.detection_weight * detection + r.realism_weight * realism)
+        loss = ramp * (recognition + r.realism_weight * realism)
+        loss = loss + min(1.0, (step + 1) / max(1, r.warmup_steps)) * r.detection_weight * detection
         loss = loss + r.reconstruction_weight * distance + r.smoothness_weight * variation
+        if r.spectrum_weight:
+            loss = loss + r.spectrum_weight * losses.spectrum_loss(x, y)
         if r.chroma_weight:
             loss = loss + r.chroma_weight * losses.total_variation(losses.chroma(y))
         backward_and_step(loss.mean(), self.learner, self.optimizer)

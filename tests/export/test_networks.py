@@ -102,5 +102,5 @@ def test_encoders_have_the_multiplications_that_the_documents_name() -> None:
     text = (ROOT / "docs/training.md").read_text()
     assert f'`"small"`: {small:.0f} million' in text
     assert f'`"resnet"`: {residual + resized:.0f} million' in text
-    decoder = multiplications(Decoder(64, (128, 96, 64, 32)), torch.rand(1, 64, 1, 1), torch.rand(1, 1, 1, 1))
+    decoder = multiplications(Decoder(64, (96, 96, 64, 32), 256), torch.rand(1, 64, 1, 1), torch.rand(1, 1, 1, 1))
     assert residual + resized + decoder < 600, "what a board has time for"

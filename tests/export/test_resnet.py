@@ -17,7 +17,9 @@ from export.onnx_torch import FrozenOnnx
 from export.providers import Provider
 from export.resnet import ResidualEncoder
 
-SHAPE = Shape(code=8, encoder="resnet", privatizer_hidden=12, unit_code=True, decoder_widths=(16, 12, 8, 8))
+SHAPE = Shape(
+    code=8, encoder="resnet", privatizer_hidden=12, unit_code=True, decoder_widths=(16, 12, 8, 8), decoder_hidden=10
+)
 
 
 def test_a_chip_is_cut_and_resized_as_dlibs_contract_says(people: data.Faces, networks_folder: Path) -> None:

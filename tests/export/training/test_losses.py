@@ -85,6 +85,30 @@ def test_coarse_colour_keeps_the_brightness_and_loses_specks() -> None:
     assert losses.chroma(coarse).abs().max() < losses.chroma(speck).abs().max() / 20
 
 
+def test_only_the_brightness_of_a_judged_picture_has_a_gradient() -> None:
+    picture = torch.rand(2, 3, 8, 8, requires_grad=True)
+    judged = losses.brightness_alone(picture)
+    torch.testing.assert_close(judged, picture)
+    losses.chroma(judged).square().sum().backward()
+    assert picture.grad is not None
+    assert picture.grad.abs().max() < 1e-6, "a judge that likes a colour changes nothing"
+    (gradient,) = torch.autograd.grad(losses.brightness_alone(picture)[:, 1].sum(), picture)
+    torch.testing.assert_close(gradient[0, :, 0, 0], torch.tensor([0.299, 0.587, 0.114]))
+
+
+def test_the_spectrum_loss_sees_softness_and_grids() -> None:
+    torch.manual_seed(0)
+    raw, others = torch.rand(2, 24, 3, 112, 112)
+    assert losses.spectrum_loss(raw, raw) == 0
+    alike = losses.spectrum_loss(raw, others)
+    assert alike < 0.05, "of other pictures of the same kind"
+    soft = losses.spectrum_loss(raw, F.avg_pool2d(others, 3, 1, 1))
+    grid = others.clone()
+    grid[..., ::4, ::4] += 0.5
+    assert soft > 20 * alike
+    assert losses.spectrum_loss(raw, grid) > 5 * alike
+
+
 def test_chroma_is_what_a_picture_has_beside_its_brightness() -> None:
     grey = torch.rand(2, 1, 8, 8).expand(-1, 3, -1, -1)
     torch.testing.assert_close(losses.chroma(grey), torch.zeros(2, 2, 8, 8), atol=1e-6, rtol=0)
