@@ -270,8 +270,9 @@ class Decode(Stage):
         self.s, self.readout, self.descriptions = s, privatize.readout, privatize.descriptions[:2]
         self.utility, self.detector = providers.utility, providers.detector
         self.classifiers = Classifiers(frozen, data.classes)
-        self.critic = Critic().to(data.device, memory_format=torch.channels_last) if r.realism_weight else None
+        self.critic = Critic().to(data.device) if r.realism_weight else None
         if self.critic:
+            self.critic.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
             self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), r.critic_lr, betas=(0.5, 0.99))
             self.state |= {"critic": self.critic, "critic_optimizer": self.critic_optimizer}
         self.opacity = torch.from_numpy(OPACITY[..., 0] / 255).float().to(data.device)
