@@ -215,13 +215,13 @@ def begin(s: Sanitizer, r: Recipe, options: Options) -> Origin:
         return Origin()
     weights, readout = (start / checkpoint.FILE, start / "privatize.pt") if start.is_dir() else (start, None)
     other = load_checkpoint(start).sanitizer if start.is_dir() else unpack(start)
-    mine, theirs = ({k: tuple(v.shape) for k, v in net.state_dict().items()} for net in (s, other))
+    own, kept = ({k: v for k, v in net.state_dict().items() if k.split(".")[0] not in r.anew} for net in (s, other))
+    mine, theirs = ({k: tuple(v.shape) for k, v in part.items()} for part in (own, kept))
     if mine != theirs:
         key = min(k for k in mine.keys() | theirs.keys() if mine.get(k) != theirs.get(k))
         raise ExportError(
             f"{start} has another shape than this recipe: {key} is {theirs.get(key)}, not {mine.get(key)}"
         )
-    kept = {k: v for k, v in other.state_dict().items() if k.split(".")[0] not in r.anew}
     s.load_state_dict(s.state_dict() | kept)
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
     if readout and readout.exists():

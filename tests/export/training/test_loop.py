@@ -50,12 +50,14 @@ def test_a_part_begins_anew_where_the_recipe_says_so(
     finished: Path, people: data.Faces, tiny_networks: Path, targets: Path, tmp_path: Path
 ) -> None:
     first = checkpoint.load_checkpoint(finished).sanitizer.state_dict()
-    for name, line in (("same", ""), ("other", 'anew = ["decoder"]')):
+    wider = 'anew = ["decoder"]\ndecoder_hidden = 5'
+    for name, line in (("same", ""), ("other", 'anew = ["decoder"]'), ("another shape", wider)):
         options = Options(tiny_networks, tmp_path / name, start=finished, cache=targets)
         r = small_recipe(tmp_path, distill_steps=0, privatize_steps=0, more=f"decode_lr = 1e-9\n{line}")
         found = train(r, people, options).state_dict()
-        close = torch.allclose(first["decoder.expand.weight"], found["decoder.expand.weight"], atol=1e-4)
-        assert close == (name == "same")
+        before, after = first["decoder.expand.weight"], found["decoder.expand.weight"]
+        assert (before.shape == after.shape) == (name != "another shape")
+        assert (name == "same") == (before.shape == after.shape and torch.allclose(before, after, atol=1e-4))
         assert torch.equal(first["privatizer.linear.weight"], found["privatizer.linear.weight"])
 
 
