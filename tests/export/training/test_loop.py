@@ -50,7 +50,7 @@ def test_a_part_begins_anew_where_the_recipe_says_so(
     finished: Path, people: data.Faces, tiny_networks: Path, targets: Path, tmp_path: Path
 ) -> None:
     first = checkpoint.load_checkpoint(finished).sanitizer.state_dict()
-    wider = 'anew = ["decoder"]\ndecoder_hidden = 5'
+    wider = 'anew = ["decoder"]\ndecoder_hidden = 7'
     for name, line in (("same", ""), ("other", 'anew = ["decoder"]'), ("another shape", wider)):
         options = Options(tiny_networks, tmp_path / name, start=finished, cache=targets)
         r = small_recipe(tmp_path, distill_steps=0, privatize_steps=0, more=f"decode_lr = 1e-9\n{line}")
