@@ -118,7 +118,7 @@ def brightness(picture: Tensor) -> Tensor:
 
 
 def spectrum_loss(raw: Tensor, sanitized: Tensor, cell: int = 4) -> Tensor:
-    """Return how far the power spectra of two batches [N, 3, S, S] are apart (a scalar): squared, of logarithms.
+    """Return how far the spectra of two batches [N, 3, S, S] are apart (a scalar), as logarithms of amplitudes.
 
     The power at a spatial frequency is its mean over the batch and `cell` x `cell` frequencies, under a Hann window.
     A picture that is too soft lacks power at high frequencies; a grid has too much at a few.
@@ -129,9 +129,9 @@ def spectrum_loss(raw: Tensor, sanitized: Tensor, cell: int = 4) -> Tensor:
     def power(picture: Tensor) -> Tensor:
         luma = brightness(picture)
         waves = torch.fft.rfft2((luma - luma.mean((2, 3), keepdim=True)) * window[:, None] * window)
-        return F.avg_pool2d(waves.abs().square().mean(0), cell).clamp(min=1e-6).log()
+        return F.avg_pool2d(waves.abs().square().mean(0), cell).clamp(min=1e-6)
 
-    return (power(sanitized) - power(raw)).square().mean()
+    return 0.5 * (power(sanitized).log() - power(raw).log()).abs().mean()
 
 
 def coarse_colour(picture: Tensor, block: int = 8) -> Tensor:

@@ -310,14 +310,13 @@ class Decode(Stage):
             goal = data.targets[views, rows, :d]
         else:
             goal = F.normalize(self.readout(torch.cat([noisy, alpha], 1))[:, :d])
-        # first a face with its landmarks in their places, then one that is recognised
+        # first a face, then one that is recognised
         ramp = min(1.0, max(0.0, (step - r.warmup_steps) / max(1.0, 0.6 * r.warmup_steps)))
-        u = p = torch.zeros(self.batch, device=data.device)
+        detection = spectrum = u = p = torch.zeros(self.batch, device=data.device)
         cosine = realism = torch.ones_like(u)
         verdicts: list[Tensor] = []
         with half(data.device):
             y = self.s.decode(noisy, alpha).float()
-            detection = losses.detection_loss(self.detector(x), self.detector(losses.brightness_alone(coarse(y))))
             if ramp:
                 composed = self.composed(y)
                 judged = losses.brightness_alone(composed)
@@ -327,18 +326,18 @@ class Decode(Stage):
                     embedding = self.utility(judged).float()
                     cosine = (embedding * goal).sum(1)
                     u = losses.utility_loss(data.service(goal), data.service(embedding))
+                detection = losses.detection_loss(self.detector(x), self.detector(losses.brightness_alone(coarse(y))))
                 verdicts = self.classifiers.logits(composed)
+                spectrum = losses.spectrum_loss(x, y) if r.spectrum_weight else spectrum
                 realism = self.realism(x, y) if self.critic else realism
         recognition = r.recognition_weight * (u + 1 - cosine)
         if verdicts:
             p = torch.stack([losses.privacy_loss(data.prior, logits) for logits in verdicts]).mean(0)
             recognition = losses.sanitizer_loss(recognition, r.privacy_weight * p, alpha)
         variation, distance = losses.total_variation(y), (y - x).abs().mean((1, 2, 3))
-        loss = ramp * (recognition + r.realism_weight * realism)
-        loss = loss + min(1.0, (step + 1) / max(1, r.warmup_steps)) * r.detection_weight * detection
+        appearance = r.detection_weight * detection + r.spectrum_weight * spectrum + r.realism_weight * realism
+        loss = ramp * (recognition + appearance)
         loss = loss + r.reconstruction_weight * distance + r.smoothness_weight * variation
-        if r.spectrum_weight:
-            loss = loss + r.spectrum_weight * losses.spectrum_loss(x, y)
         if r.chroma_weight:
             loss = loss + r.chroma_weight * losses.total_variation(losses.chroma(y))
         backward_and_step(loss.mean(), self.learner, self.optimizer)
