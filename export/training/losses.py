@@ -104,12 +104,12 @@ def chroma(picture: Tensor) -> Tensor:
 
 
 def brightness_alone(picture: Tensor) -> Tensor:
-    """Return RGB pictures [N, 3, H, W] as they are; only a change of their brightness (ITU-R BT.601) has a gradient.
+    """Return RGB pictures [N, 3, H, W] as they are; the gradient is the same for all three colours of a pixel.
 
     What a network is to find in a face is written in brightness then, and colours are those of faces.
     """
-    luma = brightness(picture)
-    return luma + (picture - luma).detach()
+    grey = picture.mean(1, keepdim=True)
+    return picture.detach() + (grey - grey.detach())
 
 
 def brightness(picture: Tensor) -> Tensor:
@@ -121,7 +121,8 @@ def spectrum_loss(raw: Tensor, sanitized: Tensor, cell: int = 4) -> Tensor:
     """Return how far the spectra of two batches [N, 3, S, S] are apart (a scalar), as logarithms of amplitudes.
 
     The power at a spatial frequency is its mean over the batch and `cell` x `cell` frequencies, under a Hann window.
-    A picture that is too soft lacks power at high frequencies; a grid has too much at a few.
+    A picture that is too soft lacks power at high frequencies; a grid has too much at a few. The gradient is that of
+    `brightness_alone`.
     """
     side = raw.shape[-1]
     window = torch.hann_window(side, periodic=False, device=raw.device)
@@ -131,7 +132,7 @@ def spectrum_loss(raw: Tensor, sanitized: Tensor, cell: int = 4) -> Tensor:
         waves = torch.fft.rfft2((luma - luma.mean((2, 3), keepdim=True)) * window[:, None] * window)
         return F.avg_pool2d(waves.abs().square().mean(0), cell).clamp(min=1e-6)
 
-    return 0.5 * (power(sanitized).log() - power(raw).log()).abs().mean()
+    return 0.5 * (power(brightness_alone(sanitized)).log() - power(raw).log()).abs().mean()
 
 
 def coarse_colour(picture: Tensor, block: int = 8) -> Tensor:

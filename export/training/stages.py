@@ -388,11 +388,11 @@ class Decode(Stage):
 
 
 def coarse(y: Tensor) -> Tensor:
-    """Return pictures [N, 3, 112, 112] of half the detail and coarse colour, in their places.
+    """Return pictures [N, 3, 112, 112] of a quarter of the detail and coarse colour, in their places.
 
     A detector that judges every pixel is pleased by specks where the landmarks should be.
     """
-    small = F.interpolate(losses.coarse_colour(y), (56, 56), mode="bilinear", antialias=True)
+    small = F.interpolate(losses.coarse_colour(y), (28, 28), mode="bilinear", antialias=True)
     return F.interpolate(small, (112, 112), mode="bilinear")
 
 
