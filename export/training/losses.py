@@ -117,19 +117,19 @@ def brightness(picture: Tensor) -> Tensor:
     return (picture * picture.new_tensor((0.299, 0.587, 0.114)).view(3, 1, 1)).sum(1, keepdim=True)
 
 
-def spectrum_loss(raw: Tensor, sanitized: Tensor, cell: int = 4) -> Tensor:
+def spectrum_loss(raw: Tensor, sanitized: Tensor, side: int = 28, cell: int = 4) -> Tensor:
     """Return how far the spectra of two batches [N, 3, S, S] are apart (a scalar), as logarithms of amplitudes.
 
-    The power at a spatial frequency is its mean over the batch and `cell` x `cell` frequencies, under a Hann window.
-    A picture that is too soft lacks power at high frequencies; a grid has too much at a few. The gradient is that of
+    They are compared place by place, in squares that overlap by half: else a single speck would make up for softness
+    everywhere. The power at a spatial frequency is its mean over the batch and `cell` x `cell` frequencies, under a Hann
+    window. What is too soft lacks power at high frequencies; a grid has too much at a few. The gradient is that of
     `brightness_alone`.
     """
-    side = raw.shape[-1]
     window = torch.hann_window(side, periodic=False, device=raw.device)
 
     def power(picture: Tensor) -> Tensor:
-        luma = brightness(picture)
-        waves = torch.fft.rfft2((luma - luma.mean((2, 3), keepdim=True)) * window[:, None] * window)
+        squares = brightness(picture)[:, 0].unfold(1, side, side // 2).unfold(2, side, side // 2).flatten(1, 2)
+        waves = torch.fft.rfft2((squares - squares.mean((2, 3), keepdim=True)) * window[:, None] * window)
         return F.avg_pool2d(waves.abs().square().mean(0), cell).clamp(min=1e-6)
 
     return 0.5 * (power(brightness_alone(sanitized)).log() - power(raw).log()).abs().mean()

@@ -319,7 +319,7 @@ class Decode(Stage):
             y = self.s.decode(noisy, alpha).float()
             if ramp:
                 composed = self.composed(y)
-                judged = losses.brightness_alone(composed)
+                judged = losses.brightness_alone(composed)  # colours are learned from faces, not from networks
                 if len(self.utility.nets) > 1:
                     cosine = self.utility.judge(judged, goal)
                 else:
@@ -329,7 +329,7 @@ class Decode(Stage):
                 detection = losses.detection_loss(self.detector(x), self.detector(losses.brightness_alone(coarse(y))))
                 verdicts = self.classifiers.logits(composed)
                 spectrum = losses.spectrum_loss(x, y) if r.spectrum_weight else spectrum
-                realism = self.realism(x, y) if self.critic else realism
+                realism = self.realism(x, losses.brightness_alone(y)) if self.critic else realism
         recognition = r.recognition_weight * (u + 1 - cosine)
         if verdicts:
             p = torch.stack([losses.privacy_loss(data.prior, logits) for logits in verdicts]).mean(0)

@@ -105,7 +105,10 @@ def test_the_spectrum_loss_sees_softness_and_grids() -> None:
     soft = losses.spectrum_loss(raw, F.avg_pool2d(others, 3, 1, 1))
     grid = others.clone()
     grid[..., ::4, ::4] += 0.5
+    speck = F.avg_pool2d(others, 3, 1, 1)
+    speck[..., 50:52, 50:52] = 30
     assert soft > 20 * alike
+    assert losses.spectrum_loss(raw, speck) > 0.9 * soft, "a speck does not make up for softness"
     assert losses.spectrum_loss(raw, grid) > 1.5 * alike
 
 
