@@ -121,9 +121,9 @@ def spectrum_loss(raw: Tensor, sanitized: Tensor, side: int = 28, cell: int = 4)
     """Return how far the spectra of two batches [N, 3, S, S] are apart (a scalar), as logarithms of amplitudes.
 
     They are compared place by place, in squares that overlap by half: else a single speck would make up for softness
-    everywhere. The power at a spatial frequency is its mean over the batch and `cell` x `cell` frequencies, under a Hann
-    window. What is too soft lacks power at high frequencies; a grid has too much at a few. The gradient is that of
-    `brightness_alone`.
+    everywhere. The power at a spatial frequency is its mean over the batch and `cell` x `cell` frequencies, under a
+    Hann window. What is too soft lacks power at high frequencies; a grid has too much at a few. The gradient is that
+    of `brightness_alone`.
     """
     window = torch.hann_window(side, periodic=False, device=raw.device)
 
