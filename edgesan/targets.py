@@ -74,6 +74,13 @@ class Kind:
     options: Mapping[str, Parse] | None = None
 
 
+def file(text: str) -> Path:
+    """Return a file that is named from the root on. Raises ValueError."""
+    if not Path(text).is_absolute():
+        raise ValueError("name a file from the root on, such as /etc/edgesan/ca.pem")
+    return Path(text)
+
+
 _RECORD: Final = {"segment": seconds, "keep": size, "motion": truth}
 KINDS: Final[Mapping[str, Kind]] = {
     "rtsp": Kind("push", "rtsp://USER:PASSWORD@HOST/PATH", 554),
@@ -82,6 +89,8 @@ KINDS: Final[Mapping[str, Kind]] = {
     "rtmps": Kind("push", "rtmps://HOST/APP/KEY", 443),
     "whip+https": Kind("push", "whip+https://HOST/PATH", 443),
     "whip+http": Kind("push", "whip+http://HOST/PATH", 80),
+    "mqtt": Kind("mqtt", "mqtt://USER:PASSWORD@HOST/PREFIX", 1883, prepares=True, options={}),
+    "mqtts": Kind("mqtt", "mqtts://USER:PASSWORD@HOST/PREFIX?ca=FILE", 8883, prepares=True, options={"ca": file}),
     "dir": Kind("record", "dir:/FOLDER?segment=60s&keep=10GiB", calls=False, writes=True, options=_RECORD),
 }
 

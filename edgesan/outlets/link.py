@@ -14,9 +14,9 @@ import os
 import secrets
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final
 
 from edgesan.outlets.channel import (
     BLOCK,
@@ -179,10 +179,18 @@ class Attempts:
     Args:
         link: tells the transmit process how it goes.
         name: of the server, without a password.
+        back_off: how long to wait between them.
+        rest: waits so many seconds; the link's own way by default, which wants nothing meanwhile.
     """
 
-    def __init__(self, link: Link, name: str, back_off: BackOff | None = None) -> None:
-        self._link, self._name = link, name
+    def __init__(
+        self,
+        link: Link,
+        name: str,
+        back_off: BackOff | None = None,
+        rest: Callable[[float], Awaitable[None]] | None = None,
+    ) -> None:
+        self._link, self._name, self._rest = link, name, rest or link.rest
         self._back_off = back_off or BackOff()
         self._why, self._bytes, self._retries = "", 0, 0
         self._connected_s: float | None = None
@@ -203,7 +211,7 @@ class Attempts:
                 await attempt()
             except Lost as lost:
                 self._lost(str(lost))
-                await self._link.rest(self._back_off.next_s())
+                await self._rest(self._back_off.next_s())
             self._retries += 1
 
     def connected(self) -> None:
@@ -230,3 +238,17 @@ class Attempts:
     def _tell(self) -> None:
         self._said_s = time.monotonic()
         self._link.send(State(self._connected_s is not None, self._why, self._bytes, self._retries))
+
+
+async def side_by_side(receiving: Coroutine[Any, Any, None], sending: Coroutine[Any, Any, None]) -> None:
+    """Run what takes messages and what passes them on, for an outlet that goes on taking while its server is away.
+
+    Raises:
+        Closed: the transmit process has ended.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(receiving)
+            group.create_task(sending)
+    except* Closed as errors:
+        raise Closed from errors
