@@ -7,7 +7,7 @@ a file. This table is the one place that says which module sends where, and what
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
@@ -61,6 +61,7 @@ class Kind:
     any_port: whether it may reach any TCP port, or listen at one, beside its own.
     prepares: whether the module has a function `prepare`, which is called before the process gives up its rights. Such
         a module imports nothing at its top that starts threads (numpy).
+    needs: a package that only an extra installs, which has the name of the module.
     options: which options the query of an address holds, and how to read each; None: the query belongs to the server.
     """
 
@@ -71,6 +72,7 @@ class Kind:
     writes: bool = False
     any_port: bool = False
     prepares: bool = False
+    needs: str = ""
     options: Mapping[str, Parse] | None = None
 
 
@@ -81,16 +83,17 @@ def file(text: str) -> Path:
     return Path(text)
 
 
+_MQTT: Final = Kind("mqtt", "mqtt://USER:PASSWORD@HOST/PREFIX", 1883, prepares=True, needs="aiomqtt", options={})
 _RECORD: Final = {"segment": seconds, "keep": size, "motion": truth}
 KINDS: Final[Mapping[str, Kind]] = {
     "rtsp": Kind("push", "rtsp://USER:PASSWORD@HOST/PATH", 554),
     "rtsps": Kind("push", "rtsps://USER:PASSWORD@HOST/PATH", 322),
     "rtmp": Kind("push", "rtmp://HOST/APP/KEY", 1935),
     "rtmps": Kind("push", "rtmps://HOST/APP/KEY", 443),
-    "whip+https": Kind("push", "whip+https://HOST/PATH", 443),
-    "whip+http": Kind("push", "whip+http://HOST/PATH", 80),
-    "mqtt": Kind("mqtt", "mqtt://USER:PASSWORD@HOST/PREFIX", 1883, prepares=True, options={}),
-    "mqtts": Kind("mqtt", "mqtts://USER:PASSWORD@HOST/PREFIX?ca=FILE", 8883, prepares=True, options={"ca": file}),
+    "whip+https": Kind("push", "whip+https://:TOKEN@HOST/PATH", 443),
+    "whip+http": Kind("push", "whip+http://:TOKEN@HOST/PATH", 80),
+    "mqtt": _MQTT,
+    "mqtts": replace(_MQTT, example="mqtts://USER:PASSWORD@HOST/PREFIX?ca=FILE", port=8883, options={"ca": file}),
     "dir": Kind("record", "dir:/FOLDER?segment=60s&keep=10GiB", calls=False, writes=True, options=_RECORD),
 }
 

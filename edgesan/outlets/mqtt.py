@@ -28,6 +28,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from edgesan import __version__
+from edgesan.config import Config
 from edgesan.outlets.channel import JPEG, STATUS, Jpeg, Report
 from edgesan.outlets.link import Attempts, Link, Lost, side_by_side
 from edgesan.outlets.trust import trusting
@@ -222,11 +223,11 @@ async def run(link: Link, target: Target, prepared: ssl.SSLContext | None) -> No
     await side_by_side(home.receive(), home.attempts.run(home.attempt))
 
 
-def prepare(target: Target) -> ssl.SSLContext | None:
+def prepare(config: Config, target: Target) -> ssl.SSLContext | None:
     """Load the certificates that are trusted, while files may be read; None for mqtt://.
 
     Raises:
-        SinkError: the file of the option `ca` cannot be read.
+        ConfigError: the file of the option `ca` cannot be read.
     """
     return trusting(target) if target.scheme == "mqtts" else None
 
@@ -295,9 +296,9 @@ class HomeAssistant:
     def _client(self, available: str) -> aiomqtt.Client:
         limits = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         limits.MaximumPacketSize = MOST_PACKET
-        return aiomqtt.Client(
-            self._target.host,
-            self._target.port,
+        address = self._target.host, self._target.port
+        client = aiomqtt.Client(
+            *address,
             username=self._target.user or None,
             password=self._target.password or None,
             identifier=self._device.id,
@@ -312,6 +313,9 @@ class HomeAssistant:
             max_queued_incoming_messages=MOST_TOPICS,
             logger=silent,
         )
+        # paho binds its socket before it connects, to any address and port: bind(2) is what the kernel forbids here.
+        client._client._create_socket_connection = lambda: socket.create_connection(address, ANSWER_S)  # type: ignore[method-assign]
+        return client
 
     async def _publish(self, client: aiomqtt.Client) -> None:
         """Publish what is new. Each message has left before the next one: nothing piles up behind a slow broker."""

@@ -2,7 +2,7 @@
 
 import ssl
 
-from edgesan.errors import SinkError
+from edgesan.errors import ConfigError
 from edgesan.targets import Target
 
 
@@ -10,13 +10,13 @@ def trusting(target: Target) -> ssl.SSLContext:
     """Return a context that verifies servers by the authorities of the option `ca`, or else by the system's.
 
     Raises:
-        SinkError: the file cannot be read, or holds no certificate.
+        ConfigError: the file cannot be read, or holds no certificate.
     """
     file = target.options.get("ca")
     try:
         return ssl.create_default_context(cafile=file)
     except OSError as error:  # SSLError is one
         reason = error.strerror if not isinstance(error, ssl.SSLError) else "it holds no certificate (PEM)"
-        raise SinkError(
+        raise ConfigError(
             f"{target.name}: cannot read the authorities in {file}: {reason}; name a PEM file, ?ca=FILE"
         ) from error

@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 from edgesan import targets
+from edgesan.config import Config
 from edgesan.outlets.channel import MOST_UP, Down, Inbox, State, Up, Want, pack_down, parse_up
 from edgesan.outlets.link import Closed, Link
 from edgesan.request import Alpha, Privacy, Request, Zones
@@ -21,7 +22,7 @@ class FarEnd:
         self.heard: list[Up] = []
         self._mine, theirs = socket.socketpair()
         target = targets.parse(url)
-        prepared = module.prepare(target)
+        prepared = module.prepare(Config(), target)
         self._loop = asyncio.new_event_loop()
         self._task: asyncio.Task[None] | None = None
 

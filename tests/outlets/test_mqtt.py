@@ -10,18 +10,21 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 import trustme
 
 from edgesan import targets
-from edgesan.errors import SinkError
+from edgesan.config import Config
+from edgesan.errors import ConfigError
 from edgesan.outlets import mqtt
 from edgesan.outlets.channel import Jpeg, Report
 from edgesan.outlets.mqtt import Device, command, discovery, state
 from edgesan.request import Alpha, Privacy, Request
 from tests.outlets.broker import Listener, Mosquitto
 from tests.outlets.far_end import FarEnd, report
-from tests.support import free_port
+from tests.support import Running, child, free_port
 from tests.transmit.server import until
 
 REPORT = report()
@@ -311,5 +314,54 @@ def test_tls_is_verified_by_the_authority_that_is_named(tmp_path: Path, ends: Ex
 def test_an_authority_that_cannot_be_read_is_said(tmp_path: Path) -> None:
     (tmp_path / "none").write_text("no certificate")
     for name, words in (("missing", "No such file"), ("none", "holds no certificate")):
-        with pytest.raises(SinkError, match=words):
-            mqtt.prepare(targets.parse(f"mqtts://cam:secret@host?ca={tmp_path}/{name}"))
+        with pytest.raises(ConfigError, match=words):
+            mqtt.prepare(Config(), targets.parse(f"mqtts://cam:secret@host?ca={tmp_path}/{name}"))
+
+
+# --- with a whole run -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_home_assistant_sees_and_commands_a_camera_that_runs(mosquitto: Mosquitto, ends: ExitStack) -> None:
+    listener = Listener(mosquitto.port, "homeassistant/#", "edgesan/#")
+    ends.callback(listener.close)
+    run = Running("--camera", "demo", "--name", "front door", "--out", f"{mosquitto.url}/edgesan")
+    ends.callback(lambda: run.process.poll() is None and run.end())
+    listener.until("/state", lambda content: json.loads(content)["faces"] == 2, 60)
+    parts = json.loads(listener.until("/config"))["components"]
+    picture = cv2.imdecode(np.frombuffer(listener.until("/picture"), np.uint8), cv2.IMREAD_COLOR)
+    assert picture is not None
+    assert picture.shape == (270, 480, 3)
+
+    listener.publish(parts["alpha"]["command_topic"], "0.6")
+    listener.until("/state", lambda content: json.loads(content)["alpha"] == 0.6)
+    listener.publish(parts["alpha"]["command_topic"], "7")
+    listener.publish(parts["privacy"]["command_topic"], "ON")
+    off = json.loads(listener.until("/state", lambda content: json.loads(content)["privacy"] == "ON"))
+    assert off["alpha"] == 0.6
+    told = len(listener.of("/state"))
+    listener.publish(parts["privacy"]["command_topic"], "OFF")
+    listener.until("/state", lambda content: json.loads(content)["faces"] == 2, 60, after=told)
+
+    def output() -> dict[str, Any]:
+        (found,) = run.status()["outputs"]  # type: ignore[misc, attr-defined]
+        said: dict[str, Any] = found
+        return said
+
+    assert output()["connected"]
+    assert output()["to"] == f"mqtt://127.0.0.1:{mosquitto.port}"
+    available = len(listener.of("/available"))
+    child(run.process.pid, "out-0").kill()
+    listener.until("/available", lambda content: content == b"offline", after=available)
+    listener.until("/available", lambda content: content == b"online", 60, after=available)
+
+    mosquitto.kill()
+    until(lambda: not output()["connected"], 30)
+    mosquitto.start()
+    until(lambda: output()["connected"], 30)
+    code, said, _ = run.end()
+    assert code == 0, said
+    assert "'7' for alpha; expected a number within" in said
+    assert "is back" in said
+    assert "p@ss" not in said
+    assert "p%40ss" not in said
