@@ -5,7 +5,7 @@ import http.client
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +44,8 @@ class Wishes:
         self.asked, self.hears = list[float | Request](), True
         self.drawn: tuple[Zone, ...] = ()
         self.unrecorded = ""  # why zones cannot be recorded
+        self.questions: list[dict[str, Any]] = []
+        self.webrtc: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]] | None = None
 
     @property
     def zones(self) -> tuple[tuple[Zone, ...], tuple[Zone, ...]]:
@@ -60,6 +62,10 @@ class Wishes:
     async def draw(self, zones: tuple[Zone, ...]) -> str:
         self.drawn = zones
         return self.unrecorded
+
+    async def ask_webrtc(self, question: dict[str, Any]) -> dict[str, Any] | None:
+        self.questions.append(question)
+        return await self.webrtc(question) if self.webrtc else None
 
 
 class ServerThread(Wishes):

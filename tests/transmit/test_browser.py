@@ -155,7 +155,7 @@ def test_the_page_says_what_crosses_the_wall_and_that_a_picture_is_old(
     assert text(driver, "model") == "default v3 (abcdef01)"
 
     live.pause()
-    wait(driver, "return document.getElementById('picture').classList.contains('old')")
+    wait(driver, "return document.getElementById('stage').classList.contains('old')")
     assert text(driver, "status") == text(driver, "note") == "waiting for a picture"
     assert not driver.find_element(By.ID, "alpha").is_enabled(), "nobody would hear it"
 

@@ -1,0 +1,58 @@
+"""H.264 for outlets, as the one encoder makes it, from the bundled clip: packets with times, at their pace."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+
+import av
+
+from tests.support import CLIP
+
+FPS = 25
+NANOSECONDS = Fraction(1, 1_000_000_000)
+
+
+class Encoder:
+    """Encodes the clip over and over. It counts, and makes a key frame when it is asked for one."""
+
+    def __init__(self, size: tuple[int, int] = (320, 240)) -> None:
+        self.encodes = self.keys_asked = 0
+        self._wanted = False
+        codec = av.CodecContext.create("libx264", "w")
+        codec.width, codec.height = size
+        codec.pix_fmt, codec.time_base, codec.framerate = "yuv420p", NANOSECONDS, Fraction(FPS)
+        codec.bit_rate, codec.gop_size = 1_000_000, 100 * FPS
+        codec.options = {"preset": "ultrafast", "tune": "zerolatency"}
+        codec.profile = "Baseline"
+        self._codec = codec
+        with av.open(str(CLIP)) as clip:
+            self._pictures = [
+                frame.reformat(*size, format="yuv420p")
+                for frame, _ in zip(clip.decode(video=0), range(50), strict=False)
+            ]
+
+    def ask_key(self) -> None:
+        self.keys_asked += 1
+        self._wanted = True
+
+    def packets(self) -> Iterator[av.Packet]:
+        """One packet a call, of the picture of now."""
+        n = 0
+        while True:
+            picture = self._pictures[n % len(self._pictures)]
+            picture.pts, picture.time_base = time.monotonic_ns(), NANOSECONDS
+            kind = av.video.frame.PictureType
+            picture.pict_type = kind.I if self._wanted else kind.NONE
+            self._wanted = False
+            self.encodes, n = self.encodes + 1, n + 1
+            for packet in self._codec.encode(picture):
+                packet.time_base = NANOSECONDS
+                yield packet
+
+    async def run(self, *takers: Callable[..., None]) -> None:
+        """Hand packets to all takers, at their pace."""
+        for packet in self.packets():
+            for take in takers:
+                take(bytes(packet), key=packet.is_keyframe, captured_ns=packet.pts)
+            await asyncio.sleep(1 / FPS)
