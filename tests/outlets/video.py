@@ -7,6 +7,7 @@ from fractions import Fraction
 
 import av
 
+from edgesan.outlets.channel import Key, State, Video
 from tests.support import CLIP
 
 FPS = 25
@@ -18,6 +19,7 @@ class Encoder:
 
     def __init__(self, size: tuple[int, int] = (320, 240)) -> None:
         self.encodes = self.keys_asked = 0
+        self.size = size
         self._wanted = False
         codec = av.CodecContext.create("libx264", "w")
         codec.width, codec.height = size
@@ -56,3 +58,30 @@ class Encoder:
             for take in takers:
                 take(bytes(packet), key=packet.is_keyframe, captured_ns=packet.pts)
             await asyncio.sleep(1 / FPS)
+
+
+class Line:
+    """Stands for `Link`: gives the encoder's packets, once video is wanted, and keeps what is sent."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder, self._packets = encoder, encoder.packets()
+        self._wanted = asyncio.Event()
+        self.states: list[State] = []
+        self.wants: list[int] = []
+
+    def want(self, kinds: int) -> None:
+        self.wants.append(kinds)
+        (self._wanted.set if kinds else self._wanted.clear)()
+
+    def send(self, value: object) -> None:
+        if isinstance(value, Key):
+            self._encoder.ask_key()
+        elif isinstance(value, State):
+            self.states.append(value)
+
+    async def video(self) -> Video:
+        await self._wanted.wait()
+        await asyncio.sleep(1 / FPS)
+        packet = next(self._packets)
+        assert packet.pts is not None
+        return Video(bytes(packet), packet.is_keyframe, packet.pts, *self._encoder.size)
