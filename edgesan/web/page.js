@@ -235,7 +235,7 @@ async function poll() {
 }
 
 const offersWebrtc = (status) =>
-  (status.outputs ?? []).some(({ name, connected }) => connected && name.startsWith("webrtc:"));
+  (status.outputs ?? []).some(({ kind, connected }) => kind === "webrtc" && connected);
 
 const player = webrtcPlayer({
   video: $("video"),

@@ -39,8 +39,7 @@ WHOLE = STATUS | {
 }
 
 
-@pytest.fixture(scope="module")
-def chrome() -> Iterator[webdriver.Chrome]:
+def start_chrome() -> webdriver.Chrome:
     driver_path, browser = shutil.which("chromedriver"), shutil.which("chromium") or shutil.which("google-chrome")
     if driver_path is None or browser is None:
         pytest.skip("chromium and chromedriver are not installed (apt install chromium chromium-driver)")
@@ -58,7 +57,12 @@ def chrome() -> Iterator[webdriver.Chrome]:
         "--window-size=900,1200",
     ):
         options.add_argument(flag)
-    driver = webdriver.Chrome(options=options, service=Service(driver_path))
+    return webdriver.Chrome(options=options, service=Service(driver_path))
+
+
+@pytest.fixture(scope="module")
+def chrome() -> Iterator[webdriver.Chrome]:
+    driver = start_chrome()
     yield driver
     driver.quit()
 
