@@ -43,6 +43,8 @@ __all__ = [
     "end_with_parent",
     "forbid_dumps",
     "limit_memory",
+    "outlet",
+    "outlet_process",
     "pack",
     "plain",
     "report",
@@ -122,6 +124,47 @@ def transmit(reads: Iterable[Path] = ()) -> list[IsolationClaim]:
     limits.drop_privileges(FILES_AND_SEARCH | limits.CAP_NET_BIND_SERVICE)
     seccomp.allow(seccomp.BOTH | seccomp.SERVING, seccomp.serving_checks(os.getpid()) | _no_emptying())
     return _probed("transmit", context)
+
+
+def outlet_process(*, network: bool) -> str:
+    """Return what the claims of an outlet call its process."""
+    return "outlet" if network else "recorder"
+
+
+def outlet(writes: Iterable[Path] = (), *, network: bool, ports: Iterable[int] | None = None) -> list[IsolationClaim]:
+    """Give up all that a process which sends or records sanitized frames does not need, above all the cameras.
+
+    Args:
+        writes: folders that it makes files in.
+        network: keep the network.
+        ports: TCP ports that it may connect to, where the kernel can say so (Landlock version 4); None: any.
+
+    Returns:
+        What holds, and what does not.
+
+    Raises:
+        IsolationError: as `sanitize`.
+    """
+    _must_be_alone()
+    writes = list(writes)
+    context = ProbeContext.now(writes, writes, network=network)
+    context.session = limits.leave_terminal()
+    if not network:
+        context.network = limits.leave_network()
+    limits.limit_memory(limits.MOST_MEMORY_LOADING)
+    rules = landlock.readable(landlock.RESOLVER if network else ()) | dict.fromkeys(writes, landlock.WRITE)
+    if not landlock.restrict(rules, network=network, ports=ports):
+        limits.hide_devices()
+    limits.forbid_dumps()
+    limits.drop_privileges(FILES_AND_SEARCH)
+    calls = (
+        seccomp.BOTH
+        | (seccomp.WRITING if writes else set())
+        | (seccomp.CALLING | {"listen", "accept", "accept4"} if network else set())
+    )
+    make_checks = seccomp.calling_checks if network else seccomp.checks
+    seccomp.allow(calls, make_checks(os.getpid()) | ({} if writes else _no_emptying()))
+    return _probed(outlet_process(network=network), context)
 
 
 def camera_nodes(dev: Path = Path("/dev")) -> list[Path]:
