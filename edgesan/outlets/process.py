@@ -6,7 +6,7 @@ A module of an outlet is one coroutine, and nothing else is called of it:
 
 It asks `link` for what it wants, and sends it to `target`. It ends with `Closed`, which `link` raises, or with `Hung`.
 SIGTERM cancels it: it then finishes what it writes. What it cannot do once rights are given up, such as starting a
-program, it does before, in a function `prepare(target)`, whose result it is given (`Kind.prepares`); otherwise
+program, it does before, in a function `prepare(config, target)`, whose result it is given (`Kind.prepares`); otherwise
 `prepared` is None.
 """
 
@@ -49,7 +49,7 @@ def run(config: Config, target: Target, connection: socket.socket, control: Cont
     loop = asyncio.new_event_loop()  # which needs a socket
     kind = target.kind
     name = f"edgesan.outlets.{kind.module}"
-    prepared = import_module(name).prepare(target) if kind.prepares else None
+    prepared = import_module(name).prepare(config, target) if kind.prepares else None
     claims = isolation.outlet(
         [] if target.folder is None else [target.folder],
         network=kind.calls,

@@ -17,7 +17,7 @@ from typing import Final, NamedTuple
 from edgesan.config import Config
 from edgesan.errors import ConfigError, SinkError
 from edgesan.isolation import confine_program
-from edgesan.outlets.channel import VIDEO, Key, Outbox, State, Video
+from edgesan.outlets.channel import VIDEO, Key, Outbox, State
 from edgesan.outlets.link import Link
 from edgesan.targets import Target
 
@@ -64,10 +64,10 @@ def prepare(config: Config, target: Target) -> Program:
     command = [str(PYTHON), "-I", str(PROGRAM), *(["--tls"] if tls else [])]
     process = subprocess.Popen(
         command,
-        stdin=theirs,
-        stdout=theirs,
+        stdin=theirs.fileno(),
+        stdout=theirs.fileno(),
         env={"PATH": "/usr/bin", "LANG": "C.UTF-8"},
-        preexec_fn=lambda: confine_program(PYTHON, listens=[target.port]),  # this process has one thread yet
+        preexec_fn=lambda: confine_program(PYTHON, [target.port]),  # noqa: PLW1509 - no thread runs yet
     )
     theirs.close()
     settings = {"host": target.host, "port": target.port, "path": target.path, "token": config.token}

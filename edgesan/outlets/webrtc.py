@@ -31,6 +31,10 @@ from aiortc import (
 )
 from aiortc.stats import RTCRemoteInboundRtpStreamStats
 
+from edgesan.outlets.channel import VIDEO, Key, Signal, State, Video
+from edgesan.outlets.link import Link
+from edgesan.targets import Relay, Target
+
 logger = logging.getLogger(__name__)
 
 MOST_OFFER_BYTES: Final = 16384
@@ -53,20 +57,6 @@ MID: Final = re.compile(r"[A-Za-z0-9_.-]{1,32}")
 PAYLOAD: Final = re.compile(r"[0-9]{1,3}")
 BASELINE: Final = re.compile(r"42(?:e0|00)[0-9a-f]{2}", re.IGNORECASE)
 SETUPS: Final = ("actpass", "active", "passive")
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """A TURN server: HOST:PORT, and how to log in there."""
-
-    host: str
-    user: str
-    password: str
-
-    @property
-    def url(self) -> str:
-        """Its address, as browsers and aiortc read it."""
-        return f"turn:{self.host}?transport=udp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,10 +198,10 @@ class _Packets(MediaStreamTrack):
     def __init__(self, ask_key: Callable[[], None]) -> None:
         super().__init__()
         self._ask_key = ask_key
-        self._queue: asyncio.Queue[av.Packet] = asyncio.Queue(MOST_QUEUED)
+        self._queue: asyncio.Queue[av.Packet[Any]] = asyncio.Queue(MOST_QUEUED)
         self._follows = False  # whether the peer has had what the next packet builds on
 
-    def put(self, packet: av.Packet) -> None:
+    def put(self, packet: "av.Packet[Any]") -> None:
         if packet.is_keyframe or self._queue.full():
             while not self._queue.empty():
                 self._queue.get_nowait()
@@ -221,14 +211,14 @@ class _Packets(MediaStreamTrack):
         if self._follows:
             self._queue.put_nowait(packet)
 
-    async def recv(self) -> av.Packet:
+    async def recv(self) -> "av.Packet[Any]":
         return await self._queue.get()
 
 
 class _Peer:
     """One connection, and when it last gave a sign of life."""
 
-    def __init__(self, turn: Turn | None, ask_key: Callable[[], None]) -> None:
+    def __init__(self, turn: Relay | None, ask_key: Callable[[], None]) -> None:
         # An empty list, as aiortc has a server of its own by default, which would learn who watches.
         servers = [RTCIceServer(turn.url, turn.user, turn.password)] if turn else []
         self.connection = RTCPeerConnection(RTCConfiguration(iceServers=servers))
@@ -245,7 +235,7 @@ class _Peer:
     def is_connected(self) -> bool:
         return self.connection.connectionState == "connected"
 
-    def send(self, packet: av.Packet) -> None:
+    def send(self, packet: "av.Packet[Any]") -> None:
         if self.is_connected:
             self.packets.put(packet)
             self._sent = True
@@ -274,6 +264,33 @@ class _Peer:
         return connection.localDescription.sdp
 
 
+async def run(link: Link, target: Target, prepared: None) -> None:
+    """Serve peers until the transmit process ends. Video is asked for only while there are some."""
+    peers = Peers(lambda: link.send(Key()), target.options.get("peers", MOST_PEERS), target.options.get("turn"))
+    link.send(State(connected=True))
+    looking = asyncio.create_task(peers.look_after())
+    answering: set[asyncio.Task[None]] = set()
+    wanted = False
+
+    async def answer(question: Signal) -> None:
+        link.send(Signal(question.number, await peers.serve(question.value)))
+
+    try:
+        while True:
+            match await link.receive():
+                case Video() as video:
+                    peers.send(video)
+                case Signal() as question:
+                    answering.add(task := asyncio.create_task(answer(question)))
+                    task.add_done_callback(answering.discard)
+            if wanted != bool(peers):
+                wanted = bool(peers)
+                link.want(VIDEO if wanted else 0)
+    finally:
+        looking.cancel()
+        await peers.close()
+
+
 class Peers:
     """All peers, and the packets for them.
 
@@ -283,7 +300,7 @@ class Peers:
         turn: a relay for peers that no direct way leads to.
     """
 
-    def __init__(self, ask_key: Callable[[], None], most: int = MOST_PEERS, turn: Turn | None = None) -> None:
+    def __init__(self, ask_key: Callable[[], None], most: int = MOST_PEERS, turn: Relay | None = None) -> None:
         self._ask, self._most, self._turn = ask_key, most, turn
         self._peers: dict[str, _Peer] = {}
         self._asking: asyncio.TimerHandle | None = None
@@ -316,10 +333,10 @@ class Peers:
             await _close(peer)
         return peer is not None
 
-    def send(self, content: bytes, *, key: bool, captured_ns: int) -> None:
-        """Hand a packet of H.264 (Annex B) to all peers, without waiting for any."""
-        packet = av.Packet(content)
-        packet.is_keyframe, packet.pts, packet.time_base = key, captured_ns, NANOSECOND
+    def send(self, video: Video) -> None:
+        """Hand a packet to all peers, without waiting for any."""
+        packet = av.Packet(video.packet)
+        packet.is_keyframe, packet.pts, packet.time_base = video.key, video.captured_ns, NANOSECOND
         for peer in self._peers.values():
             peer.send(packet)
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import itertools
 import re
 import shutil
 import socket
@@ -61,10 +62,11 @@ class Serving:
             time.sleep(0.05)
 
     def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._task.cancel)
+        if not self.failed:
+            self._loop.call_soon_threadsafe(self._task.cancel)
         self._thread.join()
         self.program.connection.close()
-        assert self.program.process.wait(10) == 0, "it ends with its input"
+        assert self.program.process.wait(10) == 0 or self.failed, "it ends with its input"
 
     def _live(self) -> None:
         try:
@@ -146,10 +148,12 @@ def test_the_times_are_those_of_the_capture(served: Serving) -> None:
     """A packet reaches a player with the capture's clock: RTP time grows as the capture time did."""
     shown = ("-show_entries", "packet=pts_time", "-of", "csv=p=0", "-read_intervals", "%+2")
     done = command("ffprobe", "-v", "error", "-rtsp_transport", "tcp", *shown, f"rtsp://cam:{TOKEN}@{served.address}")
-    times = [float(line) for line in done.stdout.split() if line[0].isdigit()]
-    steps = [later - earlier for earlier, later in zip(times[1:], times[2:], strict=False)]
-    assert len(steps) > 10
-    assert all(0.03 < step < 2 for step in steps), "25 a second, or less on a busy machine, and never together"
+    times = [float(line.strip(",")) for line in done.stdout.split() if line[0].isdigit()]
+    steps = [round(later - earlier, 4) for earlier, later in itertools.pairwise(times)][3:23]
+    sent = [round((later - earlier) / 1e9, 4) for earlier, later in itertools.pairwise(served.line.sent_ns)]
+    assert len(steps) == 20
+    starts = range(len(sent) - len(steps))
+    assert any(all(abs(a - b) < 2e-4 for a, b in zip(steps, sent[n:], strict=False)) for n in starts)
 
 
 def test_video_is_wanted_only_while_somebody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +184,7 @@ def test_rtsps_is_encrypted(tmp_path: Path) -> None:
         url = f"rtsps://cam:{TOKEN}@{served.address}"
         done = probe(url, "-rtsp_transport", "tcp", "-tls_verify", "1", "-ca_file", str(tmp_path / "ca.pem"))
         assert done.stdout.startswith("h264"), done.stderr
-        assert probe(url.replace("rtsps", "rtsp")).returncode, "not without encryption"
+        assert probe(url.replace("rtsps", "rtsp"), "-timeout", "1000000").returncode, "not without encryption"
     with pytest.raises(ConfigError, match="needs a certificate"):
         Config(out=("serve+rtsps://127.0.0.1:8322/cam",))
 
@@ -234,6 +238,7 @@ def never_read(port: int) -> socket.socket:
     return connection
 
 
+@pytest.mark.slow
 def test_a_connection_that_asks_for_nothing_is_closed() -> None:
     with serving() as served, socket.create_connection(("127.0.0.1", served.target.port), timeout=30) as idle:
         assert idle.recv(1) == b""
@@ -254,8 +259,6 @@ def test_a_program_that_ends_is_said_and_ends_the_outlet() -> None:
         served.process.kill()
         with pytest.raises(AssertionError, match="the RTSP server has ended"):
             served.until(lambda: False)
-        served.program.process.wait()
-        served.program.process.returncode = 0
 
 
 def test_a_port_that_is_taken_is_said(capfd: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,8 @@ from aioice import stun  # noqa: E402
 from aiortc import RTCConfiguration, RTCIceServer, RTCPeerConnection, RTCSessionDescription  # noqa: E402
 
 from edgesan.outlets import webrtc  # noqa: E402
-from edgesan.outlets.webrtc import MOST_ADDRESSES, MOST_QUEUED, Offer, Peers, Turn, parse_offer  # noqa: E402
+from edgesan.outlets.webrtc import MOST_ADDRESSES, MOST_QUEUED, Offer, Peers, parse_offer  # noqa: E402
+from edgesan.targets import Relay  # noqa: E402
 
 OFFER = str(
     Offer(
@@ -269,7 +270,7 @@ def test_any_text_gives_an_offer_or_the_one_error(text: str) -> None:
 
 def test_a_question_that_is_none_gets_an_answer() -> None:
     async def main() -> None:
-        async with serving(turn=Turn("turn.example:3478", "cam", "secret")) as (peers, _):
+        async with serving(turn=Relay("turn.example:3478", "cam", "secret")) as (peers, _):
             assert (await peers.serve({"do": "dance"}))["status"] == 400
             assert (await peers.serve({"do": "offer", "sdp": 7}))["status"] == 400
             assert (await peers.serve({"do": "offer", "sdp": "v=0"}))["status"] == 400
@@ -287,14 +288,16 @@ def test_a_configured_relay_is_used() -> None:
     port = free_port()
     own = own_address()
     relay = subprocess.Popen(
-        [program, "-n", "--no-cli", "--no-tls", "--no-dtls", "--lt-cred-mech", "--user=cam:secret", "--realm=test"]
-        + [f"--listening-ip={own}", f"--relay-ip={own}", f"--listening-port={port}", "--pidfile=/dev/null"]
-        + ["--log-file=stdout", "--simple-log"],
+        [
+            *(program, "-n", "--no-cli", "--no-tls", "--no-dtls", "--lt-cred-mech", "--user=cam:secret"),
+            *("--realm=test", f"--listening-ip={own}", f"--relay-ip={own}", f"--listening-port={port}"),
+            *("--pidfile=/dev/null", "--log-file=stdout", "--simple-log"),
+        ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     time.sleep(1)
-    turn = Turn(f"{own}:{port}", "cam", "secret")
+    turn = Relay(f"{own}:{port}", "cam", "secret")
     only = RTCIceServer(turn.url, turn.user, turn.password)
 
     async def main() -> None:

@@ -7,12 +7,12 @@ from contextlib import closing, contextmanager
 import pytest
 
 pytest.importorskip("aiortc", reason="aiortc is not installed (pip install 'edgesan[webrtc]')")
-from selenium import webdriver  # noqa: E402
+from selenium import webdriver
 
-from edgesan.outlets.webrtc import Peers  # noqa: E402
-from tests.outlets.video import Encoder  # noqa: E402
-from tests.transmit.server import LiveServer, Make, until  # noqa: E402
-from tests.transmit.test_browser import WHOLE, problems, start_chrome, text, wait  # noqa: E402
+from edgesan.outlets.webrtc import Peers
+from tests.outlets.video import Encoder
+from tests.transmit.server import LiveServer, Make, until
+from tests.transmit.test_browser import WHOLE, problems, start_chrome, text, wait
 
 pytestmark = pytest.mark.browser
 SEEN = "return document.getElementById('video').getVideoPlaybackQuality().totalVideoFrames"
@@ -27,7 +27,8 @@ class Camera(LiveServer):
     def __init__(self, make: Make, **options: str) -> None:
         super().__init__(make, size=(320, 240), **options)
         self.status = WHOLE | {"outputs": [{"kind": "webrtc", "connected": True}]}
-        self.encoder, self.peers = Encoder(), Peers(lambda: self.encoder.ask_key())
+        self.encoder = Encoder()
+        self.peers = Peers(self.encoder.ask_key)
         self.webrtc = self.peers.serve
         self.wait(self._begin())
         self.flow()

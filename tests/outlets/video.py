@@ -52,11 +52,15 @@ class Encoder:
                 packet.time_base = NANOSECONDS
                 yield packet
 
-    async def run(self, *takers: Callable[..., None]) -> None:
+    def video(self, packet: av.Packet) -> Video:
+        assert packet.pts is not None
+        return Video(bytes(packet), packet.is_keyframe, packet.pts, *self.size)
+
+    async def run(self, *takers: Callable[[Video], None]) -> None:
         """Hand packets to all takers, at their pace."""
         for packet in self.packets():
             for take in takers:
-                take(bytes(packet), key=packet.is_keyframe, captured_ns=packet.pts)
+                take(self.video(packet))
             await asyncio.sleep(1 / FPS)
 
 
@@ -67,6 +71,7 @@ class Line:
         self._encoder, self._packets = encoder, encoder.packets()
         self._wanted = asyncio.Event()
         self.states: list[State] = []
+        self.sent_ns: list[int] = []  # capture times
         self.wants: list[int] = []
 
     def want(self, kinds: int) -> None:
@@ -82,6 +87,6 @@ class Line:
     async def video(self) -> Video:
         await self._wanted.wait()
         await asyncio.sleep(1 / FPS)
-        packet = next(self._packets)
-        assert packet.pts is not None
-        return Video(bytes(packet), packet.is_keyframe, packet.pts, *self._encoder.size)
+        video = self._encoder.video(next(self._packets))
+        self.sent_ns.append(video.captured_ns)
+        return video
