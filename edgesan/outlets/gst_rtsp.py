@@ -118,9 +118,10 @@ class Feed:
         since_ns = captured_ns - self._source.get_base_time()
         if self._source.get_clock() is None or since_ns < 0 or full:
             self._follows = False
+            if key:
+                say("key")  # this one is lost, as the pipeline does not run yet, or is full
             return
-        if key and not self._follows:
-            self._follows = True
+        self._follows |= key
         if not self._follows:
             return
         buffer = Gst.Buffer.new_wrapped(packet)
