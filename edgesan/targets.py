@@ -121,7 +121,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "whip+http": Kind("push", "whip+http://HOST/PATH", 80),
     "serve+rtsp": _RTSP_SERVER,
     "serve+rtsps": replace(_RTSP_SERVER, example="serve+rtsps://HOST:PORT/PATH", port=8322),
-    "webrtc": Kind("webrtc", "webrtc:?peers=8", options={"peers": number, "turn": relay}),
+    "webrtc": Kind("webrtc", "webrtc:?peers=8", prepares=True, options={"peers": number, "turn": relay}),
     "dir": Kind("record", "dir:/FOLDER?segment=60s&keep=10GiB", calls=False, writes=True, options=_RECORD),
 }
 

@@ -16,7 +16,6 @@ import os
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from signal import SIGKILL
 from typing import Final
 
 from edgesan.errors import IsolationError
@@ -173,13 +172,12 @@ def confine_program(program: Path, listens: Iterable[int]) -> None:
     """Give up all that a program of the system does not need which serves what it is fed, before it is started.
 
     It may read the system's libraries, listen at its ports and answer, and connect to no other. It has no privileges
-    and gets none, starts no other program, and ends with the process that starts it.
+    and gets none, and starts no other program.
 
     Args:
         program: the only one that may be started.
         listens: TCP ports.
     """
-    limits.end_with_parent(SIGKILL)
     limits.leave_terminal()
     limits.limit_memory()
     limits.forbid_dumps()

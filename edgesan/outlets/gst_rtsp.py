@@ -78,8 +78,11 @@ def missing(*, tls: bool) -> list[str]:
 
 
 def say(word: str) -> None:
-    """Tell the process that started this one."""
-    print(word, flush=True)
+    """Tell the process that started this one. If that is gone, so is this one."""
+    try:
+        print(word, flush=True)
+    except OSError:
+        os._exit(1)
 
 
 class Packets:

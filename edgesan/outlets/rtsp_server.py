@@ -8,6 +8,7 @@ libraries, listen at its port and answer, and no more. Video is asked for only w
 import asyncio
 import json
 import logging
+import os
 import socket
 import struct
 import subprocess
@@ -138,14 +139,27 @@ class Feed:
         Raises:
             SinkError: it has ended.
         """
-        loop, text = asyncio.get_running_loop(), b""
-        while content := await loop.sock_recv(self._connection, MOST_WORDS):
+        text = b""
+        while content := await self._read():
             *words, text = (text + content).split(b"\n")
             if len(text) > MOST_WORDS:
                 break
             for word in words:
                 self._take(word)
         raise SinkError(f"{self._target.name}: the RTSP server has ended; it is started again")
+
+    async def _read(self) -> bytes:
+        # Not by calls for sockets, which this process may not make any more.
+        loop, ready = asyncio.get_running_loop(), asyncio.Event()
+        loop.add_reader(self._connection, ready.set)
+        try:
+            await ready.wait()
+        finally:
+            loop.remove_reader(self._connection)
+        try:
+            return os.read(self._connection.fileno(), MOST_WORDS)
+        except ConnectionError:
+            return b""
 
     def _take(self, word: bytes) -> None:
         match word.split():

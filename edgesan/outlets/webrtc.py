@@ -18,8 +18,10 @@ import secrets
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Final
 
+import aioice.ice
 import av
 from aiortc import (
     MediaStreamTrack,
@@ -31,6 +33,7 @@ from aiortc import (
 )
 from aiortc.stats import RTCRemoteInboundRtpStreamStats
 
+from edgesan.config import Config
 from edgesan.outlets.channel import VIDEO, Key, Signal, State, Video
 from edgesan.outlets.link import Link
 from edgesan.targets import Relay, Target
@@ -264,8 +267,30 @@ class _Peer:
         return connection.localDescription.sdp
 
 
+def own_addresses(use_ipv4: bool, use_ipv6: bool, net: Path = Path("/proc/self/net")) -> list[str]:
+    """Return the addresses of this machine that others may reach. No socket is made: this process may make none for it.
+
+    Args:
+        use_ipv4: with those of IPv4.
+        use_ipv6: with those of IPv6.
+        net: where the kernel shows them: proc(5).
+    """
+    tries = (net / "fib_trie").read_text(encoding="ascii") if use_ipv4 else ""
+    lines = (
+        (net / "if_inet6").read_text(encoding="ascii").split("\n") if use_ipv6 and (net / "if_inet6").exists() else []
+    )
+    found = [ipaddress.ip_address(text) for text in re.findall(r"\|-- ([0-9.]+)\n\s+/32 host LOCAL", tries)]
+    found += [ipaddress.ip_address(bytes.fromhex(line.split()[0])) for line in lines if line]
+    return [str(each) for each in dict.fromkeys(found) if not (each.is_loopback or each.is_link_local)][:MOST_ADDRESSES]
+
+
+def prepare(config: Config, target: Target) -> None:
+    """Do nothing: this module is imported for it, as one of its libraries writes a file when it is imported."""
+
+
 async def run(link: Link, target: Target, prepared: None) -> None:
     """Serve peers until the transmit process ends. Video is asked for only while there are some."""
+    aioice.ice.get_host_addresses = own_addresses  # its own asks the kernel by a socket
     peers = Peers(lambda: link.send(Key()), target.options.get("peers", MOST_PEERS), target.options.get("turn"))
     link.send(State(connected=True))
     looking = asyncio.create_task(peers.look_after())
