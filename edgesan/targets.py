@@ -92,6 +92,7 @@ class Kind:
     any_port: whether it may reach any TCP port, or listen at one, beside its own.
     prepares: whether the module has a function `prepare`, which is called before the process gives up its rights. Such
         a module imports nothing at its top that starts threads (numpy).
+    needs: a package that only an extra installs, which has the name of the module.
     serves: whether the address is one of this machine, to which viewers come, with the token.
     options: which options the query of an address holds, and how to read each; None: the query belongs to the server.
     """
@@ -103,6 +104,7 @@ class Kind:
     writes: bool = False
     any_port: bool = False
     prepares: bool = False
+    needs: str = ""
     serves: bool = False
     options: Mapping[str, Parse] | None = None
 
@@ -121,7 +123,9 @@ KINDS: Final[Mapping[str, Kind]] = {
     "whip+http": Kind("push", "whip+http://HOST/PATH", 80),
     "serve+rtsp": _RTSP_SERVER,
     "serve+rtsps": replace(_RTSP_SERVER, example="serve+rtsps://HOST:PORT/PATH", port=8322),
-    "webrtc": Kind("webrtc", "webrtc:?peers=8", prepares=True, options={"peers": number, "turn": relay}),
+    "webrtc": Kind(
+        "webrtc", "webrtc:?peers=8", prepares=True, needs="aiortc", options={"peers": number, "turn": relay}
+    ),
     "dir": Kind("record", "dir:/FOLDER?segment=60s&keep=10GiB", calls=False, writes=True, options=_RECORD),
 }
 

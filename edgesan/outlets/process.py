@@ -17,12 +17,13 @@ import socket
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Final
 
 from edgesan import isolation
 from edgesan.config import Config
 from edgesan.control import ALIVE, READY, ControlChannel
-from edgesan.errors import SinkError
+from edgesan.errors import ConfigError, SinkError
 from edgesan.outlets.channel import Claims
 from edgesan.outlets.link import Closed, Hung, Link
 from edgesan.targets import Target
@@ -42,6 +43,7 @@ def run(config: Config, target: Target, connection: socket.socket, control: Cont
         control: its end of the channel to the parent.
 
     Raises:
+        ConfigError: a package that it needs is not installed, or what `prepare` says.
         SinkError: what it needs is not there.
         IsolationError: `require_isolation` is set, and a restriction does not hold.
     """
@@ -49,6 +51,8 @@ def run(config: Config, target: Target, connection: socket.socket, control: Cont
     loop = asyncio.new_event_loop()  # which needs a socket
     kind = target.kind
     name = f"edgesan.outlets.{kind.module}"
+    if kind.needs and find_spec(kind.needs) is None:
+        raise ConfigError(f"{target.name} needs {kind.needs}: pip install 'edgesan[{kind.module}]'")
     prepared = import_module(name).prepare(config, target) if kind.prepares else None
     claims = isolation.outlet(
         [] if target.folder is None else [target.folder],

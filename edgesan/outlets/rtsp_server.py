@@ -171,7 +171,7 @@ class Feed:
                 self._link.send(Key())
             case [b"viewers", number] if number.isdigit():
                 self._viewers = int(number)
-                self._link.send(State(True, "", self._bytes, 0))
+                self._link.send(State(True, "", self._bytes, 0, self._viewers))
                 self._watch()
 
     def _watch(self) -> None:

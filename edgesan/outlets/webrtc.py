@@ -291,11 +291,20 @@ def prepare(config: Config, target: Target) -> None:
 async def run(link: Link, target: Target, prepared: None) -> None:
     """Serve peers until the transmit process ends. Video is asked for only while there are some."""
     aioice.ice.get_host_addresses = own_addresses  # its own asks the kernel by a socket
-    peers = Peers(lambda: link.send(Key()), target.options.get("peers", MOST_PEERS), target.options.get("turn"))
-    link.send(State(connected=True))
+
+    def tell(count: int) -> None:
+        link.want(VIDEO if count else 0)
+        link.send(State(connected=True, viewers=count))
+
+    peers = Peers(
+        lambda: link.send(Key()),
+        tell,
+        target.options.get("peers", MOST_PEERS),
+        target.options.get("turn"),
+    )
+    tell(0)
     looking = asyncio.create_task(peers.look_after())
     answering: set[asyncio.Task[None]] = set()
-    wanted = False
 
     async def answer(question: Signal) -> None:
         link.send(Signal(question.number, await peers.serve(question.value)))
@@ -308,9 +317,6 @@ async def run(link: Link, target: Target, prepared: None) -> None:
                 case Signal() as question:
                     answering.add(task := asyncio.create_task(answer(question)))
                     task.add_done_callback(answering.discard)
-            if wanted != bool(peers):
-                wanted = bool(peers)
-                link.want(VIDEO if wanted else 0)
     finally:
         looking.cancel()
         await peers.close()
@@ -321,12 +327,19 @@ class Peers:
 
     Args:
         ask_key: asks the encoder for a key frame.
+        tell: is told how many peers there are, whenever one has come or gone.
         most: so many peers at once.
         turn: a relay for peers that no direct way leads to.
     """
 
-    def __init__(self, ask_key: Callable[[], None], most: int = MOST_PEERS, turn: Relay | None = None) -> None:
-        self._ask, self._most, self._turn = ask_key, most, turn
+    def __init__(
+        self,
+        ask_key: Callable[[], None],
+        tell: Callable[[int], None],
+        most: int = MOST_PEERS,
+        turn: Relay | None = None,
+    ) -> None:
+        self._ask, self._tell, self._most, self._turn = ask_key, tell, most, turn
         self._peers: dict[str, _Peer] = {}
         self._asking: asyncio.TimerHandle | None = None
         self._asked_s = float("-inf")
@@ -349,12 +362,14 @@ class Peers:
             return Answer(503, f"{self._most} browsers watch by WebRTC already, and no more may; MJPEG has room\n")
         name, peer = secrets.token_hex(8), _Peer(self._turn, self._ask_key)
         self._peers[name] = peer
+        self._tell(len(self._peers))
         return Answer(201, await peer.answer(offer), name)
 
     async def leave(self, name: str) -> bool:
         """Let a peer go. Return whether there was one of this name."""
         peer = self._peers.pop(name, None)
         if peer is not None:
+            self._tell(len(self._peers))
             await _close(peer)
         return peer is not None
 

@@ -138,7 +138,8 @@ function show(status) {
   $("faces").textContent = live ? status.faces ?? "–" : "–";
   const delay = status.transmit.ms.glass_to_wire; // measured while somebody watches
   $("age").textContent = live && delay ? `${delay.p50.toFixed(0)} ms` : "–";
-  $("viewers").textContent = status.transmit.viewers;
+  const others = (status.outputs ?? []).map(({ viewers }) => viewers ?? 0);
+  $("viewers").textContent = others.reduce((sum, count) => sum + count, status.transmit.viewers);
   $("wall").textContent = status.wall ? rate(status.wall.bytes_per_s) : "–";
   zones.show(status);
   showSwitch(status);

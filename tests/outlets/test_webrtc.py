@@ -64,8 +64,8 @@ class Viewer:
 
 @asynccontextmanager
 async def serving(**options: Any) -> AsyncIterator[tuple[Peers, Encoder]]:
-    encoder = Encoder()
-    peers = Peers(encoder.ask_key, **options)
+    encoder, watched = Encoder(), list[int]()
+    peers = Peers(encoder.ask_key, watched.append, **options)
     tasks = [asyncio.create_task(encoder.run(peers.send)), asyncio.create_task(peers.look_after())]
     try:
         yield peers, encoder
@@ -74,6 +74,7 @@ async def serving(**options: Any) -> AsyncIterator[tuple[Peers, Encoder]]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await peers.close()
+    assert watched[-1:] in ([0], [])
 
 
 @asynccontextmanager
