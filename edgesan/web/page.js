@@ -131,7 +131,8 @@ function show(status) {
   const old = !status.ready && status.camera_up === true;
   $("stage").classList.toggle("old", old);
   $("picture").classList.remove("gone");
-  if (offersWebrtc(status)) player.offer();
+  const webrtc = (status.outputs ?? []).find(({ kind }) => kind === "webrtc");
+  if (webrtc?.connected) player.offer(webrtc.starts);
   else if (!player.isPlaying()) complain("way", "");
   if (status.size?.every(Boolean)) $("stage").style.aspectRatio = status.size.join(" / "); // none while it is closed
   $("fps").textContent = live ? (status.fps ?? 0).toFixed(1) : "–";
@@ -234,9 +235,6 @@ async function poll() {
     tell("lost", "no connection – trying again", true);
   }
 }
-
-const offersWebrtc = (status) =>
-  (status.outputs ?? []).some(({ kind, connected }) => kind === "webrtc" && connected);
 
 const player = webrtcPlayer({
   video: $("video"),

@@ -1,8 +1,9 @@
 // Shows the picture by WebRTC where the server offers it and a way to it is found; says in words where not.
 
 const CONNECT_MS = 10000; // from the offer to the first picture
-const STILL_MS = 5000; // without a new picture
-const AGAIN_MS = 30000; // from an attempt that failed to the next one
+const STILL_MS = 2500; // without a new picture
+const AGAIN_MS = [1000, 2000, 5000, 10000, 30000]; // from attempts that failed to the next one
+const WELL_MS = 10000; // after which a connection counts as a good one
 
 const wait = (ms) => new Promise((done) => setTimeout(done, ms));
 
@@ -10,7 +11,10 @@ const wait = (ms) => new Promise((done) => setTimeout(done, ms));
 export function webrtcPlayer({ video, headers, began, ended }) {
   let connection = null;
   let place = null; // of this connection on the server
+  let server = null; // which process of the server it is with
+  let failures = 0; // since the last good connection
   let dueMs = 0; // no attempt before
+  let beganMs = Infinity;
   let looking = 0; // the timer that sees whether pictures come
 
   async function connect() {
@@ -53,6 +57,7 @@ export function webrtcPlayer({ video, headers, began, ended }) {
     }
     if (mine !== connection) return;
     video.hidden = false;
+    beganMs = Date.now();
     began();
     let last = seen();
     looking = setInterval(() => {
@@ -70,7 +75,9 @@ export function webrtcPlayer({ video, headers, began, ended }) {
     connection = null;
     video.hidden = true;
     video.srcObject = null;
-    dueMs = Date.now() + AGAIN_MS;
+    if (Date.now() - beganMs > WELL_MS) failures = 0;
+    beganMs = Infinity;
+    dueMs = Date.now() + AGAIN_MS[Math.min(failures++, AGAIN_MS.length - 1)];
     ended(reason);
   }
 
@@ -79,10 +86,12 @@ export function webrtcPlayer({ video, headers, began, ended }) {
   });
 
   return {
-    /** To be called once a second: begins, or begins again. */
-    async offer() {
+    /** To be called once a second, with what tells one process of the server from the next: begins, or begins again. */
+    async offer(process) {
+      if (connection && server !== process) stop("the server has started again");
       if (connection || Date.now() < dueMs) return;
       dueMs = Infinity;
+      server = process;
       if (!("RTCPeerConnection" in window)) return stop("this browser has none");
       try {
         await connect();

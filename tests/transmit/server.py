@@ -186,9 +186,9 @@ class LiveServer(ServerThread):
 class Viewer:
     """Reads pictures from the MJPEG stream."""
 
-    def __init__(self, port: int, timeout: float = 5) -> None:
+    def __init__(self, port: int, timeout: float = 5, token: str = "") -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
-        self._connection.request("GET", "/stream.mjpg")
+        self._connection.request("GET", "/stream.mjpg", headers={"Authorization": f"Bearer {token}"} if token else {})
         self._answer = self._connection.getresponse()
         assert self._answer.getheader("Content-Type", "").startswith("multipart/x-mixed-replace")
 
