@@ -41,7 +41,7 @@ class Serving:
         self.line = Line(self.encoder)
         self.failed: BaseException | None = None
         self._loop = asyncio.new_event_loop()
-        self._task = self._loop.create_task(rtsp_server.run(self.line, self.target, self.program))  # type: ignore[arg-type]
+        self._task = self._loop.create_task(rtsp_server.run(self.line, self.target, self.program))
         self._thread = threading.Thread(target=self._live)
         self._thread.start()
         self.until(lambda: bool(self.line.states))
@@ -80,7 +80,7 @@ class Serving:
 @contextmanager
 def serving(scheme: str = "serve+rtsp", **options: object) -> Iterator[Serving]:
     options = {"token": TOKEN} | options
-    config = Config(out=(f"{scheme}://127.0.0.1:{free_port()}/cam",), **options)  # type: ignore[arg-type]
+    config = Config(out=(f"{scheme}://127.0.0.1:{free_port()}/cam",), **options)
     with closing(Serving(config)) as found:
         yield found
 
