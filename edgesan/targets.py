@@ -21,6 +21,7 @@ SPAN: Final = re.compile(r"(\d+(?:\.\d+)?)(s|min|h)")
 SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)(MB|GB|TB|MiB|GiB|TiB)")
 SECONDS: Final = {"s": 1, "min": 60, "h": 3600}
 BYTES: Final = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+SENT: Final = ("chips", "codes", "message")
 TRUTH: Final = {"true": True, "false": False}
 
 
@@ -109,6 +110,13 @@ class Kind:
     options: Mapping[str, Parse] | None = None
 
 
+def sent(text: str) -> str:
+    """Return `chips`, `codes` or `message`. Raises ValueError."""
+    if text not in SENT:
+        raise ValueError(f"write {', '.join(SENT)}")
+    return text
+
+
 def file(text: str) -> Path:
     """Return a file that is named from the root on. Raises ValueError."""
     if not Path(text).is_absolute():
@@ -121,6 +129,7 @@ _RTSP_SERVER: Final = Kind(
     "rtsp_server", "serve+rtsp://HOST:PORT/PATH", 8554, calls=False, prepares=True, serves=True, options={}
 )
 _MQTT: Final = Kind("mqtt", "mqtt://USER:PASSWORD@HOST/PREFIX", 1883, prepares=True, needs="aiomqtt", options={})
+_FEED: Final = Kind("feed", "feed+https://:SECRET@HOST/PATH", 443, prepares=True, options={"send": sent, "ca": file})
 _RECORD: Final = {"segment": seconds, "keep": size, "motion": truth}
 KINDS: Final[Mapping[str, Kind]] = {
     "rtsp": Kind("push", "rtsp://USER:PASSWORD@HOST/PATH", 554),
@@ -136,6 +145,8 @@ KINDS: Final[Mapping[str, Kind]] = {
     "webrtc": Kind(
         "webrtc", "webrtc:?peers=8", prepares=True, needs="aiortc", options={"peers": number, "turn": relay}
     ),
+    "feed+https": _FEED,
+    "feed+http": replace(_FEED, example="feed+http://:SECRET@localhost/PATH", port=80, options={"send": sent}),
     "dir": Kind("record", "dir:/FOLDER?segment=60s&keep=10GiB", calls=False, writes=True, options=_RECORD),
 }
 

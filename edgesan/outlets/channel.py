@@ -29,7 +29,7 @@ import os
 import struct
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Final
 
 from edgesan import message, request
@@ -156,8 +156,10 @@ class State:
     bytes: int = 0  # that it has sent or written, in total
     retries: int = 0  # attempts after the first
     viewers: int = 0  # who come to it; 0 where it sends by itself
+    dropped: int = 0  # what waited for its server, and was given up
 
 
+STATE_KEYS: Final = tuple(each.name for each in fields(State))
 Down = Video | Jpeg | Codes | Chip | Report | Signal
 Up = Want | Claims | Key | State | Request | Signal
 
@@ -223,8 +225,8 @@ def pack_up(value: Up) -> bytes:
             return _framed(CLAIMS, results)
         case Key():
             return _framed(KEY, b"")
-        case State(connected, why, sent, retries, viewers):
-            said = {"connected": connected, "why": why[:300], "bytes": sent, "retries": retries, "viewers": viewers}
+        case State():
+            said = asdict(value) | {"why": value.why[:300]}
             return _framed(STATE, json.dumps(said).encode())
         case Signal(number, given):
             return _framed(SIGNAL, _SIGNAL.pack(number) + json.dumps(given).encode())
@@ -256,9 +258,15 @@ def parse_up(kind: int, payload: bytes) -> Up:
 
 
 def _state(said: dict[str, Any]) -> State:
-    connected, why, *numbers = (said.get(name) for name in ("connected", "why", "bytes", "retries", "viewers"))
+    connected, why, *numbers = (said.get(name) for name in STATE_KEYS)
     whole = [number for number in numbers if type(number) is int and 0 <= number < 2**63]
-    if len(said) == 5 and type(connected) is bool and isinstance(why, str) and why.isprintable() and len(whole) == 3:
+    if (
+        len(said) == len(STATE_KEYS)
+        and type(connected) is bool
+        and isinstance(why, str)
+        and why.isprintable()
+        and len(whole) == len(numbers)
+    ):
         return State(connected, why, *whole)
     raise Reject("channel", "a state has other keys, or other values, than a state has")
 

@@ -203,7 +203,7 @@ class Attempts:
     ) -> None:
         self._link, self._name, self._rest = link, name, rest or link.rest
         self._back_off = back_off or BackOff()
-        self._why, self._bytes, self._retries = "", 0, 0
+        self._why, self._bytes, self._retries, self._dropped = "", 0, 0, 0
         self._connected_s: float | None = None
         self._said_s = 0.0
 
@@ -243,6 +243,10 @@ class Attempts:
         if time.monotonic() - self._said_s >= STATE_S:
             self._tell()
 
+    def dropped(self, count: int) -> None:
+        """Count what was given up; it is told with what comes next."""
+        self._dropped += count
+
     def _lost(self, why: str) -> None:
         if self._connected_s is not None and time.monotonic() - self._connected_s >= HEALTHY_S:
             self._back_off.reset()
@@ -253,7 +257,8 @@ class Attempts:
 
     def _tell(self) -> None:
         self._said_s = time.monotonic()
-        self._link.send(State(self._connected_s is not None, self._why, self._bytes, self._retries))
+        connected = self._connected_s is not None
+        self._link.send(State(connected, self._why, self._bytes, self._retries, dropped=self._dropped))
 
 
 async def side_by_side(receiving: Coroutine[Any, Any, None], sending: Coroutine[Any, Any, None]) -> None:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from edgesan import isolation, message
@@ -245,7 +245,7 @@ class Outlets:
         os.close(peer.descriptor)
         peer.descriptor, peer.want = -1, Want(0)
         why = peer.state.why or "its process ended, and is started again"
-        peer.state = State(False, why, peer.state.bytes, peer.state.retries)
+        peer.state = replace(peer.state, connected=False, why=why, viewers=0)
 
     # --- for the status -----------------------------------------------------------------------------------------------
 
@@ -270,7 +270,7 @@ class Outlets:
                 "viewers": peer.state.viewers,
                 "bytes": peer.state.bytes,
                 "retries": peer.state.retries,
-                "dropped": peer.dropped,
+                "dropped": peer.dropped + peer.state.dropped,
                 "starts": peer.starts,
             }
             for peer in self._peers
