@@ -108,16 +108,20 @@ class Recogniser:
         key, captured = (camera, int(face["track"])), datetime.fromisoformat(face["captured"])
         place = face["x"] / face["width"], face["y"] / face["height"]
         track = self._tracks.get(key)
-        if track is None or (captured - track.last).total_seconds() > ENDED_S:  # the number of another run
+        if track is not None and (captured - track.last).total_seconds() > ENDED_S:  # the number of another run
+            track = None
+        if track is not None:
+            early = (captured - track.last).total_seconds() < LEAST_S
+            if early or len(track.features) >= MOST_FACES:
+                return
+        chip = cv2.imdecode(np.frombuffer(base64.b64decode(face["jpeg"]), np.uint8), cv2.IMREAD_COLOR)
+        if chip is None or chip.shape != (112, 112, 3):
+            raise ValueError("a face is a JPEG of 112x112 pixels")
+        if track is None:
             self._tracks.pop(key, None)
             track = self._tracks[key] = Track(key[1], camera, captured, captured, place)
             if len(self._tracks) > MOST_TRACKS:
                 del self._tracks[next(iter(self._tracks))]
-        elif (captured - track.last).total_seconds() < LEAST_S or len(track.features) >= MOST_FACES:
-            return
-        chip = cv2.imdecode(np.frombuffer(base64.b64decode(face["jpeg"]), np.uint8), cv2.IMREAD_COLOR)
-        if chip is None or chip.shape != (112, 112, 3):
-            raise ValueError("a face is a JPEG of 112x112 pixels")
         feature = self._sface.feature(chip)[0]
         track.features.append(feature / np.linalg.norm(feature))
         track.male.append(self.male(np.asarray(chip, np.uint8)))
