@@ -82,7 +82,9 @@ KINDS: Final[Mapping[str, Kind]] = {
     "rtmps": Kind("push", "rtmps://HOST/APP/KEY", 443),
     "whip+https": Kind("push", "whip+https://:TOKEN@HOST/PATH", 443),
     "whip+http": Kind("push", "whip+http://:TOKEN@HOST/PATH", 80),
-    "dir": Kind("record", "dir:/FOLDER?segment=60s&keep=10GiB", calls=False, writes=True, options=_RECORD),
+    "dir": Kind(
+        "record", "dir:/FOLDER?segment=60s&keep=10GiB", calls=False, writes=True, prepares=True, options=_RECORD
+    ),
 }
 
 
