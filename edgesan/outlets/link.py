@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Final
 
 from edgesan.outlets.channel import (
@@ -37,6 +38,8 @@ from edgesan.outlets.channel import (
 
 logger = logging.getLogger(__name__)
 
+AUTHORITIES: Final = Path(os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt")
+"""The file of the authorities whose certificates are trusted. OpenSSL knows the variable, and the place, too."""
 FIRST_WAIT_S: Final = 0.5
 QUICK_WAIT_S: Final = 4.0  # most seconds between two attempts at first: a server that is back has its stream within 5 s
 QUICK_S: Final = 300.0  # for so long

@@ -23,7 +23,7 @@ from edgesan import isolation
 from edgesan.config import Config
 from edgesan.control import ALIVE, READY, ControlChannel
 from edgesan.outlets.channel import Claims
-from edgesan.outlets.link import Closed, Link
+from edgesan.outlets.link import AUTHORITIES, Closed, Link
 from edgesan.targets import Target
 
 logger = logging.getLogger(__name__)
@@ -49,6 +49,7 @@ def run(config: Config, target: Target, connection: socket.socket, control: Cont
     name = f"edgesan.outlets.{kind.module}"
     prepared = import_module(name).prepare(target) if kind.prepares else None
     claims = isolation.outlet(
+        [AUTHORITIES] if kind.calls else [],
         [] if target.folder is None else [target.folder],
         network=kind.calls,
         ports=None if kind.any_port else [target.port],

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit, urlunsplit
 import av
 
 from edgesan.outlets.channel import VIDEO, Video
-from edgesan.outlets.link import Attempts, Link, Lost, deadline
+from edgesan.outlets.link import AUTHORITIES, Attempts, Link, Lost, deadline
 from edgesan.outlets.mux import add_video, packet_of
 from edgesan.targets import Target
 
@@ -80,7 +80,7 @@ def open_server(target: Target, first: Video) -> Any:
     if format_name == "rtsp":
         options = {"rtsp_transport": "tcp", "timeout": str(round(SILENT_S * 1e6))}
         if target.scheme in ENCRYPTED:
-            options |= {"tls_verify": "1", "verifyhost": target.host, "ca_file": authorities()}
+            options |= {"tls_verify": "1", "verifyhost": target.host, "ca_file": str(AUTHORITIES)}
     elif format_name == "flv":
         options = {"flush_packets": "1"}  # a packet does not wait for others
     else:
@@ -101,11 +101,6 @@ def whip(token: str) -> dict[str, str]:
     options = {"handshake_timeout": str(round(SILENT_S * 1000)), "whip_flags": "dtls_active"}
     options |= {"cert_file": certificate_file, "key_file": key_file}
     return options | ({"authorization": token} if token else {})
-
-
-def authorities() -> str:
-    """Return the file of the authorities whose certificates this system trusts; SSL_CERT_FILE names another one."""
-    return ssl.get_default_verify_paths().cafile or "/etc/ssl/certs/ca-certificates.crt"
 
 
 # --- words ------------------------------------------------------------------------------------------------------------

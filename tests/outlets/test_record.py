@@ -209,7 +209,9 @@ def test_a_folder_that_could_never_hold_so_much_is_refused(tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-def test_a_recorder_that_is_killed_goes_on_in_a_new_clip_and_all_play(edgesan: Callable[..., Running], tmp_path: Path) -> None:
+def test_a_recorder_that_is_killed_goes_on_in_a_new_clip_and_all_play(
+    edgesan: Callable[..., Running], tmp_path: Path
+) -> None:
     folder = tmp_path / "clips"
     running = edgesan("--out", f"dir:{folder}?segment=60s")
     until(lambda: files(folder) and files(folder)[0].stat().st_size > 30_000)
