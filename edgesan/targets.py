@@ -147,7 +147,9 @@ KINDS: Final[Mapping[str, Kind]] = {
     ),
     "feed+https": _FEED,
     "feed+http": replace(_FEED, example="feed+http://:SECRET@localhost/PATH", port=80, options={"send": sent}),
-    "dir": Kind("record", "dir:/FOLDER?segment=60s&keep=10GiB", calls=False, writes=True, options=_RECORD),
+    "dir": Kind(
+        "record", "dir:/FOLDER?segment=60s&keep=10GiB", calls=False, writes=True, prepares=True, options=_RECORD
+    ),
 }
 
 

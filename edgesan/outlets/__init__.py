@@ -10,4 +10,7 @@ frames, and no more of it than it asks for.
     record        a folder of clips
     rtsp_server   RTSP for players, which the system's GStreamer serves (gst_rtsp)
     webrtc        browsers that show the page
+    mqtt          Home Assistant, by a broker
+    feed          a provider that recognises people
+    mux           packets of the one encoder for PyAV
 """

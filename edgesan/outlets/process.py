@@ -25,7 +25,7 @@ from edgesan.config import Config
 from edgesan.control import ALIVE, READY, ControlChannel
 from edgesan.errors import ConfigError
 from edgesan.outlets.channel import Claims
-from edgesan.outlets.link import Closed, Link
+from edgesan.outlets.link import AUTHORITIES, Closed, Link
 from edgesan.targets import Target
 
 logger = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ def run(config: Config, target: Target, connection: socket.socket, control: Cont
         raise ConfigError(f"{target.name} needs {kind.needs}: pip install 'edgesan[{kind.module}]'")
     prepared = import_module(name).prepare(config, target) if kind.prepares else None
     claims = isolation.outlet(
+        [AUTHORITIES] if kind.calls else [],
         [] if target.folder is None else [target.folder],
         network=kind.calls,
         ports=None if kind.any_port else [target.port],

@@ -362,6 +362,6 @@ def test_home_assistant_sees_and_commands_a_camera_that_runs(mosquitto: Mosquitt
     code, said, _ = run.end()
     assert code == 0, said
     assert "'7' for alpha; expected a number within" in said
-    assert "is back" in said
+    assert "takes the stream again" in said
     assert "p@ss" not in said
     assert "p%40ss" not in said
