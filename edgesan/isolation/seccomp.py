@@ -12,6 +12,7 @@ import platform
 import struct
 import sys
 from collections.abc import Iterable, Mapping
+from socket import SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM
 from typing import Final
 
 from edgesan.isolation import kernel
@@ -195,6 +196,10 @@ def serving_checks(own: int) -> dict[str, list[Step]]:
 def calling_checks(own: int) -> dict[str, list[Step]]:
     """Return `checks`, and that sockets are of the network's families only."""
     return checks(own) | {"socket": only(0, AF_INET, AF_INET6)}
+
+
+PAIRS: Final = {"socketpair": only(1, *(SOCK_STREAM | more for more in (0, SOCK_CLOEXEC, SOCK_NONBLOCK)))}
+"""Checks that pairs of sockets are streams: those send to nobody else, whatever address they are given (EISCONN)."""
 
 
 def allow(names: Iterable[str], arguments: Mapping[str, list[Step]]) -> bool:

@@ -21,8 +21,9 @@ import trustme
 from edgesan import targets
 from edgesan.config import Config
 from edgesan.errors import ConfigError, SinkError
+from edgesan.isolation import confine_program, landlock
 from edgesan.outlets import rtsp_server
-from edgesan.outlets.rtsp_server import Program, missing, prepare
+from edgesan.outlets.rtsp_server import PYTHON, Program, missing, prepare
 from tests.outlets.video import Encoder, Line
 from tests.support import free_port
 
@@ -252,6 +253,38 @@ def test_the_program_has_given_up_its_rights(served: Serving) -> None:
     assert served.process.rlimit(psutil.RLIMIT_AS)[0] < 2**34
     assert TOKEN not in " ".join(served.process.cmdline())
     assert all(TOKEN not in value for value in served.process.environ().values())
+
+
+WAYS_OUT = """
+import os, socket
+def tried(way):
+    try: way()
+    except OSError: return True
+    return False
+kinds = (socket.AF_UNIX, socket.SOCK_DGRAM), (socket.AF_NETLINK, socket.SOCK_RAW), (socket.AF_PACKET, socket.SOCK_RAW)
+ways = [lambda kind=kind: socket.socket(*kind) for kind in kinds]
+ways += [lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM), lambda: socket.create_server(("127.0.0.1", 0))]
+ways += [lambda: socket.create_connection(("127.0.0.1", OPEN)), lambda: os.execv("/bin/ls", ["ls"]), os.fork]
+ways += [lambda path=path: os.listdir(path) for path in ("/etc", "/root", "/home", "/tmp", "/dev")]
+ways += [lambda: open("/tmp/edgesan-way-out", "w"), lambda: os.kill(os.getppid(), 0)]
+print([n for n, way in enumerate(ways) if not tried(way)])
+"""
+
+
+def test_a_program_like_it_finds_no_way_out() -> None:
+    if landlock.version() < 4:
+        pytest.skip("this kernel's Landlock does not know ports")
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        ways = WAYS_OUT.replace("OPEN", str(other.getsockname()[1]))
+        done = subprocess.run(
+            [PYTHON, "-I", "-c", ways],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            preexec_fn=lambda: confine_program(PYTHON, [free_port()]),
+        )
+    assert done.stdout == "[]\n", done.stderr
 
 
 def test_a_program_that_ends_is_said_and_ends_the_outlet() -> None:
