@@ -12,7 +12,6 @@ import platform
 import struct
 import sys
 from collections.abc import Iterable, Mapping
-from socket import SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM
 from typing import Final
 
 from edgesan.isolation import kernel
@@ -120,6 +119,7 @@ SERVING: Final = _names("""
 """)  # by sockets and files that are open already; asyncio says listen to those that do
 
 AF_INET, AF_INET6 = 2, 10
+SOCK_STREAM, SOCK_NONBLOCK, SOCK_CLOEXEC = 1, 0o4000, 0o2000000
 CLONE_THREAD: Final = 0x00010000
 NEW_NAMESPACES: Final = 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 MSG_FASTOPEN: Final = 0x20000000  # connects
