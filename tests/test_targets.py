@@ -65,3 +65,45 @@ def test_the_same_target_twice_is_refused() -> None:
         Config(out=("rtsp://host/x", "rtsp://host/x"))
     with pytest.raises(ConfigError, match="at most 8"):
         Config(out=tuple(f"rtsp://host/{number}" for number in range(9)))
+
+
+def test_an_address_that_is_served_has_host_port_and_path_and_needs_the_token() -> None:
+    target = targets.parse("serve+rtsp://127.0.0.1/garden")
+    assert (target.host, target.port, target.path, target.name) == (
+        *("127.0.0.1", 8554, "/garden"),
+        "serve+rtsp://127.0.0.1",
+    )
+    for sink, words in (
+        ("serve+rtsp://127.0.0.1:8554", "without a path"),
+        ("serve+rtsp://127.0.0.1:8554/", "without a path"),
+        ("serve+rtsp://cam:secret@127.0.0.1:8554/cam", "viewers present the token"),
+        ("serve+rtsp://0.0.0.0:8554/cam", "must present a secret"),
+        ("serve+rtsps://127.0.0.1:8322/cam", "needs a certificate"),
+    ):
+        with pytest.raises(ConfigError, match=words) as refused:
+            Config(out=(sink,))
+        assert "secret@" not in str(refused.value)
+    with pytest.raises(ConfigError, match="token has 5 characters"):
+        Config(out=("serve+rtsp://0.0.0.0:8554/cam",), token="short")
+
+
+def test_webrtc_has_peers_and_a_relay_and_needs_a_page() -> None:
+    page = "http://127.0.0.1:8080"
+    (target,) = Config(out=(page, "webrtc:?peers=4&turn=cam:p%2Bw@turn.example:3478")).targets
+    assert target.name == "webrtc:"
+    assert target.options["peers"] == 4
+    relay = target.options["turn"]
+    assert (relay.url, relay.user, relay.password) == ("turn:turn.example:3478?transport=udp", "cam", "p+w")
+    assert "p+w" not in repr(target)
+    for sink, words in (
+        ("webrtc:?peers=0", "a number from 1 to 64"),
+        ("webrtc:?turn=secret", "malformed turn"),
+        ("webrtc:?turn=cam:secret@turn.example", "malformed turn"),
+        ("webrtc:8080", "names no place"),
+        ("webrtc://host", "malformed"),
+    ):
+        with pytest.raises(ConfigError, match=words) as refused:
+            Config(out=(page, sink))
+        assert "secret" not in str(refused.value)
+    with pytest.raises(ConfigError, match="no page is served"):
+        Config(out=("webrtc:",))

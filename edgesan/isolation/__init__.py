@@ -174,8 +174,8 @@ def outlet(
 def confine_program(program: Path, listens: Iterable[int]) -> None:
     """Give up all that a program of the system does not need which serves what it is fed, before it is started.
 
-    It may read the system's libraries, listen at its ports and answer, and connect to no other. It has no privileges
-    and gets none, and starts no other program.
+    It may read the system's libraries, listen at its ports, answer and send packets (UDP), and connect to no other. It
+    has no privileges and gets none, and starts no other program.
 
     Args:
         program: the only one that may be started.
@@ -189,6 +189,8 @@ def confine_program(program: Path, listens: Iterable[int]) -> None:
     loaders = [path for name in ("/lib", "/lib64") for path in Path(name).glob("ld-linux*.so.*")]
     runs = dict.fromkeys((path.resolve() for path in (program, *loaders)), landlock.READ_FILE | landlock.EXECUTE)
     landlock.restrict(landlock.readable([]) | runs, network=True, ports=[], listens=listens)
+    calls = seccomp.BOTH | seccomp.CALLING | {"listen", "accept", "accept4", "socketpair", "execve"}
+    seccomp.allow(calls, seccomp.calling_checks(os.getpid()) | seccomp.PAIRS)
 
 
 def camera_nodes(dev: Path = Path("/dev")) -> list[Path]:

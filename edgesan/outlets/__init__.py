@@ -8,9 +8,9 @@ frames, and no more of it than it asks for.
     process       the life of an outlet: what it gives up, its loop, its attempts
     push          RTSP, RTMP and WHIP
     record        a folder of clips
+    mux           packets of the one encoder for PyAV
     rtsp_server   RTSP for players, which the system's GStreamer serves (gst_rtsp)
     webrtc        browsers that show the page
     mqtt          Home Assistant, by a broker
     feed          a provider that recognises people
-    mux           packets of the one encoder for PyAV
 """

@@ -225,7 +225,10 @@ async function poll() {
     if (answer.status === 401) location.reload(); // another token is in force: the server asks for it
     if (!answer.ok) throw new Error((await answer.text()).trim());
     const status = await answer.json();
-    if (broken && !player.isPlaying()) watch();
+    if (broken) {
+      player.hurry(); // what failed before says nothing now
+      if (!player.isPlaying()) watch();
+    }
     broken = false;
     show(status);
   } catch {

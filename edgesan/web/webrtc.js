@@ -99,7 +99,11 @@ export function webrtcPlayer({ video, headers, began, ended }) {
         stop(error.message);
       }
     },
-    stop,
+    /** Forgets the attempts that failed. */
+    hurry() {
+      failures = 0;
+      if (!connection) dueMs = 0;
+    },
     isPlaying: () => !video.hidden,
   };
 }

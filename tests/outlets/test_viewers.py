@@ -24,9 +24,9 @@ TOKEN = "0123456789abcdef"
 class Camera(Running):
     """A run on the demo clip with outlets, all of which are there."""
 
-    def __init__(self, *out: str) -> None:
+    def __init__(self, *out: str, host: str = "127.0.0.1") -> None:
         sinks = [word for sink in out for word in ("--out", sink)]
-        super().__init__("--camera", "demo", "--token", TOKEN, *sinks)
+        super().__init__("--camera", "demo", "--token", TOKEN, *sinks, host=host)
 
     def ready(self) -> "Camera":
         self.until("ready", True)
@@ -56,8 +56,8 @@ class Camera(Running):
 
 
 @contextmanager
-def camera(*out: str) -> Iterator[Camera]:
-    with closing(Camera(*out)) as found:
+def camera(*out: str, host: str = "127.0.0.1") -> Iterator[Camera]:
+    with closing(Camera(*out, host=host)) as found:
         yield found.ready()
 
 

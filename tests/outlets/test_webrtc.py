@@ -74,6 +74,7 @@ async def serving(**options: Any) -> AsyncIterator[tuple[Peers, Encoder]]:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await peers.close()
+        await asyncio.sleep(0.1)  # sockets close in the next rounds of the loop
     assert watched[-1:] in ([0], [])
 
 

@@ -42,6 +42,7 @@ class Camera(LiveServer):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.peers.close()
+        await asyncio.sleep(0.1)  # sockets close in the next rounds of the loop
 
     def close(self) -> None:
         self.wait(self.end_webrtc())
