@@ -62,8 +62,9 @@ class Config:
     out: tuple[str, ...] = option(
         ("http://127.0.0.1:8080",),
         "where to send the stream: http[s]://HOST:PORT, webrtc: (for its page), serve+rtsp://HOST:PORT/PATH (for"
-        " players), a file (.mkv, .mp4, .mov), a server that takes it (rtsp[s]://, rtmp[s]://, whip+https://), or a"
-        " folder of clips (dir:/FOLDER?keep=10GiB); repeatable",
+        " players), a file (.mkv, .mp4, .mov), a server that takes it (rtsp[s]://, rtmp[s]://, whip+https://), a"
+        " folder of clips (dir:/FOLDER?keep=10GiB), Home Assistant's broker (mqtt[s]://), or a service that recognises"
+        " people (feed+https://); repeatable",
         "SINK",
     )
     name: str = option("", "name of the camera, for its page and its status", "NAME")

@@ -55,7 +55,7 @@ def judge(networks: Networks) -> Iterator[Judge]:
     port = free_port()
     program = ROOT / "examples" / "recognise" / "receiver.py"
     command = [sys.executable, str(program), "--sface", str(networks.sface), "--gender", str(networks.gender)]
-    environment = os.environ | {"EDGESAN_FEED_SECRET": SECRET}
+    environment = os.environ | {"FEED_SECRET": SECRET}
     with ExitStack() as stack:
         process = subprocess.Popen([*command, "--port", str(port)], env=environment, stdout=subprocess.DEVNULL)
         stack.callback(process.wait, 20)

@@ -188,7 +188,7 @@ def measure(folder: Path, people: list[Stranger], networks: Networks, port: int 
     files = ["--sface", str(networks.sface), "--gender", str(networks.gender)]
     receiver = subprocess.Popen(
         [sys.executable, str(program), *files, "--port", str(port)],
-        env=os.environ | {"EDGESAN_FEED_SECRET": secret},
+        env=os.environ | {"FEED_SECRET": secret},
         stdout=subprocess.DEVNULL,
     )
     camera = None

@@ -1,6 +1,6 @@
 """A service that recognises people by what edgesan posts, and a classifier that tries to tell their gender.
 
-    EDGESAN_FEED_SECRET=... python examples/recognise/receiver.py --sface FILE --gender FILE
+    FEED_SECRET=... python examples/recognise/receiver.py --sface FILE --gender FILE
 
 It never sees a camera: painted faces arrive by `--out feed+http://:SECRET@127.0.0.1:8090/faces`. Recognition is
 OpenCV's own `cv2.FaceRecognizerSF`, as people run it (face_recognition_sface_2021dec.onnx of OpenCV's model zoo). A
@@ -270,9 +270,9 @@ def main() -> None:
     )
     p.add_argument("--port", type=int, default=8090)
     options = p.parse_args()
-    secret = os.environ.get("EDGESAN_FEED_SECRET", "")
+    secret = os.environ.get("FEED_SECRET", "")
     if len(secret) < 16:
-        sys.exit("set EDGESAN_FEED_SECRET to the secret that edgesan was given: 16 characters or more")
+        sys.exit("set FEED_SECRET to the secret that edgesan was given: 16 characters or more")
     cv2.setNumThreads(1)
     receiver = Receiver(Recogniser(options.sface, options.gender), secret)
     web.run_app(receiver.app(), host="127.0.0.1", port=options.port, access_log=None)
