@@ -369,9 +369,9 @@ def sinks(config: Config) -> Iterator[Finding]:
 
 
 def output(target: Target) -> Iterator[Finding]:
-    """Check what serves viewers of this address: GStreamer of the system and a port, or aiortc."""
-    if target.kind.module == "webrtc":
-        yield from packages({"edgesan[webrtc]": "aiortc"})
+    """Check what an output needs beside edgesan: a package, or GStreamer of the system and a port."""
+    if target.kind.needs:
+        yield from packages({f"edgesan[{target.kind.module}]": target.kind.needs})
     if target.kind.module == "rtsp_server":
         if lacking := rtsp_server.missing(tls=target.scheme == "serve+rtsps"):
             detail = f"GStreamer's RTSP server, or a part of it, is not installed for {rtsp_server.PYTHON}"

@@ -296,9 +296,9 @@ class HomeAssistant:
     def _client(self, available: str) -> aiomqtt.Client:
         limits = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
         limits.MaximumPacketSize = MOST_PACKET
-        address = self._target.host, self._target.port
         client = aiomqtt.Client(
-            *address,
+            self._target.host,
+            self._target.port,
             username=self._target.user or None,
             password=self._target.password or None,
             identifier=self._device.id,
@@ -308,14 +308,19 @@ class HomeAssistant:
             will=aiomqtt.Will(available, "offline", qos=1, retain=True),
             timeout=ANSWER_S,
             keepalive=KEEPALIVE_S,
-            tls_context=self._tls,
             queue_type=Newest,
             max_queued_incoming_messages=MOST_TOPICS,
             logger=silent,
         )
-        # paho binds its socket before it connects, to any address and port: bind(2) is what the kernel forbids here.
-        client._client._create_socket_connection = lambda: socket.create_connection(address, ANSWER_S)  # type: ignore[method-assign]
+        # paho binds its socket before it connects, to any address and port: bind(2) is what the kernel forbids here. It
+        # also leaves a socket open whose server could not be verified.
+        client._client._create_socket_connection = self._connect  # type: ignore[method-assign]
         return client
+
+    def _connect(self) -> socket.socket:
+        """Connect, in a thread of aiomqtt's, and verify the server. Raises OSError."""
+        plain = socket.create_connection((self._target.host, self._target.port), ANSWER_S)
+        return self._tls.wrap_socket(plain, server_hostname=self._target.host) if self._tls else plain
 
     async def _publish(self, client: aiomqtt.Client) -> None:
         """Publish what is new. Each message has left before the next one: nothing piles up behind a slow broker."""

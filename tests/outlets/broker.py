@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import shutil
+import ssl
 import subprocess
 import threading
 import time
@@ -60,9 +61,10 @@ class Mosquitto:
 class Listener:
     """A client, as Home Assistant is one: notes all that is published, and publishes. In a thread of its own."""
 
-    def __init__(self, port: int, *topics: str) -> None:
+    def __init__(self, port: int, *topics: str, ca: Path | None = None) -> None:
         self.seen: list[tuple[str, bytes, bool]] = []
         self._port, self._topics = port, topics
+        self._tls = ssl.create_default_context(cafile=ca) if ca else None
         self._loop = asyncio.new_event_loop()
         self._client: aiomqtt.Client | None = None
         self._ready = threading.Event()
@@ -81,7 +83,10 @@ class Listener:
                 await asyncio.sleep(0.1)
 
     async def _read(self) -> None:
-        async with aiomqtt.Client("127.0.0.1", self._port, username="cam", password="p@ss/w") as client:
+        password, tls = "p@ss/w", self._tls
+        async with aiomqtt.Client(
+            "127.0.0.1", self._port, username="cam", password=password, tls_context=tls
+        ) as client:
             for topic in self._topics:
                 await client.subscribe(topic)
             self._client = client

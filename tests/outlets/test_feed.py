@@ -152,6 +152,7 @@ def test_a_batch_is_bounded_and_each_has_a_name_of_its_own(
 # --- bad servers ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_server_that_answers_500_gets_the_same_bytes_again_and_the_oldest_that_wait_are_dropped(
     provider: Provider, ends: ExitStack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +174,7 @@ def test_a_server_that_answers_500_gets_the_same_bytes_again_and_the_oldest_that
     assert len(provider.posted) < 20, "it was not stormed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [401, 404, 413, 307])
 def test_what_a_server_refuses_for_good_is_not_sent_again(provider: Provider, ends: ExitStack, code: int) -> None:
     provider.code = code
@@ -221,6 +223,7 @@ class Rude:
             each.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("answer", "closes", "words"),
     [

@@ -224,6 +224,7 @@ def test_a_command_that_the_broker_has_kept_is_not_obeyed(
     assert camera.asked == []
 
 
+@pytest.mark.slow
 def test_a_flood_of_commands_is_bounded_and_ends_with_the_last_one(camera: Camera, listener: Listener) -> None:
     before = time.monotonic()
     listener.publish(camera.device.topic("alpha/set"), "0.1", times=3000)
@@ -250,6 +251,7 @@ def test_a_camera_that_ends_is_unavailable(camera: Camera, mosquitto: Mosquitto,
     early.until("/available", lambda content: content == b"offline")
 
 
+@pytest.mark.slow
 def test_a_broker_that_was_killed_has_everything_again_in_seconds(
     camera: Camera, mosquitto: Mosquitto, ends: ExitStack
 ) -> None:
@@ -274,6 +276,7 @@ def test_a_refused_password_is_said_in_words_without_it(mosquitto: Mosquitto, en
     assert not any(state.connected or "WRONG" in state.why for state in camera.states)
 
 
+@pytest.mark.slow
 def test_a_server_that_says_nothing_is_left_again(ends: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mqtt, "ANSWER_S", 0.5)
     silent = ends.enter_context(socket.create_server(("127.0.0.1", 0)))
@@ -292,7 +295,6 @@ def test_nobody_at_the_port_and_an_unknown_host_are_told_apart(ends: ExitStack) 
     until(lambda: "not known" in unknown.why or "resolution" in unknown.why, 30)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # paho lets go of a socket unclosed
 def test_tls_is_verified_by_the_authority_that_is_named(tmp_path: Path, ends: ExitStack) -> None:
     authority, stranger = trustme.CA(), trustme.CA()
     issued = authority.issue_cert("127.0.0.1")
@@ -308,6 +310,10 @@ def test_tls_is_verified_by_the_authority_that_is_named(tmp_path: Path, ends: Ex
     for camera in (trusting, distrusting):
         ends.callback(camera.close)
     trusting.until_connected()
+    listener = Listener(mosquitto.port, "edgesan/#", ca=tmp_path / "ca")
+    ends.callback(listener.close)
+    listener.publish(trusting.device.topic("alpha/set"), "0.5")
+    until(lambda: trusting.asked == [Alpha(0.5)])
     until(lambda: "certificate cannot be verified" in distrusting.why, 20)
 
 
