@@ -356,3 +356,44 @@ def test_an_outlet_that_hangs_is_ended_and_started_again(
     until(lambda: output(running)["starts"] == 2 and output(running)["connected"])
     _, text, _ = running.end()
     assert "its process does not answer for 15 s, and is ended" in text
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("ip"), reason="needs root, and apt install iproute2")
+def test_after_a_network_that_was_cut_for_30_s_the_stream_is_back_within_5_s(
+    edgesan: Start, program: Callable[..., Program], port: int, tmp_path: Path
+) -> None:
+    got, name = tmp_path / "got.mkv", f"es{port}"
+
+    def ip(*words: str) -> None:
+        subprocess.run(["ip", *words], check=True, capture_output=True, timeout=30)
+
+    ip("netns", "add", name)
+    try:
+        ip("link", "add", name, "type", "veth", "peer", "name", "inside", "netns", name)
+        ip("addr", "add", "198.18.77.1/30", "dev", name)
+        ip("link", "set", name, "up")
+        ip("-n", name, "addr", "add", "198.18.77.2/30", "dev", "inside")
+        ip("-n", name, "link", "set", "inside", "up")
+        server = gst(f"198.18.77.2:{port}", got)
+        program("ip", "netns", "exec", name, *server)
+        running = edgesan("--out", f"rtsp://198.18.77.2:{port}/live")
+        until(lambda: size(got) > 30_000)
+        memory = [child(running.process.pid, process).memory_info().rss for process in ("out-0", "transmit")]
+        before = status(running)["totals"]["sanitized"]
+        ip("link", "set", name, "down")
+        cut_s = time.monotonic()
+        until(lambda: output(running).get("why"))
+        assert time.monotonic() - cut_s < 20
+        time.sleep(max(0.0, 30 - (time.monotonic() - cut_s)))
+        after = [child(running.process.pid, process).memory_info().rss for process in ("out-0", "transmit")]
+        ip("link", "set", name, "up")
+        back_s = time.monotonic()
+        until(lambda: output(running)["connected"])
+        assert time.monotonic() - back_s < 10, "5 s, and something for a busy machine"
+        assert status(running)["totals"]["sanitized"] > before + 150, "the camera never stopped"
+        assert all(late - early < 2**26 for early, late in zip(memory, after, strict=True))
+        _, text, _ = running.end()
+        assert text.count("trying again") <= 3, text
+        assert text.count("takes the stream again") == 1
+    finally:
+        ip("netns", "del", name)
