@@ -153,8 +153,6 @@ def outlet(
     reads, writes = list(reads), list(writes)
     context = ProbeContext.now([*reads, *writes], writes, network=network)
     context.session = limits.leave_terminal()
-    if not network:
-        context.network = limits.leave_network()
     limits.limit_memory(limits.MOST_MEMORY_LOADING)
     rules = landlock.readable([*reads, *(landlock.RESOLVER if network else ())]) | dict.fromkeys(writes, landlock.WRITE)
     if not landlock.restrict(rules, network=network, ports=ports):

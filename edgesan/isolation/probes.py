@@ -444,5 +444,5 @@ PROBES: Final[Mapping[str, tuple[Probe, ...]]] = {
     "sanitize": (*NETWORK, *SOCKETS, *PACKET, *COMMON, SWAP),
     "transmit": (*CAMERA, *SOCKETS, *STREAM, *COMMON),
     "outlet": (*CAMERA, *LOCAL, *COMMON),  # which reaches out
-    "recorder": (*CAMERA, *NETWORK, *SOCKETS, *PACKET, *COMMON),  # which writes, and reaches nobody
+    "recorder": (*CAMERA, *SOCKETS, *PACKET, *COMMON),  # which writes, and reaches nobody
 }

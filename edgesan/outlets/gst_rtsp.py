@@ -37,12 +37,11 @@ PLUGINS = {  # and the package of Debian that each is in
     "rtp": "gstreamer1.0-plugins-good",
     "rtpmanager": "gstreamer1.0-plugins-good",
     "udp": "gstreamer1.0-plugins-good",
-    "videoparsersbad": "gstreamer1.0-plugins-bad",
 }
 PIPELINE = (
     "( appsrc name=video is-live=true format=time max-bytes=0"
     " caps=video/x-h264,stream-format=byte-stream,alignment=au"
-    " ! h264parse ! rtph264pay name=pay0 pt=96 config-interval=-1 aggregate-mode=zero-latency )"
+    " ! rtph264pay name=pay0 pt=96 config-interval=-1 aggregate-mode=zero-latency )"
 )
 
 try:

@@ -7,6 +7,7 @@ call has a `deadline`, too.
 
 import asyncio
 import errno
+import os
 import socket
 import ssl
 import time
@@ -23,6 +24,7 @@ from edgesan.outlets.mux import add_video, packet_of
 from edgesan.targets import Target
 
 SILENT_S: Final = 3.0  # for a server to answer
+DEAF_S: Final = 4.0  # for a server to take what it is sent
 DEADLINE_S: Final = 6.0  # for a call of FFmpeg to come back
 FORMATS: Final = {"rtsp": "rtsp", "rtmp": "flv", "whip": "whip"}  # by the beginning of the scheme
 ENCRYPTED: Final = ("rtsps", "rtmps", "whip+https")
@@ -87,9 +89,24 @@ def open_server(target: Target, first: Video) -> Any:
         parts = urlsplit(url.removeprefix("whip+"))
         url = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
         options = whip(target.password)
+    before = set(os.listdir("/proc/self/fd"))
     container = av.open(url, "w", format=format_name, options=options)
     add_video(container, first)
+    for descriptor in set(os.listdir("/proc/self/fd")) - before:
+        end_when_silent(int(descriptor))
     return container
+
+
+def end_when_silent(descriptor: int) -> None:
+    """Have the kernel end a TCP connection of FFmpeg's whose other side takes nothing for a while (tcp(7)).
+
+    Otherwise seconds of a small stream would wait in the kernel, and be sent again ever more rarely: a network that is
+    back would not have its stream back.
+    """
+    # It may be no socket, or the descriptor of the listing, which is closed already.
+    with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
+        if connection.type == socket.SOCK_STREAM:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(DEAF_S * 1000))
 
 
 @cache

@@ -230,7 +230,9 @@ class _Peer:
         # aiortc keeps a peer's request for a key frame to its own encoder, which does not run.
         self.sender._send_keyframe = ask_key  # type: ignore[method-assign]
         self.connection.on("connectionstatechange", lambda: ask_key() if self.is_connected else None)
-        self._began_s = self._heard_s = _now_s()
+        self._heard_s = float(
+            "inf"
+        )  # until it has its answer, in which it is not closed: that would leave sockets open
         self._report: object = None
         self._sent = False  # whether it was sent something since the last look, so that it has something to report
 
@@ -251,8 +253,7 @@ class _Peer:
             return "it calls from too many addresses"
         now_s = _now_s()
         if not self.is_connected:
-            self._heard_s = now_s
-            return f"it did not connect within {CONNECT_S:g} s" if now_s - self._began_s > CONNECT_S else ""
+            return f"it did not connect within {CONNECT_S:g} s" if now_s - self._heard_s > CONNECT_S else ""
         reports = (await self.sender.getStats()).values()
         newest = [each.timestamp for each in reports if isinstance(each, RTCRemoteInboundRtpStreamStats)]
         if newest != self._report or not self._sent:
@@ -264,6 +265,7 @@ class _Peer:
         connection = self.connection
         await connection.setRemoteDescription(RTCSessionDescription(str(offer), "offer"))
         await connection.setLocalDescription(await connection.createAnswer())
+        self._heard_s = _now_s()
         return connection.localDescription.sdp
 
 
@@ -276,11 +278,10 @@ def own_addresses(use_ipv4: bool, use_ipv6: bool, net: Path = Path("/proc/self/n
         net: where the kernel shows them: proc(5).
     """
     tries = (net / "fib_trie").read_text(encoding="ascii") if use_ipv4 else ""
-    lines = (
-        (net / "if_inet6").read_text(encoding="ascii").split("\n") if use_ipv6 and (net / "if_inet6").exists() else []
-    )
+    six = use_ipv6 and (net / "if_inet6").exists()  # not in a kernel without IPv6
+    lines = (net / "if_inet6").read_text(encoding="ascii").splitlines() if six else []
     found = [ipaddress.ip_address(text) for text in re.findall(r"\|-- ([0-9.]+)\n\s+/32 host LOCAL", tries)]
-    found += [ipaddress.ip_address(bytes.fromhex(line.split()[0])) for line in lines if line]
+    found += [ipaddress.ip_address(bytes.fromhex(line.split()[0])) for line in lines]
     return [str(each) for each in dict.fromkeys(found) if not (each.is_loopback or each.is_link_local)][:MOST_ADDRESSES]
 
 
@@ -311,6 +312,8 @@ async def run(link: Link, target: Target, prepared: None) -> None:
 
     try:
         while True:
+            if looking.done():
+                looking.result()  # raises what went wrong there
             match await link.receive():
                 case Video() as video:
                     peers.send(video)

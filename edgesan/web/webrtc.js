@@ -15,6 +15,7 @@ export function webrtcPlayer({ video, headers, began, ended }) {
   let failures = 0; // since the last good connection
   let dueMs = 0; // no attempt before
   let beganMs = Infinity;
+  let trying = false;
   let looking = 0; // the timer that sees whether pictures come
 
   async function connect() {
@@ -89,20 +90,20 @@ export function webrtcPlayer({ video, headers, began, ended }) {
     /** To be called once a second, with what tells one process of the server from the next: begins, or begins again. */
     async offer(process) {
       if (connection && server !== process) stop("the server has started again");
-      if (connection || Date.now() < dueMs) return;
-      dueMs = Infinity;
-      server = process;
+      if (connection || trying || Date.now() < dueMs) return;
       if (!("RTCPeerConnection" in window)) return stop("this browser has none");
+      server = process;
+      trying = true;
       try {
         await connect();
       } catch (error) {
         stop(error.message);
       }
+      trying = false;
     },
     /** Forgets the attempts that failed. */
     hurry() {
-      failures = 0;
-      if (!connection) dueMs = 0;
+      failures = dueMs = 0;
     },
     isPlaying: () => !video.hidden,
   };

@@ -1,4 +1,4 @@
-"""A network that is cut for half a minute, in a namespace: viewers see the picture again, the camera noticed nothing."""
+"""A network that is cut for half a minute, in a namespace: viewers see the picture again, and the camera goes on."""
 
 import json
 import os

@@ -227,6 +227,23 @@ def test_a_recorder_that_is_killed_goes_on_in_a_new_clip_and_all_play(
 
 
 @pytest.mark.slow
+def test_a_transmit_process_that_is_killed_costs_a_recording_a_moment(
+    edgesan: Callable[..., Running], tmp_path: Path
+) -> None:
+    folder = tmp_path / "clips"
+    running = edgesan("--out", f"dir:{folder}?segment=60s")
+    until(lambda: files(folder) and files(folder)[0].stat().st_size > 30_000)
+    child(running.process.pid, "transmit").kill()
+    until(lambda: len(files(folder)) == 2 and files(folder)[1].stat().st_size > 30_000)
+    until(lambda: output(running).get("connected"))
+    code, said, _ = running.end()
+    assert code == 0
+    assert "Traceback" not in said
+    assert all(frames(each) > 5 for each in files(folder))
+    assert [entry["file"] for entry in index(folder)] == [each.name for each in files(folder)]
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount a small disk")
 def test_a_full_disk_is_said_once_and_recording_goes_on_when_there_is_room(
     edgesan: Callable[..., Running], tmp_path: Path

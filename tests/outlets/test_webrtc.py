@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -215,6 +216,19 @@ def test_a_peer_that_falls_behind_loses_all_up_to_the_next_key_frame() -> None:
         assert not (await queue.recv()).is_keyframe
 
     asyncio.run(main())
+
+
+def test_the_addresses_of_a_machine_are_found_without_a_socket(tmp_path: Path) -> None:
+    found = webrtc.own_addresses(True, True)
+    assert found == webrtc.own_addresses(True, False) + webrtc.own_addresses(False, True)
+    assert own_address() in found
+    trie = "     |-- {}\n        /32 {}\n"
+    rows = [("127.0.0.1", "host LOCAL"), ("192.0.2.2", "host LOCAL"), ("192.0.2.255", "link BROADCAST")]
+    (tmp_path / "fib_trie").write_text(2 * "".join(trie.format(*row) for row in rows))
+    assert webrtc.own_addresses(True, True, tmp_path) == ["192.0.2.2"], "a kernel without IPv6"
+    six = ("fe80" + 28 * "0", 31 * "0" + "1", "20010db8" + 23 * "0" + "7")
+    (tmp_path / "if_inet6").write_text("".join(f"{each} 04 40 20 80     eth0\n" for each in six))
+    assert webrtc.own_addresses(True, True, tmp_path) == ["192.0.2.2", "2001:db8::7"]
 
 
 def test_an_offer_is_read_and_written_the_same() -> None:

@@ -38,6 +38,7 @@ class Camera(LiveServer):
         self._tasks = [asyncio.create_task(life) for life in lives]
 
     async def end_webrtc(self) -> None:
+        self.webrtc = None  # or a page that tries again has a peer that nobody closes
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -1,6 +1,6 @@
 """A real RTSP server that takes a push and writes it to a file, by the system's Python and gst-rtsp-server.
 
-Arguments: PORT FILE [USER PASSWORD [CERTIFICATE_AND_KEY]]; an empty user: nobody is asked.
+Arguments: [HOST:]PORT FILE [USER PASSWORD [CERTIFICATE_AND_KEY]]; an empty user: nobody is asked.
 """
 
 import sys
@@ -12,8 +12,9 @@ gi.require_version("GstRtspServer", "1.0")
 from gi.repository import Gio, GLib, Gst, GstRtspServer  # noqa: E402
 
 Gst.init(None)
-port, path, user, password, pem = (*sys.argv[1:], "", "", "")[:5]
-server = GstRtspServer.RTSPServer(service=port, address="127.0.0.1")
+place, path, user, password, pem = (*sys.argv[1:], "", "", "")[:5]
+host, _, port = place.rpartition(":")
+server = GstRtspServer.RTSPServer(service=port, address=host or "127.0.0.1")
 factory = GstRtspServer.RTSPMediaFactory()
 factory.set_transport_mode(GstRtspServer.RTSPTransportMode.RECORD)
 factory.set_launch(

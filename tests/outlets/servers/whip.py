@@ -1,9 +1,10 @@
 """A real WHIP server, by aiortc: decodes what is published, and prints a line for each picture.
 
-Arguments: PORT TOKEN
+Arguments: PORT TOKEN [CERTIFICATE KEY]
 """
 
 import asyncio
+import ssl
 import sys
 from typing import Any
 
@@ -51,4 +52,8 @@ async def ready(app: web.Application) -> None:
 app = web.Application()
 app.add_routes([web.post("/whip", publish), web.delete("/whip/1", end)])
 app.on_startup.append(ready)
-web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), print=None)
+context = None
+if sys.argv[3:]:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(*sys.argv[3:5])
+web.run_app(app, host="127.0.0.1", port=int(sys.argv[1]), print=None, ssl_context=context)
