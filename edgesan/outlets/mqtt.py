@@ -21,6 +21,7 @@ import ssl
 import time
 from dataclasses import dataclass
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import aiomqtt
 from aiomqtt.exceptions import MqttConnectError
@@ -28,7 +29,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 from edgesan import __version__
-from edgesan.config import Config
+from edgesan.config import Config, is_loopback
 from edgesan.outlets.channel import JPEG, STATUS, Jpeg, Report
 from edgesan.outlets.link import Attempts, Link, Lost, side_by_side
 from edgesan.outlets.trust import trusting
@@ -101,7 +102,8 @@ def discovery(device: Device, report: dict[str, Any]) -> dict[str, Any]:
         report: `/api/status`: it has the range of the dial, and the address of the page.
     """
     low, high = report.get("model", {}).get("alpha_range", (0.0, 1.0))
-    page = next((link["url"] for link in report.get("links", []) if link["kind"] == "status"), None)
+    urls = [link["url"].removesuffix("api/status") for link in report.get("links", []) if link["kind"] == "status"]
+    pages = [url for url in urls if not is_loopback(urlsplit(url).hostname or "")]  # which others can open
     diagnostic = {"entity_category": "diagnostic"}
     figure = {"platform": "sensor", "state_class": "measurement"}
     entities: dict[str, dict[str, Any]] = {
@@ -147,7 +149,7 @@ def discovery(device: Device, report: dict[str, Any]) -> dict[str, Any]:
             "manufacturer": "edgesan",
             "model": "camera that sanitizes faces",
             "sw_version": __version__,
-            **({"configuration_url": page.removesuffix("api/status")} if page else {}),
+            **({"configuration_url": pages[0]} if pages else {}),
         },
         "origin": {"name": "edgesan", "sw_version": __version__},
         "availability_topic": device.topic("available"),
@@ -155,9 +157,13 @@ def discovery(device: Device, report: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def state(report: dict[str, Any]) -> dict[str, Any]:
-    """Return what the entities show, from `/api/status`. None is `unknown` in Home Assistant."""
-    delay = report.get("transmit", report).get("ms", {}).get("glass_to_wire")
+def state(report: dict[str, Any], delay_ms: float | None = None) -> dict[str, Any]:
+    """Return what the entities show; None is `unknown` in Home Assistant.
+
+    Args:
+        report: `/api/status`.
+        delay_ms: from the capture of the newest picture until it was here.
+    """
     privacy, live = bool(report.get("privacy")), bool(report.get("camera_up"))
     problems = list(report.get("warnings", []))
     if not live and not privacy:
@@ -165,7 +171,7 @@ def state(report: dict[str, Any]) -> dict[str, Any]:
     return {
         "faces": report.get("faces"),
         "fps": round(report["fps"]) if live and "fps" in report else None,
-        "delay": round(delay["p50"]) if live and delay else None,
+        "delay": round(delay_ms) if live and delay_ms is not None else None,
         "alpha": report.get("alpha"),
         "privacy": "ON" if privacy else "OFF",
         "problem": "ON" if problems else "OFF",
@@ -247,6 +253,7 @@ class HomeAssistant:
         self._device = Device("", "", "")  # until the first report
         self._report: dict[str, Any] = {}
         self._picture: bytes | None = None
+        self._delay_ms: float | None = None
         self._reported, self._changed, self._announce = asyncio.Event(), asyncio.Event(), asyncio.Event()
         self._complained_s, self._refused = -COMPLAINT_S, 0
 
@@ -260,8 +267,8 @@ class HomeAssistant:
                         self._device = Device.of(str(status.get("name", "")), prefix_of(self._target))
                     self._report = status
                     self._reported.set()
-                case Jpeg(picture):
-                    self._picture = picture
+                case Jpeg(picture, captured_ns):
+                    self._picture, self._delay_ms = picture, (time.monotonic_ns() - captured_ns) / 1e6
             self._changed.set()
 
     async def attempt(self) -> None:
@@ -335,7 +342,7 @@ class HomeAssistant:
             if again or found != announced:
                 await self._send(client, self._device.discovery_topic, found, retain=True)
                 announced = found
-            now = state(self._report)
+            now = state(self._report, self._delay_ms)
             urgent = any(now[key] != told.get(key) for key in now if key not in ("fps", "delay"))
             if again or urgent or (now != told and now_s - told_s >= STATE_S):
                 await self._send(client, self._device.topic("state"), json.dumps(now), retain=True)

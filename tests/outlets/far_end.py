@@ -100,7 +100,6 @@ def report(**changes: Any) -> dict[str, Any]:
         "alpha": 0.4,
         "faces": 2,
         "fps": 24.6,
-        "ms": {"glass_to_wire": {"p50": 41.26, "p95": 60.0, "p99": 80.0}},
         "model": {"alpha_range": [0.0, 0.8], "sha256": "ab" * 32},
         "links": [{"kind": "status", "url": "http://192.168.1.20:8080/api/status"}],
         "warnings": [],

@@ -79,6 +79,8 @@ def test_every_entity_has_a_unique_name_and_a_topic_that_we_publish_or_hear() ->
     assert found.keys() == {"device", "origin", "availability_topic", "components"}
     assert found["device"]["identifiers"] == [device.id]
     assert found["device"]["configuration_url"] == "http://192.168.1.20:8080/"
+    alone = report(links=[{"kind": "status", "url": "http://127.0.0.1:8080/api/status"}])
+    assert "configuration_url" not in discovery(device, alone)["device"], "others cannot open it"
     parts = found["components"]
     assert {key: part["platform"] for key, part in parts.items()} == {
         "picture": "camera",
@@ -115,7 +117,7 @@ def test_a_device_keeps_its_name_and_two_cameras_or_machines_have_two() -> None:
 
 
 def test_a_camera_that_gives_nothing_is_a_problem_and_one_that_is_switched_off_is_none() -> None:
-    assert state(REPORT) == {
+    assert state(REPORT, 41.26) == {
         "faces": 2,
         "fps": 25,
         "delay": 41,
@@ -124,7 +126,7 @@ def test_a_camera_that_gives_nothing_is_a_problem_and_one_that_is_switched_off_i
         "problem": "OFF",
         "problems": [],
     }
-    lost = state(REPORT | {"camera_up": False, "faces": None})
+    lost = state(REPORT | {"camera_up": False, "faces": None}, 41.26)
     assert (lost["problem"], lost["problems"]) == ("ON", ["no live picture comes from the camera"])
     assert (lost["faces"], lost["fps"], lost["delay"]) == (None, None, None)
     off = state(REPORT | {"camera_up": False, "privacy": True})
@@ -338,6 +340,7 @@ def test_home_assistant_sees_and_commands_a_camera_that_runs(mosquitto: Mosquitt
     picture = cv2.imdecode(np.frombuffer(listener.until("/picture"), np.uint8), cv2.IMREAD_COLOR)
     assert picture is not None
     assert picture.shape == (270, 480, 3)
+    listener.until("/state", lambda content: json.loads(content)["delay"] is not None)
 
     listener.publish(parts["alpha"]["command_topic"], "0.6")
     listener.until("/state", lambda content: json.loads(content)["alpha"] == 0.6)
