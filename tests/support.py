@@ -33,9 +33,9 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 class Running:
     """`edgesan run` in the background."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, host: str = "127.0.0.1") -> None:
         self.port = free_port()
-        out = ["--out", f"http://127.0.0.1:{self.port}"]
+        out = ["--out", f"http://{host}:{self.port}"]
         self.process = subprocess.Popen([*COMMAND, "run", *out, *arguments], stderr=subprocess.PIPE, text=True)
 
     def status(self) -> dict[str, object]:

@@ -39,10 +39,13 @@ __all__ = [
     "RESULTS",
     "IsolationClaim",
     "camera_nodes",
+    "confine_program",
     "disk_swaps",
     "end_with_parent",
     "forbid_dumps",
     "limit_memory",
+    "outlet",
+    "outlet_process",
     "pack",
     "plain",
     "report",
@@ -122,6 +125,70 @@ def transmit(reads: Iterable[Path] = ()) -> list[IsolationClaim]:
     limits.drop_privileges(FILES_AND_SEARCH | limits.CAP_NET_BIND_SERVICE)
     seccomp.allow(seccomp.BOTH | seccomp.SERVING, seccomp.serving_checks(os.getpid()) | _no_emptying())
     return _probed("transmit", context)
+
+
+def outlet_process(*, network: bool) -> str:
+    """Return what the claims of an outlet call its process."""
+    return "outlet" if network else "recorder"
+
+
+def outlet(
+    reads: Iterable[Path] = (), writes: Iterable[Path] = (), *, network: bool, ports: Iterable[int] | None = None
+) -> list[IsolationClaim]:
+    """Give up all that a process which sends or records sanitized frames does not need, above all the cameras.
+
+    Args:
+        reads: files and folders that it reads, beside those of Python and the system.
+        writes: folders that it makes files in.
+        network: keep the network.
+        ports: TCP ports that it may connect to, where the kernel can say so (Landlock version 4); None: any.
+
+    Returns:
+        What holds, and what does not.
+
+    Raises:
+        IsolationError: as `sanitize`.
+    """
+    _must_be_alone()
+    reads, writes = list(reads), list(writes)
+    context = ProbeContext.now([*reads, *writes], writes, network=network)
+    context.session = limits.leave_terminal()
+    limits.limit_memory(limits.MOST_MEMORY_LOADING)
+    rules = landlock.readable([*reads, *(landlock.RESOLVER if network else ())]) | dict.fromkeys(writes, landlock.WRITE)
+    if not landlock.restrict(rules, network=network, ports=ports):
+        limits.hide_devices()
+    limits.forbid_dumps()
+    limits.drop_privileges(FILES_AND_SEARCH)
+    calls = (
+        seccomp.BOTH
+        | (seccomp.WRITING if writes else set())
+        | (seccomp.CALLING | {"listen", "accept", "accept4"} if network else set())
+    )
+    make_checks = seccomp.calling_checks if network else seccomp.checks
+    seccomp.allow(calls, make_checks(os.getpid()) | ({} if writes else _no_emptying()))
+    return _probed(outlet_process(network=network), context)
+
+
+def confine_program(program: Path, listens: Iterable[int]) -> None:
+    """Give up all that a program of the system does not need which serves what it is fed, before it is started.
+
+    It may read the system's libraries, listen at its ports, answer and send packets (UDP), and connect to no other. It
+    has no privileges and gets none, and starts no other program.
+
+    Args:
+        program: the only one that may be started.
+        listens: TCP ports.
+    """
+    limits.leave_terminal()
+    limits.limit_memory()
+    limits.forbid_dumps()
+    low = any(port < 1024 for port in listens)
+    limits.drop_privileges(limits.CAP_NET_BIND_SERVICE if low else 0)
+    loaders = [path for name in ("/lib", "/lib64") for path in Path(name).glob("ld-linux*.so.*")]
+    runs = dict.fromkeys((path.resolve() for path in (program, *loaders)), landlock.READ_FILE | landlock.EXECUTE)
+    landlock.restrict(landlock.readable([]) | runs, network=True, ports=[], listens=listens)
+    calls = seccomp.BOTH | seccomp.CALLING | {"listen", "accept", "accept4", "socketpair", "execve"}
+    seccomp.allow(calls, seccomp.calling_checks(os.getpid()) | seccomp.PAIRS)
 
 
 def camera_nodes(dev: Path = Path("/dev")) -> list[Path]:

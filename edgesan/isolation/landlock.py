@@ -16,7 +16,9 @@ from edgesan.isolation.kernel import libc
 
 # linux/landlock.h; the numbers of its calls are the same everywhere
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
-VERSION_FLAG, RULE_PATH_BENEATH = 1, 1
+VERSION_FLAG, RULE_PATH_BENEATH, RULE_NET_PORT = 1, 1, 2
+BIND_TCP, CONNECT_TCP = 1 << 0, 1 << 1
+EXECUTE: Final = 1 << 0
 WRITE_FILE, READ_FILE, READ_DIR, REMOVE_DIR, REMOVE_FILE, MAKE_DIR, MAKE_REG = (1 << i for i in (1, 2, 3, 4, 5, 7, 8))
 TRUNCATE, IOCTL_DEV = 1 << 14, 1 << 15
 OF_FILES: Final = 1 << 0 | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV  # a rule on a file may name no others
@@ -73,11 +75,19 @@ def version() -> int:
     return max(0, int(libc.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), VERSION_FLAG)))
 
 
-def restrict(rules: Mapping[Path, int], *, network: bool = False) -> bool:
+def restrict(
+    rules: Mapping[Path, int], *, network: bool = False, ports: Iterable[int] | None = None, listens: Iterable[int] = ()
+) -> bool:
     """Deny all access to files but these rights beneath these paths, and what else this kernel's version can deny.
 
     From version 4 on it also denies to bind and connect TCP (unless `network`), and from 6 on, signals and abstract
     sockets of others.
+
+    Args:
+        rules: the rights, by path.
+        network: keep TCP.
+        ports: with `network`, deny to bind, and to connect to others than these; None: deny nothing of it.
+        listens: with `ports`, those that may be bound.
 
     Returns:
         Whether it worked: False where the kernel has no Landlock.
@@ -86,10 +96,10 @@ def restrict(rules: Mapping[Path, int], *, network: bool = False) -> bool:
     handled = (1 << 13) - 1
     for since, right in ((2, 1 << 13), (3, TRUNCATE), (5, IOCTL_DEV)):
         handled |= right if has >= since else 0
-    ports = 0b11 if has >= 4 and not network else 0
+    tcp = 0b11 if has >= 4 and not (network and ports is None) else 0
     scopes = 0b11 if has >= 6 else 0
     size = 24 if has >= 6 else 16 if has >= 4 else 8
-    attributes = struct.pack("=QQQ", handled, ports, scopes)
+    attributes = struct.pack("=QQQ", handled, tcp, scopes)
     ruleset = libc.syscall(CREATE_RULESET, attributes, ctypes.c_size_t(size), 0)
     if ruleset < 0:
         return False
@@ -100,6 +110,9 @@ def restrict(rules: Mapping[Path, int], *, network: bool = False) -> bool:
             rule = struct.pack("=Qi", allowed, place)
             libc.syscall(ADD_RULE, ruleset, RULE_PATH_BENEATH, rule, 0)
             os.close(place)
+    for right, numbers in ((CONNECT_TCP, ports or ()), (BIND_TCP, listens)) if tcp else ():
+        for port in numbers:
+            libc.syscall(ADD_RULE, ruleset, RULE_NET_PORT, struct.pack("=QQ", right, port), 0)
     libc.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     done = bool(libc.syscall(RESTRICT_SELF, ruleset, 0) == 0)
     os.close(ruleset)

@@ -13,7 +13,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -276,6 +276,10 @@ SOCKETS: Final = (
     _to_path("connect to a path", lambda context: _call("connect", _packets(context), NOBODY, len(NOBODY))),
     _to_path("bind", lambda context: _call("bind", _packets(context), NOBODY[:2], 2)),
 )
+LOCAL: Final = tuple(
+    replace(_family(name), claim="no local socket")
+    for name in ("AF_UNIX", "AF_NETLINK", "AF_PACKET", "AF_ALG", "AF_VSOCK")
+)
 PACKET: Final = (
     _to_path("sendmsg to a path", lambda context: _call("sendmsg", _packets(context), MESSAGE, 0)),
     Probe("no socket", "listen", lambda _: _call("listen", -1, 1)),
@@ -439,4 +443,6 @@ COMMON: Final = (
 PROBES: Final[Mapping[str, tuple[Probe, ...]]] = {
     "sanitize": (*NETWORK, *SOCKETS, *PACKET, *COMMON, SWAP),
     "transmit": (*CAMERA, *SOCKETS, *STREAM, *COMMON),
+    "outlet": (*CAMERA, *LOCAL, *COMMON),  # which reaches out
+    "recorder": (*CAMERA, *SOCKETS, *PACKET, *COMMON),  # which writes, and reaches nobody
 }

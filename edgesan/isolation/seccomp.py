@@ -119,6 +119,7 @@ SERVING: Final = _names("""
 """)  # by sockets and files that are open already; asyncio says listen to those that do
 
 AF_INET, AF_INET6 = 2, 10
+SOCK_STREAM, SOCK_NONBLOCK, SOCK_CLOEXEC = 1, 0o4000, 0o2000000
 CLONE_THREAD: Final = 0x00010000
 NEW_NAMESPACES: Final = 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 MSG_FASTOPEN: Final = 0x20000000  # connects
@@ -195,6 +196,10 @@ def serving_checks(own: int) -> dict[str, list[Step]]:
 def calling_checks(own: int) -> dict[str, list[Step]]:
     """Return `checks`, and that sockets are of the network's families only."""
     return checks(own) | {"socket": only(0, AF_INET, AF_INET6)}
+
+
+PAIRS: Final = {"socketpair": only(1, *(SOCK_STREAM | more for more in (0, SOCK_CLOEXEC, SOCK_NONBLOCK)))}
+"""Checks that pairs of sockets are streams: those send to nobody else, whatever address they are given (EISCONN)."""
 
 
 def allow(names: Iterable[str], arguments: Mapping[str, list[Step]]) -> bool:

@@ -13,6 +13,7 @@ given some.
 import asyncio
 import json
 import math
+import re
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
@@ -21,34 +22,35 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, Protocol
 from urllib.parse import parse_qs
 
-import cv2
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict
 
 from edgesan.config import http_address, is_loopback
-from edgesan.errors import ConfigError, SinkError
+from edgesan.errors import ConfigError
 from edgesan.frames import SanitizedFrame
 from edgesan.message import FRESH_NS
 from edgesan.metrics import Metrics
 from edgesan.request import Alpha, Privacy, Request, Zones
 from edgesan.transmit.admission import Server, Tokens, authorized, host_name, is_embedded, is_foreign
+from edgesan.transmit.jpeg import JpegEncoder
 from edgesan.transmit.prometheus import Exporter
 from edgesan.zones import Zone, of_json, to_json
 
 WEB: Final = Path(__file__).parent.parent / "web"
 BOUNDARY: Final = "edgesan-frame"
-JPEG_QUALITY: Final = 85
 UNSENT_BYTES: Final = 16384  # of a picture that the kernel may hold before it is sent
 MOST_BODY_BYTES: Final = 1024
 MOST_ZONES_BYTES: Final = 32768  # of a body with zones
+MOST_OFFER_BYTES: Final = 16384  # of a body with an offer for WebRTC; browsers write some 6,000
+MOST_OFFERS: Final = 16  # that wait for their answer
 HANDSHAKE_S: Final = 5.0
 REQUEST_S: Final = 10.0  # from the connection, or the last answer, to the end of a request's head
 BODY_S: Final = 5.0
 # Browsers send some twenty fields, and cookies of other servers on this host.
 LIMITS: Final = {"max_line_size": 4096, "max_field_size": 8190, "max_headers": 48, "read_bufsize": 16384}
 # A page cannot present its token for these. They hold nothing of the camera.
-WITHOUT_TOKEN: Final = ("/page.js", "/zones.js", "/page.css", "/icon.svg", "/login")
+WITHOUT_TOKEN: Final = ("/page.js", "/webrtc.js", "/zones.js", "/page.css", "/icon.svg", "/login")
 COOKIE_S: Final = 30 * 86400  # for which a browser keeps what its user typed into the form
 HOW: Final = (
     "present the token: as a password (http://cam:TOKEN@HOST/...), as a header (Authorization: Bearer TOKEN), or at the"
@@ -61,6 +63,12 @@ HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
     "Server": "edgesan",
     "X-Content-Type-Options": "nosniff",
+}
+PEER: Final = re.compile("[0-9a-f]{0,16}")
+REFUSALS: Final[dict[int, type[web.HTTPError]]] = {
+    400: web.HTTPBadRequest,
+    404: web.HTTPNotFound,
+    503: web.HTTPServiceUnavailable,
 }
 Handler = Callable[[web.Request], Any]
 
@@ -81,6 +89,9 @@ class Controls(Protocol):
     async def draw(self, zones: tuple[Zone, ...]) -> str:
         """Blacken zones and have them recorded; return why they were not, or nothing."""
 
+    async def ask_webrtc(self, question: dict[str, Any]) -> dict[str, Any] | None:
+        """Pass a question on to the WebRTC server of this run; None if there is none, or it does not answer."""
+
 
 class HttpSink:
     """`--out http://HOST:PORT`, or `https://` with a certificate.
@@ -90,6 +101,7 @@ class HttpSink:
         token: what viewers must present; empty if nothing.
         controls: says how the run is, and passes on what viewers ask for.
         embed_from: origins of pages of other sites that may show the picture.
+        jpeg: encodes for this server and for others; None: for this one alone.
     """
 
     def __init__(
@@ -98,6 +110,7 @@ class HttpSink:
         token: str,
         controls: Controls,
         embed_from: Collection[str] = (),
+        jpeg: JpegEncoder | None = None,
     ) -> None:
         self.name = server.address
         self._controls, self._status = controls, controls.report
@@ -109,10 +122,11 @@ class HttpSink:
         self._sockets, self._tls = server.sockets, server.tls
         self._metrics = Metrics()
         self._frame: SanitizedFrame | None = None
-        self._jpeg: tuple[int, bytes] | None = None  # frame count and picture of the newest one encoded
+        self._jpeg = jpeg or JpegEncoder()
         self._count = 0
         self._arrived = asyncio.Event()
         self._drawing = asyncio.Lock()
+        self._offers = 0
         self._closing = False
         self._viewers = 0
         self._servers: list[asyncio.Server] = []
@@ -123,6 +137,7 @@ class HttpSink:
             [
                 web.get("/", _asset("index.html", "text/html")),
                 web.get("/page.js", _asset("page.js", "text/javascript")),
+                web.get("/webrtc.js", _asset("webrtc.js", "text/javascript")),
                 web.get("/zones.js", _asset("zones.js", "text/javascript")),
                 web.get("/page.css", _asset("page.css", "text/css")),
                 web.get("/icon.svg", _asset("icon.svg", "image/svg+xml")),
@@ -140,6 +155,9 @@ class HttpSink:
                 web.put("/api/privacy", self._put_privacy),
                 web.get("/api/zones", self._get_zones),
                 web.put("/api/zones", self._put_zones),
+                web.get("/api/webrtc", self._begin_webrtc),
+                web.post("/api/webrtc", self._offer_webrtc),
+                web.delete("/api/webrtc/{peer}", self._leave_webrtc),
             ]
         )
         # The handler of a viewer that leaves is cancelled at once, not at the next frame.
@@ -190,15 +208,7 @@ class HttpSink:
     def _newest_jpeg(self) -> bytes:
         """Return the newest frame as JPEG, encoded at most once. There must be a frame."""
         assert self._frame is not None
-        if self._jpeg is None or self._jpeg[0] != self._count:
-            started = time.monotonic_ns()
-            done, picture = cv2.imencode(".jpg", self._frame.pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-            if not done:
-                raise SinkError(f"cannot encode a picture of {self._frame.pixels.shape} as JPEG")
-            self._metrics.span("encode", time.monotonic_ns() - started)
-            self._metrics.count("encoded")
-            self._jpeg = self._count, picture.tobytes()
-        return self._jpeg[1]
+        return self._jpeg(self._frame)
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(
@@ -222,7 +232,8 @@ class HttpSink:
                 shown, frame = self._count, self._frame
                 assert frame is not None
                 picture = self._newest_jpeg()
-                head = f"Content-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n".encode()
+                taken = f"X-Timestamp: {wall_s(frame.stamps.captured_ns):.6f}\r\n"
+                head = f"Content-Type: image/jpeg\r\n{taken}Content-Length: {len(picture)}\r\n\r\n".encode()
                 started_ns = time.monotonic_ns()
                 try:
                     # A browser shows a part when it sees the boundary behind it, so both are sent together.
@@ -276,12 +287,14 @@ class HttpSink:
 
     def report(self) -> dict[str, Any]:
         """Return the status of all processes and of this server."""
-        own = self._metrics.summary(time.monotonic_ns())
+        now_ns = time.monotonic_ns()
+        own, encoder = self._metrics.summary(now_ns), self._jpeg.metrics.summary(now_ns)
         refused = sum(limiter.refused for limiter in {each.limiter for each in self._sockets})
-        totals = own["totals"] | {"refused_connections": refused}
+        totals = own["totals"] | encoder["totals"] | {"refused_connections": refused}
+        spans = own["ms"] | encoder["ms"]
         return self._status() | {
             "ready": not self._not_ready(),
-            "transmit": {"fps": own["fps"], "viewers": self._viewers, "totals": totals, "ms": own["ms"]},
+            "transmit": {"fps": own["fps"], "viewers": self._viewers, "totals": totals, "ms": spans},
         }
 
     async def _prometheus(self, request: web.Request) -> web.Response:
@@ -336,6 +349,41 @@ class HttpSink:
             text = f"the zones hold now, but may be lost at the next start, as they could not be recorded: {reason}\n"
             raise web.HTTPInternalServerError(text=text)
         return await self._get_zones(request)
+
+    async def _begin_webrtc(self, request: web.Request) -> web.Response:
+        """Say which relays a browser may use."""
+        _, text, _ = await self._ask_webrtc({"do": "begin"})
+        return web.Response(text=text, content_type="application/json")
+
+    async def _offer_webrtc(self, request: web.Request) -> web.Response:
+        """Take an offer and return the answer, in the manner of WHEP (draft-ietf-wish-whep)."""
+        if request.content_type != "application/sdp":  # nor can a form of another site send this
+            raise web.HTTPUnsupportedMediaType(text="send the offer as application/sdp\n")
+        offer = (await _read(request, MOST_OFFER_BYTES)).decode(errors="replace")
+        if self._offers >= MOST_OFFERS:
+            raise web.HTTPServiceUnavailable(text="too many offers wait for their answer: ask again\n")
+        self._offers += 1
+        try:
+            status, text, peer = await self._ask_webrtc({"do": "offer", "sdp": offer})
+        finally:
+            self._offers -= 1
+        where = {"Location": f"/api/webrtc/{peer}"} if peer else {}
+        return web.Response(status=status, text=text, content_type="application/sdp", headers=where)
+
+    async def _leave_webrtc(self, request: web.Request) -> web.Response:
+        await self._ask_webrtc({"do": "leave", "peer": request.match_info["peer"]})
+        return web.Response()
+
+    async def _ask_webrtc(self, question: dict[str, Any]) -> tuple[int, str, str]:
+        """Return status, text and name of the peer as the WebRTC server gives them. Raises HTTP errors for others."""
+        match await self._controls.ask_webrtc(question):
+            case None:
+                raise web.HTTPNotFound(text="no WebRTC here, or it does not answer: MJPEG is at /stream.mjpg\n")
+            case {"status": 200 | 201 as status, "text": str(text), "peer": str(peer)} if PEER.fullmatch(peer):
+                return status, text, peer
+            case {"status": int(status), "text": str(text)} if status in REFUSALS:
+                raise REFUSALS[status](text=text)
+        raise web.HTTPBadGateway(text="the WebRTC server gave an answer that is none\n")
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -448,6 +496,11 @@ class Connection(web.RequestHandler):
         answer = web.Response(status=400, text="this is not a valid HTTP request\n", headers=HEADERS | _framing(()))
         answer.force_close()
         return answer
+
+
+def wall_s(captured_ns: int) -> float:
+    """Return a time of CLOCK_MONOTONIC as seconds since 1970, by the clock of the moment."""
+    return time.clock_gettime(time.CLOCK_REALTIME) - (time.monotonic_ns() - captured_ns) / 1e9
 
 
 def _framing(embed_from: Collection[str]) -> dict[str, str]:

@@ -19,6 +19,8 @@ from edgesan.board import doctor
 from edgesan.board.doctor import Finding
 from edgesan.config import Config
 from edgesan.isolation import IsolationClaim
+from edgesan.outlets import rtsp_server
+from tests.support import free_port
 
 PI = "proc/device-tree/model"
 PI_4 = "Raspberry Pi 4 Model B Rev 1.4\0"
@@ -395,6 +397,29 @@ def test_room_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_each_sink_is_looked_at(tmp_path: Path) -> None:
     outs = ("http://127.0.0.1:0", str(tmp_path / "walk.mkv"))
     assert [finding.name for finding in doctor.sinks(Config(out=outs))] == list(outs)
+
+
+def test_what_serves_viewers_is_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    number = free_port()
+    served, by_page = Config(out=(f"serve+rtsp://127.0.0.1:{number}/cam", "http://127.0.0.1:0", "webrtc:")).targets
+    monkeypatch.setattr(rtsp_server, "PYTHON", tmp_path / "python3")
+    gstreamer, port = doctor.output(served)
+    assert (gstreamer.level, port.level) == ("fail", "ok")
+    assert gstreamer.cure.startswith("sudo apt install python3 python3-gi gir1.2-gst-rtsp-server-1.0")
+    monkeypatch.setitem(sys.modules, "aiortc", None)
+    (finding,) = doctor.output(by_page)
+    assert (finding.level, "pip install edgesan[webrtc]" in finding.cure) == ("fail", True)
+
+
+def test_a_system_without_a_part_of_gstreamer_is_told_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    python = tmp_path / "python3"
+    for said, packages in (("ready", ""), ("missing glib-networking", "glib-networking"), ("", "python3-gi gir1.2")):
+        python.write_text(f"#!/bin/sh\necho {said}\n")
+        python.chmod(0o755)
+        monkeypatch.setattr(rtsp_server, "PYTHON", python)
+        assert rtsp_server.missing(tls=True).startswith(packages)
 
 
 # --- a board ----------------------------------------------------------------------------------------------------------
