@@ -18,7 +18,7 @@ import pytest
 import trustme
 
 from edgesan.config import Config
-from edgesan.errors import SinkError
+from edgesan.errors import ConfigError, SinkError
 from edgesan.isolation import confine_program, landlock
 from edgesan.outlets import rtsp_server
 from edgesan.outlets.rtsp_server import PYTHON, Program, missing, prepare
