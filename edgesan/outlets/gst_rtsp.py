@@ -224,7 +224,10 @@ class Server:
 
 
 def main() -> None:
-    """Serve until standard input ends."""
+    """Serve until standard input ends.
+
+    Nobody can connect before the settings have come.
+    """
     packets, loop = Packets(), GLib.MainLoop()
     server: Server | None = None
     os.set_blocking(0, False)

@@ -12,6 +12,7 @@ import os
 import socket
 import struct
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -28,6 +29,7 @@ PYTHON: Final = Path("/usr/bin/python3")  # the one that the system's GStreamer 
 PROGRAM: Final = Path(__file__).with_name("gst_rtsp.py")
 HEAD: Final = struct.Struct("<IQB")
 CHECK_S: Final = 30.0
+START_S: Final = 10.0  # less than after which the parent takes this process to hang
 IDLE_S: Final = 10.0  # from the last viewer to the end of the video
 MOST_WORDS: Final = 4096  # bytes that the program may say without an end of line
 
@@ -53,27 +55,45 @@ class Program(NamedTuple):
 
 
 def prepare(config: Config, target: Target) -> Program:
-    """Start the program.
+    """Start the program, and wait until players can connect.
 
     Raises:
         ConfigError: something of the system is missing, or the certificate cannot be read.
+        SinkError: it did not start; it has said why.
     """
     tls = target.scheme == "serve+rtsps"
-    if packages := missing(tls=tls):
-        raise ConfigError(f"{target.name} needs GStreamer's RTSP server: sudo apt install {packages}")
-    ours, theirs = socket.socketpair()
-    command = [str(PYTHON), "-I", str(PROGRAM), *(["--tls"] if tls else [])]
-    process = subprocess.Popen(
-        command,
-        stdin=theirs.fileno(),
-        stdout=theirs.fileno(),
-        env={"PATH": "/usr/bin", "LANG": "C.UTF-8"},
-        preexec_fn=lambda: confine_program(PYTHON, [target.port]),  # noqa: PLW1509 - no thread runs yet
-    )
-    theirs.close()
     settings = {"host": target.host, "port": target.port, "path": target.path, "token": config.token}
-    ours.sendall(_framed(json.dumps(settings | {"certificate": _pem(config) if tls else ""}).encode()))
+    settings |= {"certificate": _pem(config) if tls else ""}
+    command = [str(PYTHON), "-I", str(PROGRAM), *(["--tls"] if tls else [])]
+    ours, theirs = socket.socketpair()
+    with ExitStack() as undo:
+        undo.callback(ours.close)
+        try:
+            with theirs:
+                process = subprocess.Popen(
+                    command,
+                    stdin=theirs.fileno(),
+                    stdout=theirs.fileno(),
+                    env={"PATH": "/usr/bin", "LANG": "C.UTF-8"},
+                    preexec_fn=lambda: confine_program(PYTHON, [target.port]),  # noqa: PLW1509 - no thread runs yet
+                )
+            undo.callback(process.wait)
+            undo.callback(process.kill)
+            ours.settimeout(START_S)
+            ours.sendall(_framed(json.dumps(settings).encode()))
+            word, *packages = ours.recv(MOST_WORDS).split() or [b""]
+        except FileNotFoundError as error:
+            raise ConfigError(f"{target.name} needs {PYTHON}: sudo apt install {missing(tls=tls)}") from error
+        except OSError as error:
+            raise SinkError(f"{target.name}: the RTSP server did not start ({error})") from error
+        if word == b"missing":
+            cure = f"sudo apt install {b' '.join(packages).decode()}"
+            raise ConfigError(f"{target.name} needs GStreamer's RTSP server: {cure}")
+        if word != b"ready":
+            raise SinkError(f"{target.name}: the RTSP server did not start; it has said why")
+        undo.pop_all()
     ours.setblocking(False)
+    logger.info("%s: players can connect", target.name)
     return Program(process, ours)
 
 
@@ -96,6 +116,7 @@ async def run(link: Link, target: Target, prepared: Program) -> None:
     Raises:
         SinkError: the program has ended; it has said why.
     """
+    link.send(State(connected=True))
     feed = Feed(link, target, prepared.connection)
     hear = asyncio.create_task(feed.hear())
     look = asyncio.create_task(feed.send())
@@ -163,9 +184,6 @@ class Feed:
 
     def _take(self, word: bytes) -> None:
         match word.split():
-            case [b"ready"]:
-                logger.info("%s: players can connect", self._target.name)
-                self._link.send(State(connected=True))
             case [b"key"]:  # somebody begins to watch
                 self._watch()
                 self._link.send(Key())

@@ -18,7 +18,7 @@ import pytest
 import trustme
 
 from edgesan.config import Config
-from edgesan.errors import SinkError
+from edgesan.errors import ConfigError, SinkError
 from edgesan.isolation import confine_program, landlock
 from edgesan.outlets import rtsp_server
 from edgesan.outlets.rtsp_server import PYTHON, Program, missing, prepare
@@ -294,11 +294,17 @@ def test_a_program_that_ends_is_said_and_ends_the_outlet() -> None:
             served.until(lambda: False)
 
 
+def test_a_system_without_python_is_told_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(rtsp_server, "PYTHON", tmp_path / "python3")
+    config = Config(out=(f"serve+rtsp://127.0.0.1:{free_port()}/cam",))
+    with pytest.raises(ConfigError, match="sudo apt install python3 python3-gi"):
+        prepare(config, config.targets[0])
+
+
 @pytest.mark.slow
 def test_a_port_that_is_taken_is_said(capfd: pytest.CaptureFixture[str]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         config = Config(out=(f"serve+rtsp://127.0.0.1:{taken.getsockname()[1]}/cam",), token=TOKEN)
-        program = prepare(config, config.targets[0])
-        assert program.process.wait(20) == 1
-        program.connection.close()
+        with pytest.raises(SinkError, match="did not start; it has said why"):
+            prepare(config, config.targets[0])
     assert "another program may do so" in capfd.readouterr().err
