@@ -143,7 +143,7 @@ def test_a_camera_that_is_lost_shows_a_slate_and_comes_back() -> None:
         (("run", "--camera", "demo", "--alpha", "nan"), 2, "alpha is nan"),
         (("run", "--camera", "demo", "--background", "raw"), 2, "choose one of scene, plain"),
         (("run", "--camera", "demo", "--out", "http://0.0.0.0:8080"), 2, "must present a secret"),
-        (("run", "--camera", "demo", "--out", "walk.txt"), 2, "expected http://HOST:PORT, https://HOST:PORT or a file"),
+        (("run", "--camera", "demo", "--out", "walk.txt"), 2, "expected http://HOST:PORT, https://HOST:PORT, a file"),
         (("run", "--camera", "demo", "--size", "big"), 2, "write it as WIDTHxHEIGHT"),
         (("run", "--camera", "demo", "--config", "nowhere.toml"), 2, "cannot read the configuration"),
         (("run", "--camera", "demo", "--out", "/nowhere/walk.mkv"), 5, "cannot write /nowhere/walk.mkv"),
