@@ -95,6 +95,7 @@ class Kind:
         a module imports nothing at its top that starts threads (numpy).
     needs: a package that only an extra installs, which has the name of the module.
     serves: whether the address is one of this machine, to which viewers come, with the token.
+    asks: whether it may turn the dial and close or open the camera; the requests of all others are refused.
     options: which options the query of an address holds, and how to read each; None: the query belongs to the server.
     """
 
@@ -107,6 +108,7 @@ class Kind:
     prepares: bool = False
     needs: str = ""
     serves: bool = False
+    asks: bool = False
     options: Mapping[str, Parse] | None = None
 
 
@@ -128,7 +130,9 @@ def file(text: str) -> Path:
 _RTSP_SERVER: Final = Kind(
     "rtsp_server", "serve+rtsp://HOST:PORT/PATH", 8554, calls=False, prepares=True, serves=True, options={}
 )
-_MQTT: Final = Kind("mqtt", "mqtt://USER:PASSWORD@HOST/PREFIX", 1883, prepares=True, needs="aiomqtt", options={})
+_MQTT: Final = Kind(
+    "mqtt", "mqtt://USER:PASSWORD@HOST/PREFIX", 1883, prepares=True, needs="aiomqtt", asks=True, options={}
+)
 _FEED: Final = Kind("feed", "feed+https://:SECRET@HOST/PATH", 443, prepares=True, options={"send": sent, "ca": file})
 _RECORD: Final = {"segment": seconds, "keep": size, "motion": truth}
 KINDS: Final[Mapping[str, Kind]] = {

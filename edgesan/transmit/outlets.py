@@ -40,7 +40,7 @@ from edgesan.outlets.channel import (
     pack_down,
     parse_up,
 )
-from edgesan.request import Request
+from edgesan.request import Alpha, Privacy, Request
 from edgesan.targets import Target
 from edgesan.transmit.jpeg import JpegEncoder, encode
 
@@ -232,8 +232,10 @@ class Outlets:
             case Signal(number, answer):
                 if (question := self._questions.get(number)) and not question.done():
                     question.set_result(answer)
-            case wanted:
-                self._request(wanted)
+            case Alpha() | Privacy() if peer.target.kind.asks:
+                self._request(value)
+            case _:
+                raise Reject("channel", f"{type(value).__name__} is not for an outlet of this kind to ask for")
 
     def _disconnect(self, peer: Peer) -> None:
         """Close the channel to an outlet, which then ends."""

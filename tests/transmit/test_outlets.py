@@ -33,7 +33,7 @@ from edgesan.outlets.channel import (
     parse_down,
 )
 from edgesan.outlets.link import Closed, Link
-from edgesan.request import Alpha, Request
+from edgesan.request import Alpha, Privacy, Request, Zones
 from edgesan.targets import parse
 from edgesan.transmit.jpeg import JpegEncoder
 from edgesan.transmit.outlets import Outlets
@@ -195,13 +195,25 @@ def test_what_an_outlet_asks_for_is_passed_on_and_its_state_is_shown(stage: Any)
         await s.say(1, Alpha(0.25), State(True, "", 1234, 2))
         assert s.asked == [Alpha(0.25)]
         shown = s.outlets.report()[1]
-        assert (shown["to"], shown["connected"], shown["bytes"], shown["retries"]) == ("rtsp://b", True, 1234, 2)
+        assert (shown["to"], shown["connected"], shown["bytes"], shown["retries"]) == ("mqtt://b", True, 1234, 2)
         s.ends[1].close()
         await settled()
         assert not s.outlets.report()[1]["connected"]
         assert s.outlets.report()[1]["bytes"] == 1234
 
-    stage(play)
+    stage(play, "rtsp://a/1", "mqtt://b")
+
+
+@pytest.mark.parametrize(("number", "asked"), [(0, Alpha(0.0)), (0, Privacy(False)), (1, Zones(()))])
+def test_an_outlet_asks_for_nothing_that_is_not_its_own_to_ask_for(stage: Any, number: int, asked: Request) -> None:
+    """Whoever took over the process that pushes a stream turns no dial, and a broker opens no zone."""
+
+    async def play(s: Stage) -> None:
+        await s.say(number, asked)
+        assert s.asked == []
+        assert s.ends[number].recv(1) == b""
+
+    stage(play, "rtsp://a/1", "mqtt://b")
 
 
 def test_an_outlet_that_sends_nonsense_loses_its_channel_alone(stage: Any) -> None:
