@@ -256,7 +256,7 @@ def check_zones_and_name(c: Config) -> None:
 
 
 def check_safety(c: Config) -> None:
-    """Refuse a background that does not exist, and a camera that isolation would not allow.
+    """Refuse a background that does not exist.
 
     Raises:
         ConfigError: says which option is wrong.
@@ -268,11 +268,6 @@ def check_safety(c: Config) -> None:
         )
     if c.background not in BACKGROUNDS:
         raise ConfigError(f"background is {c.background!r}: choose one of {', '.join(BACKGROUNDS)}")
-    if c.require_isolation and c.camera_is_url and c.role != "transmit":
-        raise ConfigError(
-            "require_isolation is set, and the camera is a URL: the process that sees raw pixels would need the"
-            " network; use a camera of this machine"
-        )
 
 
 def _is_size(text: str) -> bool:

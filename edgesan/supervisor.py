@@ -1,14 +1,15 @@
-"""`edgesan run`: the parent process, which starts the two others and does what they are not allowed to do.
+"""`edgesan run`: the parent process, which starts the others and does what they are not allowed to do.
 
     parent     the process that the user started: handles signals, notifies systemd, creates files, records versions
                and what the owner sets. It never opens a camera, and serves nothing.
     sanitize   has the camera, and no network: `edgesan.pipeline`
     transmit   has the network, and no camera: `edgesan.transmit.process`
+    fetch      only for a network camera: reaches its port, and decodes nothing: `edgesan.fetch`
 
-Both are forked before any library that starts threads is loaded. What fails is started again: a lost camera ends the
-sanitize process, and the next one opens the camera in a new sandbox; so does privacy, with which the next one opens
-none. A transmit process that was killed costs its viewers a second. A failure that a new start cannot cure ends the run
-with its exit code.
+All are forked before any library that starts threads is loaded. What fails is started again: a lost camera ends the
+sanitize process, and with it the fetch process; the next one opens the camera in a new sandbox. So does privacy, with
+which the next one opens none. A transmit process that was killed costs its viewers a second. A failure that a new start
+cannot cure ends the run with its exit code.
 
 With `--role sanitize` or `--role transmit` the parent has one child, and the two units meet at a Unix socket
 (`edgesan.transmit.unit`).
@@ -34,6 +35,7 @@ from edgesan.config import Config
 from edgesan.control import (
     ALIVE,
     NOT_RECORDED,
+    OPENING,
     READY,
     RECORD_PRIVACY,
     RECORD_VERSION,
@@ -45,6 +47,8 @@ from edgesan.control import (
     ControlChannel,
 )
 from edgesan.errors import CameraError, ConfigError, EdgesanError, SinkError
+from edgesan.fetch import Fetcher
+from edgesan.fetch.packets import Reader
 from edgesan.model import rollback
 from edgesan.transmit import process, sinks
 from edgesan.transmit.link import Pipes, send_pipes
@@ -186,6 +190,7 @@ class Supervisor:
         self._sanitize: Child | None = None
         self._transmit: Child | None = None
         self._log: Log | None = None
+        self._fetcher: Fetcher | None = None
         self._channel: socket.socket | None = None  # carries pipes to the transmit process
         self._files: list[Path] = []  # the files that were created
         self._stop = False
@@ -248,8 +253,13 @@ class Supervisor:
             self._notify_alive()
         if self._pipes and self._sanitize is None and now_s >= self._sanitize_due_s:
             self._log = Log()
+            if self._config.camera_is_url and not self._standing.privacy:
+                required, redirect = self._config.require_isolation, self._log.redirect_output
+                self._fetcher = Fetcher.start(self._config.camera, required=required, redirect=redirect)
             self._sanitize = self._fork("sanitize", self._run_sanitize)
             self._log.close_child_end()
+            if self._fetcher:
+                self._fetcher.close_child_end()  # a transmit process that is forked later must not have it
             if self._transmit is None or self._transmit.ready:
                 self._sanitize.control.send(START)
 
@@ -294,7 +304,9 @@ class Supervisor:
         assert log
         log.redirect_output()
         # Any other descriptor, also one that edgesan itself inherited, could hold a picture.
+        packets = [self._fetcher.packets] if self._fetcher else []
         keep = {0, 1, 2, pipes.frames_out, pipes.frames_in, pipes.requests_in, control.read_fd, control.write_fd}
+        keep.update(packets)
         for fd in {int(name) for name in os.listdir("/proc/self/fd")} - keep:
             with suppress(OSError):  # the descriptor of the listing is closed already
                 os.close(fd)
@@ -303,13 +315,14 @@ class Supervisor:
 
         reads = [c.model, signature_path(c.model), self._folder, *c.camera_files]
         devices = isolation.camera_nodes() if c.camera.startswith("picamera") else c.camera_nodes
-        claims = isolation.sanitize(reads, devices=devices, network=c.camera_is_url)
+        claims = isolation.sanitize(reads, devices=devices)
         if c.require_isolation:
             isolation.require(claims)
         from edgesan import pipeline
 
         left = c if c.frames is None else replace(c, frames=c.frames - self._frames)
-        pipeline.run(left, pipes, control, claims, pipeline.Past(self._losses, self._standing))
+        fetched = Reader(*packets) if packets else None
+        pipeline.run(left, pipes, control, claims, pipeline.Past(self._losses, self._standing, fetched))
         return 0
 
     def _run_transmit(self, files: list[OutputFile], channel: socket.socket, control: ControlChannel) -> int:
@@ -357,6 +370,8 @@ class Supervisor:
                 if all(each.ready for each in self._children()) and self._began_s is None:
                     self._began_s = time.monotonic()
                     self._watchdog.ready()
+            elif kind == OPENING and self._fetcher:
+                self._fetcher.connect()
             elif kind in (ALIVE, RESTING):
                 if child is self._sanitize:
                     self._frames, self._tries = self._frames + (kind == ALIVE), 0
@@ -489,7 +504,7 @@ class Supervisor:
         sanitize.end(STOP_SANITIZE_S)
         sanitize.control.close()
         self._sanitize, self._sanitize_due_s = None, 0.0
-        self._close_log()
+        self._clear_up()
 
     # --- ending -------------------------------------------------------------------------------------------------------
 
@@ -519,7 +534,7 @@ class Supervisor:
     def _sanitize_ended(self, child: Child) -> None:
         child.control.close()
         self._sanitize = None
-        self._close_log()
+        self._clear_up()
         lost = child.code == CameraError.exit_code and (child.ready or self._losses or self._reloaded)
         if not lost or (self._config.frames is not None and self._frames >= self._config.frames):
             raise Ended(self._code(child))
@@ -544,7 +559,11 @@ class Supervisor:
         self._transmit_due_s = time.monotonic() + RESTART_S
         logger.warning("the transmit process ended (%s); starting it again", child.code)
 
-    def _close_log(self) -> None:
+    def _clear_up(self) -> None:
+        """Clear up behind a sanitize process: what it printed, and what fetched for it."""
+        if self._fetcher:
+            self._fetcher.close()
+            self._fetcher = None
         if self._log:
             self._log.close()
             self._log = None
@@ -562,7 +581,7 @@ class Supervisor:
         self._watchdog.stopping()
         if self._sanitize:
             self._sanitize.end(STOP_SANITIZE_S)
-            self._close_log()
+            self._clear_up()
         if self._transmit:
             files = [str(path) for path in self._files]
             ended = self._transmit.end(STOP_FILES_S if files else STOP_S)

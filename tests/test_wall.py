@@ -26,7 +26,7 @@ PACKAGES = {
 FLOORS = (
     {"control", "errors", "frames", "log", "metrics", "noise", "ort"},
     {"disk", "isolation", "message", "watchdog", "zones"},
-    {"config", "request", "standing"},
+    {"config", "fetch", "request", "standing"},
     {"capture", "faces"},
     {"model"},
     {"scene"},
@@ -152,7 +152,8 @@ def test_sockets_are_made_where_they_belong() -> None:
     assert users("socket") == {
         "bench",  # a viewer of its own
         "board.doctor",  # tries whether a port is free
-        "capture.network",  # asks a network camera before FFmpeg does
+        "fetch.address",  # looks up where a network camera is
+        "fetch.camera",  # asks it before FFmpeg does
         "isolation.limits",  # tries whether a stranger can be reached
         "isolation.probes",  # tries whether a socket can be made
         "supervisor",  # a pair, through which the transmit process receives its pipes

@@ -16,7 +16,8 @@ from edgesan.isolation.kernel import libc
 
 # linux/landlock.h; the numbers of its calls are the same everywhere
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
-VERSION_FLAG, RULE_PATH_BENEATH = 1, 1
+VERSION_FLAG, RULE_PATH_BENEATH, RULE_NET_PORT = 1, 1, 2
+BIND_TCP, CONNECT_TCP = 1 << 0, 1 << 1
 WRITE_FILE, READ_FILE, READ_DIR, REMOVE_DIR, REMOVE_FILE, MAKE_DIR, MAKE_REG = (1 << i for i in (1, 2, 3, 4, 5, 7, 8))
 TRUNCATE, IOCTL_DEV = 1 << 14, 1 << 15
 OF_FILES: Final = 1 << 0 | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV  # a rule on a file may name no others
@@ -38,10 +39,6 @@ SYSTEM: Final = _paths("""
     /proc/sys/vm/overcommit_memory /proc/sys/kernel/osrelease /proc/sys/fs/pipe-max-size /proc/device-tree
     /sys/devices /sys/class /sys/bus /sys/dev /sys/fs/cgroup /sys/firmware/devicetree /run/udev
     /dev/urandom /dev/random
-""")
-RESOLVER: Final = _paths("""
-    /etc/resolv.conf /etc/hosts /etc/host.conf /etc/gai.conf /etc/services /run/systemd/resolve
-    /etc/ssl/certs /etc/pki/tls/certs /etc/pki/ca-trust /etc/ca-certificates
 """)
 
 
@@ -73,11 +70,11 @@ def version() -> int:
     return max(0, int(libc.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), VERSION_FLAG)))
 
 
-def restrict(rules: Mapping[Path, int], *, network: bool = False) -> bool:
+def restrict(rules: Mapping[Path, int], port: int | None = None) -> bool:
     """Deny all access to files but these rights beneath these paths, and what else this kernel's version can deny.
 
-    From version 4 on it also denies to bind and connect TCP (unless `network`), and from 6 on, signals and abstract
-    sockets of others.
+    From version 4 on it also denies to bind TCP, and to connect it to any port but this one, and from 6 on, signals and
+    abstract sockets of others.
 
     Returns:
         Whether it worked: False where the kernel has no Landlock.
@@ -86,7 +83,7 @@ def restrict(rules: Mapping[Path, int], *, network: bool = False) -> bool:
     handled = (1 << 13) - 1
     for since, right in ((2, 1 << 13), (3, TRUNCATE), (5, IOCTL_DEV)):
         handled |= right if has >= since else 0
-    ports = 0b11 if has >= 4 and not network else 0
+    ports = BIND_TCP | CONNECT_TCP if has >= 4 else 0
     scopes = 0b11 if has >= 6 else 0
     size = 24 if has >= 6 else 16 if has >= 4 else 8
     attributes = struct.pack("=QQQ", handled, ports, scopes)
@@ -100,6 +97,8 @@ def restrict(rules: Mapping[Path, int], *, network: bool = False) -> bool:
             rule = struct.pack("=Qi", allowed, place)
             libc.syscall(ADD_RULE, ruleset, RULE_PATH_BENEATH, rule, 0)
             os.close(place)
+    if ports and port is not None:
+        libc.syscall(ADD_RULE, ruleset, RULE_NET_PORT, struct.pack("=QQ", CONNECT_TCP, port), 0)
     libc.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     done = bool(libc.syscall(RESTRICT_SELF, ruleset, 0) == 0)
     os.close(ruleset)

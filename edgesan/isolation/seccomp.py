@@ -110,15 +110,16 @@ WRITING: Final = _names("""
     rename renameat renameat2 unlink unlinkat mkdir mkdirat rmdir umask fsync fdatasync sync_file_range
 """)  # new files in some folder
 CALLING: Final = _names("""
-    socket connect bind sendto sendmsg sendmmsg recvfrom recvmsg recvmmsg shutdown getsockopt setsockopt getsockname
-    getpeername
-""")  # a camera that is a URL
+    socket connect sendto sendmsg recvfrom recvmsg shutdown getsockopt setsockopt getsockname getpeername
+""")  # a network camera, by TCP
 SERVING: Final = _names("""
     listen accept accept4 recvfrom recvmsg sendto sendmsg shutdown getsockopt setsockopt getsockname getpeername
     sendfile fsync fdatasync sync_file_range
 """)  # by sockets and files that are open already; asyncio says listen to those that do
 
 AF_INET, AF_INET6 = 2, 10
+SOCK_NONBLOCK, SOCK_CLOEXEC = 0x800, 0x80000
+STREAMS: Final = (1, 1 | SOCK_NONBLOCK, 1 | SOCK_CLOEXEC, 1 | SOCK_NONBLOCK | SOCK_CLOEXEC)  # SOCK_STREAM
 CLONE_THREAD: Final = 0x00010000
 NEW_NAMESPACES: Final = 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 MSG_FASTOPEN: Final = 0x20000000  # connects
@@ -193,8 +194,8 @@ def serving_checks(own: int) -> dict[str, list[Step]]:
 
 
 def calling_checks(own: int) -> dict[str, list[Step]]:
-    """Return `checks`, and that sockets are of the network's families only."""
-    return checks(own) | {"socket": only(0, AF_INET, AF_INET6)}
+    """Return `serving_checks`, and that new sockets are of TCP only."""
+    return serving_checks(own) | {"socket": [*only(0, AF_INET, AF_INET6), *only(1, *STREAMS)]}
 
 
 def allow(names: Iterable[str], arguments: Mapping[str, list[Step]]) -> bool:
