@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import time
 from collections import deque
 from fractions import Fraction
@@ -59,7 +60,7 @@ class NetworkBackend:
 
     def __init__(self, parts: SplitResult, name: str, header: Header, packets: Reader) -> None:
         self._parts, self._name, self._packets = parts, name, packets
-        self._decoder = av.CodecContext.create(header.codec, "r")
+        self._decoder: Any = av.CodecContext.create(header.codec, "r")
         self._decoder.extradata = header.extradata or None
         # Each of FFmpeg's threads holds a frame back: with one instead of two, H.264 at 30 fps lags 102 ms and not 143.
         self._decoder.thread_count = 1
@@ -147,11 +148,12 @@ def open_url(
 def words(fault: Fault, parts: SplitResult, name: str) -> str:
     """Say why there are no pictures, and what to do."""
     number = fault.error
-    said = f"nothing came for {TIMEOUT_S} s" if number == errno.ETIMEDOUT else "an error that has no name"
-    if number in errno.errorcode and number != errno.ETIMEDOUT:
+    if number == errno.ETIMEDOUT:
+        said = f"nothing came for {TIMEOUT_S} s"
+    elif number in errno.errorcode:
         said = os.strerror(number)
-    elif number in av.error.classes:
-        said = av.error.classes[number].__name__
+    else:  # FFmpeg's own
+        said = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", getattr(av.error.classes.get(number), "__name__", "an error"))
     values = {
         "words": said,
         "place": fault.place,
