@@ -49,7 +49,7 @@ from edgesan.message import Latents
 from edgesan.model.load import Model, load_model
 from edgesan.scene import Still
 from edgesan.silhouette import PERIOD_NS, Silhouettes
-from edgesan.transmit.http import JPEG_QUALITY
+from edgesan.transmit.jpeg import JPEG_QUALITY
 from edgesan.transmit.link import Pipes, Receiver, Sender
 
 PARTS: Final = ("stages", "wire", "idle", "long")

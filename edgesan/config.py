@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from edgesan import log, zones
+from edgesan import log, targets, zones
 from edgesan.errors import ConfigError
 from edgesan.message import MOST_SIDE
+from edgesan.targets import Target
 from edgesan.zones import MOST_ZONES, Zone
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,8 @@ class Config:
     )
     out: tuple[str, ...] = option(
         ("http://127.0.0.1:8080",),
-        "where to send the stream: http[s]://HOST:PORT or a file (.mkv, .mp4, .mov); repeatable",
+        "where to send the stream: http[s]://HOST:PORT, a file (.mkv, .mp4, .mov), a server that takes it (rtsp[s]://,"
+        " rtmp[s]://, whip+https://), or a folder of clips (dir:/FOLDER?keep=10GiB); repeatable",
         "SINK",
     )
     name: str = option("", "name of the camera, for its page and its status", "NAME")
@@ -184,7 +186,18 @@ class Config:
     @property
     def files(self) -> list[Path]:
         """The files among `out`."""
-        return [Path(sink) for sink in self.out if not sink.startswith(SERVERS)]
+        return [Path(sink) for sink in self.out if not sink.startswith(SERVERS) and not targets.is_target(sink)]
+
+    @property
+    def targets(self) -> list[Target]:
+        """The servers and folders among `out` that a process of its own sends to."""
+        found = (sink for sink in self.out if not sink.startswith(SERVERS) and targets.is_target(sink))
+        return [targets.parse(sink) for sink in found]
+
+    @property
+    def out_names(self) -> list[str]:
+        """`out` for people, without passwords."""
+        return [*self.servers, *map(str, self.files), *(target.name for target in self.targets)]
 
     @property
     def width_height(self) -> tuple[int, int] | None:
@@ -285,11 +298,13 @@ def check_sinks(c: Config) -> None:
     if not c.out:
         raise ConfigError("out is empty: name at least one sink, such as http://127.0.0.1:8080 or clip.mkv")
     for sink in c.out:
-        if sink not in c.servers and Path(sink).suffix not in FILE_SUFFIXES:
+        if sink not in c.servers and not targets.is_target(sink) and Path(sink).suffix not in FILE_SUFFIXES:
             raise ConfigError(
-                f"out is {sink!r}: expected http://HOST:PORT, https://HOST:PORT or a file ending in"
-                f" {' or '.join(FILE_SUFFIXES)}"
+                f"out is {sink!r}: expected http://HOST:PORT, https://HOST:PORT, a file ending in"
+                f" {' or '.join(FILE_SUFFIXES)}, or an address such as"
+                f" {' or '.join(kind.example for kind in targets.KINDS.values())}"
             )
+    check_targets(c.targets)
     if len(c.servers) > 1:
         raise ConfigError("out names more than one http:// address: one server is enough for all viewers")
     check_token(c)
@@ -306,6 +321,18 @@ def check_sinks(c: Config) -> None:
         )
     if not encrypted and (c.tls_cert or c.tls_key):
         raise ConfigError("tls_cert and tls_key are for https: write out as https://HOST:PORT, or leave them out")
+
+
+def check_targets(found: list[Target]) -> None:
+    """Refuse too many servers and folders to send to, and the same one twice.
+
+    Raises:
+        ConfigError: says how many there are.
+    """
+    if len(found) > targets.MOST_TARGETS:
+        raise ConfigError(f"out names {len(found)} servers and folders to send to: at most {targets.MOST_TARGETS}")
+    if len({target.url for target in found}) < len(found):
+        raise ConfigError("out names the same server or folder twice: leave one of them out")
 
 
 def check_token(c: Config) -> None:

@@ -137,6 +137,7 @@ class Renderer:
         self._late: list[FaceCode] = []  # to be decoded by `catch_up`
         self._alpha, self._at_ns = -1.0, 0  # of the newest frame
         self.decoded = 0  # codes of the newest frame that were decoded
+        self.news: list[tuple[int, Pixels]] = []  # their tracks and chips, uint8 [112, 112, 3] in BGR
         self.decode_ns = self.paint_ns = 0  # durations of the newest frame
 
     def __call__(self, latents: Latents, canvas: Pixels | None = None, *, late: bool = False) -> SanitizedFrame:
@@ -170,7 +171,7 @@ class Renderer:
         swift = not turned and latents.captured_ns - before_ns <= SWIFT_NS
         late = late and swift
         self._late = news if late else []
-        self.decoded = self.decode_ns = 0
+        self.decoded, self.decode_ns, self.news = 0, 0, []
         self._decode([] if late else news)
         began_ns = self._clock()
         self._shown = [*self._fading(latents, swift=swift), *self._living(latents, swift=swift)]
@@ -236,6 +237,7 @@ class Renderer:
         for face, chip in zip(news, chips, strict=True):
             before = self._painted.get(face.track)
             self._painted[face.track] = Painted(face.code, fade(chip), before.smoother if before else Smoother())
+            self.news.append((face.track, np.asarray(chip[..., ::-1])))
         self.decoded += len(news)
         self.decode_ns += self._clock() - began_ns
 

@@ -101,7 +101,7 @@ def warnings(config: Config, model: Verified) -> list[str]:
 def announce(config: Config, model: Verified, camera: str, alpha: float, claims: list[IsolationClaim]) -> None:
     """Log the start lines of the sanitize process; `camera` is its name and the size of its pictures."""
     facts = model.metadata
-    out = f"transmit units at {config.socket}" if config.role == "sanitize" else ", ".join(config.out)
+    out = f"transmit units at {config.socket}" if config.role == "sanitize" else ", ".join(config.out_names)
     most = MOST_BYTES * (config.fps or 30) / 1000
     logger.info(
         "%s",

@@ -5,11 +5,13 @@
     sanitize   has the camera, and no network: `edgesan.pipeline`
     transmit   has the network, and no camera: `edgesan.transmit.process`
     fetch      only for a network camera: reaches its port, and decodes nothing: `edgesan.fetch`
+    out-N      an outlet, for each entry of `out` that is neither a server of ours nor a file: `edgesan.outlets`
 
 All are forked before any library that starts threads is loaded. What fails is started again: a lost camera ends the
 sanitize process, and with it the fetch process; the next one opens the camera in a new sandbox. So does privacy, with
-which the next one opens none. A transmit process that was killed costs its viewers a second. A failure that a new start
-cannot cure ends the run with its exit code.
+which the next one opens none. A transmit process that was killed costs its viewers a second. An outlet that dies or
+hangs is started again, too, later each time, and costs nobody else anything. A failure that a new start cannot cure
+ends the run with its exit code.
 
 With `--role sanitize` or `--role transmit` the parent has one child, and the two units meet at a Unix socket
 (`edgesan.transmit.unit`).
@@ -25,7 +27,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from types import FrameType
 from typing import Final
@@ -46,12 +48,15 @@ from edgesan.control import (
     TURNED,
     ControlChannel,
 )
-from edgesan.errors import CameraError, ConfigError, EdgesanError, SinkError
+from edgesan.errors import CameraError, ConfigError, EdgesanError, IsolationError, SinkError
 from edgesan.fetch import Fetcher
 from edgesan.fetch.packets import Reader
 from edgesan.model import rollback
+from edgesan.outlets import process as outlet_process
+from edgesan.outlets.link import BackOff
+from edgesan.targets import Target
 from edgesan.transmit import process, sinks
-from edgesan.transmit.link import Pipes, send_pipes
+from edgesan.transmit.link import Pipes, send_outlet, send_pipes
 from edgesan.transmit.sinks import OutputFile
 from edgesan.transmit.unit import UnitClient, UnitListener
 from edgesan.watchdog import Watchdog
@@ -67,6 +72,9 @@ STOP_S: Final = 0.7  # for the streams to end
 STOP_FILES_S: Final = 5.0  # for files to be finished, also on a busy machine
 ALIVE_S: Final = 0.5  # between two notifications to systemd
 RECORD_S: Final = 0.5  # between two records of zones
+HUNG_S: Final = 15.0  # for an outlet to say nothing, before it is killed
+ENDED_S: Final = 0.1  # from the clean end of an outlet to its next start
+STOP_OUTLETS_S: Final = 2.0  # for outlets to finish what they write
 MOST_NAME: Final = 500  # characters of a model name that is recorded
 LOG_BURST: Final = 16384  # bytes of text that the sanitize process may print at once: a traceback
 LOG_RATE: Final = 256  # bytes a second, for longer
@@ -159,6 +167,18 @@ class Child:
         return self.code
 
 
+@dataclass
+class Outlet:
+    """One entry of `out` that a process of its own sends to. `number` is its place among `Config.targets`."""
+
+    number: int
+    target: Target
+    back_off: BackOff = field(default_factory=BackOff)
+    child: Child | None = None
+    alive_s: float = 0.0  # when it last said something
+    due_s: float = 0.0
+
+
 class Ended(Exception):
     """Raised inside `Supervisor.run`: the run is over, with this exit code."""
 
@@ -189,6 +209,7 @@ class Supervisor:
         self._client = UnitClient(config.socket) if config.role == "transmit" else None
         self._sanitize: Child | None = None
         self._transmit: Child | None = None
+        self._outlets = self._new_outlets()
         self._log: Log | None = None
         self._fetcher: Fetcher | None = None
         self._channel: socket.socket | None = None  # carries pipes to the transmit process
@@ -219,6 +240,8 @@ class Supervisor:
                     self._receive(child)
                 self._exchange_pipes()
                 self._check()
+                for outlet in self._outlets:
+                    self._tend(outlet)
         except Ended as ended:
             return self._end(ended.code)
         except EdgesanError:
@@ -233,6 +256,10 @@ class Supervisor:
 
     def _children(self) -> list[Child]:
         return [child for child in (self._sanitize, self._transmit) if child]
+
+    def _new_outlets(self) -> list[Outlet]:
+        targets = () if self._config.role == "sanitize" else self._config.targets
+        return [Outlet(number, target) for number, target in enumerate(targets)]
 
     # --- starting -----------------------------------------------------------------------------------------------------
 
@@ -249,19 +276,26 @@ class Supervisor:
                 file.close()
             if self._pipes:
                 send_pipes(self._channel, self._pipes.frames_in, self._pipes.requests_out)
+        for outlet in self._outlets:
+            if self._transmit and self._transmit.ready and outlet.child is None and now_s >= outlet.due_s:
+                self._start_outlet(outlet)
         if self._losses and not (self._sanitize and self._sanitize.ready):
             self._notify_alive()
         if self._pipes and self._sanitize is None and now_s >= self._sanitize_due_s:
-            self._log = Log()
-            if self._config.camera_is_url and not self._standing.privacy:
-                required, redirect = self._config.require_isolation, self._log.redirect_output
-                self._fetcher = Fetcher.start(self._config.camera, required=required, redirect=redirect)
-            self._sanitize = self._fork("sanitize", self._run_sanitize)
-            self._log.close_child_end()
-            if self._fetcher:
-                self._fetcher.close_child_end()  # a transmit process that is forked later must not have it
-            if self._transmit is None or self._transmit.ready:
-                self._sanitize.control.send(START)
+            self._start_sanitize()
+
+    def _start_sanitize(self) -> None:
+        """Start the sanitize process and, for a network camera, before it the one that fetches."""
+        self._log = Log()
+        if self._config.camera_is_url and not self._standing.privacy:
+            required, redirect = self._config.require_isolation, self._log.redirect_output
+            self._fetcher = Fetcher.start(self._config.camera, required=required, redirect=redirect)
+        self._sanitize = self._fork("sanitize", self._run_sanitize)
+        self._log.close_child_end()
+        if self._fetcher:
+            self._fetcher.close_child_end()  # a transmit process that is forked later must not have it
+        if self._transmit is None or self._transmit.ready:
+            self._sanitize.control.send(START)
 
     def _fork(self, name: str, main: Callable[[ControlChannel], int]) -> Child:
         """Fork a child that runs `main` and ends with the exit code that it returns."""
@@ -279,7 +313,7 @@ class Supervisor:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)  # the parent's
             Path("/proc/self/comm").write_text(f"edgesan-{name}"[:15])  # for ps and top: proc(5)
             ours.close()
-            for child in self._children():
+            for child in (*self._children(), *(outlet.child for outlet in self._outlets if outlet.child)):
                 child.control.close()
             if self._log:
                 os.close(self._log.read_fd)
@@ -306,10 +340,7 @@ class Supervisor:
         # Any other descriptor, also one that edgesan itself inherited, could hold a picture.
         packets = [self._fetcher.packets] if self._fetcher else []
         keep = {0, 1, 2, pipes.frames_out, pipes.frames_in, pipes.requests_in, control.read_fd, control.write_fd}
-        keep.update(packets)
-        for fd in {int(name) for name in os.listdir("/proc/self/fd")} - keep:
-            with suppress(OSError):  # the descriptor of the listing is closed already
-                os.close(fd)
+        _close_all_but({*keep, *packets})
         c = self._config
         from edgesan.model.signing import signature_path
 
@@ -335,6 +366,25 @@ class Supervisor:
             self._pipes.close()  # it receives them by the channel
         return process.run(self._config, files, channel, control, self._standing)
 
+    def _start_outlet(self, outlet: Outlet) -> None:
+        """Start the process of an outlet, and give it and the transmit process an end each of a new channel."""
+        theirs, ours = socket.socketpair()
+        outlet.child = self._fork(
+            f"out-{outlet.number}", lambda control: self._run_outlet(outlet.target, theirs, control)
+        )
+        outlet.alive_s = time.monotonic()
+        theirs.close()
+        assert self._channel
+        send_outlet(self._channel, outlet.number, ours.fileno())
+        ours.close()
+
+    def _run_outlet(self, target: Target, connection: socket.socket, control: ControlChannel) -> int:
+        """Run as an outlet."""
+        self._end_with_parent(signal.SIGKILL)
+        keep = {0, 1, 2, connection.fileno(), control.read_fd, control.write_fd}
+        _close_all_but(keep)
+        return outlet_process.run(self._config, target, connection, control)
+
     def _end_with_parent(self, number: int) -> None:
         """Have this signal sent when the parent ends, or at once if it has ended."""
         isolation.end_with_parent(number)
@@ -348,6 +398,9 @@ class Supervisor:
         poll = select.poll()
         for child in self._children():
             poll.register(child.control.read_fd, select.POLLIN)
+        for outlet in self._outlets:
+            if outlet.child:
+                poll.register(outlet.child.control.read_fd, select.POLLIN)
         if self._log:
             poll.register(self._log.read_fd, select.POLLIN)
         for unit in (self._listener, self._client):
@@ -377,6 +430,47 @@ class Supervisor:
                     self._frames, self._tries = self._frames + (kind == ALIVE), 0
                 if child is self._sanitize or self._pipes is None:
                     self._notify_alive()
+
+    def _tend(self, outlet: Outlet) -> None:
+        """Hear an outlet, kill it if it hangs, and have it started again if it has ended.
+
+        Raises:
+            Ended: it cannot start with this configuration.
+        """
+        child, now_s = outlet.child, time.monotonic()
+        if child is None:
+            return
+        while (heard := child.control.receive()) is not None and heard.kind:
+            outlet.alive_s, child.ready = now_s, True
+        if child.is_alive() and now_s - outlet.alive_s > HUNG_S:
+            logger.warning("%s: its process does not answer for %g s, and is ended", outlet.target.name, HUNG_S)
+            child.end(0)
+        if child.is_alive():
+            return
+        child.control.close()
+        outlet.child = None
+        if child.code in (ConfigError.exit_code, IsolationError.exit_code) and not child.ready:
+            raise Ended(self._code(child))
+        if child.code == 0:  # the transmit process has ended, or its configuration has changed
+            outlet.due_s = now_s + ENDED_S
+            return
+        if now_s - child.started_s > START_S:
+            outlet.back_off.reset()
+        outlet.due_s = now_s + outlet.back_off.next_s()
+        if child.code != SinkError.exit_code:  # which said why
+            logger.warning("%s: its process ended (%s); starting it again", outlet.target.name, child.code)
+
+    def _end_outlets(self, seconds: float) -> None:
+        """End all outlets at once, and kill those that do not end in time."""
+        children = [outlet.child for outlet in self._outlets if outlet.child]
+        for child in children:
+            if child.is_alive():
+                os.kill(child.pid, signal.SIGTERM)
+        until_s = time.monotonic() + seconds
+        for outlet, child in zip((each for each in self._outlets if each.child), children, strict=True):
+            child.end(max(0.0, until_s - time.monotonic()))
+            child.control.close()
+            outlet.child = None
 
     def _notify_alive(self) -> None:
         """Notify systemd now and then: frames flow, or a lost camera is being opened again."""
@@ -495,6 +589,8 @@ class Supervisor:
             self._channel.close()
             self._remove_empty_files()
             self._transmit, self._transmit_due_s = None, 0.0
+            self._end_outlets(STOP_OUTLETS_S)
+            self._outlets = self._new_outlets()
             if self._client:
                 self._client.leave()
 
@@ -590,6 +686,7 @@ class Supervisor:
                 logger.error("%s may not be whole: the transmit process had to be killed", ", ".join(files))
                 ended = SinkError.exit_code
             code = code or max(0, ended)
+        self._end_outlets(STOP_OUTLETS_S)
         for unit in (self._listener, self._client):
             if unit:
                 unit.stop()
@@ -602,3 +699,10 @@ class Supervisor:
                 if path.stat().st_size == 0:
                     path.unlink()
         self._files = []
+
+
+def _close_all_but(keep: set[int]) -> None:
+    """Close all other descriptors, also those that edgesan itself inherited."""
+    for fd in {int(name) for name in os.listdir("/proc/self/fd")} - keep:
+        with suppress(OSError):  # the descriptor of the listing is closed already
+            os.close(fd)

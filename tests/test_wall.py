@@ -25,8 +25,9 @@ PACKAGES = {
 # The modules and sub-packages of edgesan, from the bottom: each imports only what stands on a floor below its own.
 FLOORS = (
     {"control", "errors", "frames", "log", "metrics", "noise", "ort"},
-    {"disk", "isolation", "message", "watchdog", "zones"},
+    {"disk", "isolation", "message", "targets", "watchdog", "zones"},
     {"config", "fetch", "request", "standing"},
+    {"outlets"},
     {"capture", "faces"},
     {"model"},
     {"scene"},
@@ -156,7 +157,8 @@ def test_sockets_are_made_where_they_belong() -> None:
         "fetch.camera",  # asks it before FFmpeg does
         "isolation.limits",  # tries whether a stranger can be reached
         "isolation.probes",  # tries whether a socket can be made
-        "supervisor",  # a pair, through which the transmit process receives its pipes
+        "outlets.process",  # its end of a pair
+        "supervisor",  # a pair, through which the transmit process receives its pipes, and one for each outlet
         "transmit.admission",
         "transmit.directions",  # asks the kernel which address others see
         "transmit.http",

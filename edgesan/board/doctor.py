@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from edgesan import standing
-from edgesan.config import ANY, SERVERS, Config, http_address
+from edgesan.config import ANY, Config, http_address
 from edgesan.errors import CameraError, ConfigError, ModelError, RollbackError, SignatureError, SinkError
 from edgesan.isolation import IsolationClaim, disk_swaps
 from edgesan.model import rollback
@@ -358,8 +358,8 @@ def dot_products(root: Path) -> Finding | None:
 
 def sinks(config: Config) -> Iterator[Finding]:
     """Check that ports are free, and that folders have room."""
-    for out in config.out:
-        yield port(out) if out.startswith(SERVERS) else room(Path(out))
+    yield from map(port, config.servers)
+    yield from map(room, [*config.files, *(target.folder for target in config.targets if target.folder)])
     if config.tls_cert is not None:
         yield certificate(config.tls_cert, config.tls_key)
 

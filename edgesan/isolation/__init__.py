@@ -47,6 +47,8 @@ __all__ = [
     "fetch",
     "forbid_dumps",
     "limit_memory",
+    "outlet",
+    "outlet_process",
     "pack",
     "plain",
     "report",
@@ -139,12 +141,53 @@ def fetch(port: int) -> list[IsolationClaim]:
     context.swap = limits.lock_memory()
     context.session = limits.leave_terminal()
     limits.limit_memory(limits.MOST_MEMORY_LOADING)
-    if not landlock.restrict(landlock.readable([]), port):
+    if not landlock.restrict(landlock.readable([]), network=True, ports=[port]):
         limits.hide_devices()
     limits.forbid_dumps()
     limits.drop_privileges(0)
-    seccomp.allow(seccomp.BOTH | seccomp.CALLING, seccomp.calling_checks(os.getpid()) | _no_emptying())
+    seccomp.allow(seccomp.BOTH | seccomp.FETCHING, seccomp.fetching_checks(os.getpid()) | _no_emptying())
     return _probed("fetch", context)
+
+
+def outlet_process(*, network: bool) -> str:
+    """Return what the claims of an outlet call its process."""
+    return "outlet" if network else "recorder"
+
+
+def outlet(writes: Iterable[Path] = (), *, network: bool, ports: Iterable[int] | None = None) -> list[IsolationClaim]:
+    """Give up all that a process which sends or records sanitized frames does not need, above all the cameras.
+
+    Args:
+        writes: folders that it makes files in.
+        network: keep the network.
+        ports: TCP ports that it may connect to, where the kernel can say so (Landlock version 4); None: any.
+
+    Returns:
+        What holds, and what does not.
+
+    Raises:
+        IsolationError: as `sanitize`.
+    """
+    _must_be_alone()
+    writes = list(writes)
+    context = ProbeContext.now(writes, writes)
+    context.session = limits.leave_terminal()
+    if not network:
+        context.network = limits.leave_network()
+    limits.limit_memory(limits.MOST_MEMORY_LOADING)
+    rules = landlock.readable(landlock.RESOLVER if network else ()) | dict.fromkeys(writes, landlock.WRITE)
+    if not landlock.restrict(rules, network=network, ports=ports):
+        limits.hide_devices()
+    limits.forbid_dumps()
+    limits.drop_privileges(FILES_AND_SEARCH)
+    calls = (
+        seccomp.BOTH
+        | (seccomp.WRITING if writes else set())
+        | (seccomp.CALLING | {"listen", "accept", "accept4"} if network else set())
+    )
+    make_checks = seccomp.calling_checks if network else seccomp.checks
+    seccomp.allow(calls, make_checks(os.getpid()) | ({} if writes else _no_emptying()))
+    return _probed(outlet_process(network=network), context)
 
 
 def camera_nodes(dev: Path = Path("/dev")) -> list[Path]:

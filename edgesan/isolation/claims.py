@@ -30,6 +30,8 @@ PERSON: Final = {
     "sanitize": "The process that sees the camera",
     "transmit": "The process that serves the network",
     "fetch": "The process that fetches from the network camera",
+    "outlet": "The process that sends the stream to another server",
+    "recorder": "The process that records",
 }
 RISKS: Final = {
     ("sanitize", "no network"): "can reach the network: a fault there could send raw pictures",
@@ -64,6 +66,16 @@ RISKS: Final = {
         "transmit",
         "no dumps",
     ): "can be dumped: a crash, or a debugger, could write its memory, with the token, to a disk",
+}
+RISKS_OF_OUTLETS: Final = {
+    "no network": "can reach the network: whoever takes it over could send clips elsewhere",
+    "no camera": "can open the camera: whoever takes it over could see raw pictures",
+    "no socket": "can reach other programs: whoever takes it over could send clips elsewhere",
+    "no local socket": "can talk to other programs of this machine: whoever takes it over could use them",
+    "no files": "can use files that are not its own: whoever takes it over could read or change them",
+    "no other process": "can start or control other programs: whoever takes it over could run more",
+    "no terminal": "can use the terminal of the person who started it: whoever takes it over could type commands",
+    "no dumps": "can be dumped: a crash, or a debugger, could write its memory to a disk",
 }
 RISKS_OF_BOTH: Final = {
     "no new namespace": "can build itself a new view of this system, and with it undo some of its restrictions",
@@ -170,7 +182,8 @@ def warnings(claims: Iterable[IsolationClaim]) -> list[str]:
 
 
 def _risk(claim: IsolationClaim) -> str:
-    risk = RISKS.get((claim.process, claim.name)) or RISKS_OF_BOTH[claim.name]
+    outlets = RISKS_OF_OUTLETS if claim.process in ("outlet", "recorder") else {}
+    risk = RISKS.get((claim.process, claim.name)) or outlets.get(claim.name) or RISKS_OF_BOTH[claim.name]
     return f"{PERSON[claim.process]} {risk}."
 
 

@@ -41,6 +41,11 @@ SYSTEM: Final = _paths("""
     /dev/urandom /dev/random
 """)
 
+RESOLVER: Final = _paths("""
+    /etc/resolv.conf /etc/hosts /etc/host.conf /etc/gai.conf /etc/services /run/systemd/resolve
+    /etc/ssl/certs /etc/pki/tls/certs /etc/pki/ca-trust /etc/ca-certificates
+""")
+
 
 def readable(reads: Iterable[Path]) -> dict[Path, int]:
     """Return the rights for what may be read: these paths, the system's libraries, Python's, and this package.
@@ -70,11 +75,16 @@ def version() -> int:
     return max(0, int(libc.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), VERSION_FLAG)))
 
 
-def restrict(rules: Mapping[Path, int], port: int | None = None) -> bool:
+def restrict(rules: Mapping[Path, int], *, network: bool = False, ports: Iterable[int] | None = None) -> bool:
     """Deny all access to files but these rights beneath these paths, and what else this kernel's version can deny.
 
-    From version 4 on it also denies to bind TCP, and to connect it to any port but this one, and from 6 on, signals and
-    abstract sockets of others.
+    From version 4 on it also denies to bind and connect TCP (unless `network`), and from 6 on, signals and abstract
+    sockets of others.
+
+    Args:
+        rules: the rights, by path.
+        network: keep TCP.
+        ports: with `network`, deny to bind, and to connect to others than these; None: deny nothing of it.
 
     Returns:
         Whether it worked: False where the kernel has no Landlock.
@@ -83,10 +93,10 @@ def restrict(rules: Mapping[Path, int], port: int | None = None) -> bool:
     handled = (1 << 13) - 1
     for since, right in ((2, 1 << 13), (3, TRUNCATE), (5, IOCTL_DEV)):
         handled |= right if has >= since else 0
-    ports = BIND_TCP | CONNECT_TCP if has >= 4 else 0
+    tcp = BIND_TCP | CONNECT_TCP if has >= 4 and not (network and ports is None) else 0
     scopes = 0b11 if has >= 6 else 0
     size = 24 if has >= 6 else 16 if has >= 4 else 8
-    attributes = struct.pack("=QQQ", handled, ports, scopes)
+    attributes = struct.pack("=QQQ", handled, tcp, scopes)
     ruleset = libc.syscall(CREATE_RULESET, attributes, ctypes.c_size_t(size), 0)
     if ruleset < 0:
         return False
@@ -97,7 +107,7 @@ def restrict(rules: Mapping[Path, int], port: int | None = None) -> bool:
             rule = struct.pack("=Qi", allowed, place)
             libc.syscall(ADD_RULE, ruleset, RULE_PATH_BENEATH, rule, 0)
             os.close(place)
-    if ports and port is not None:
+    for port in (ports or ()) if tcp else ():
         libc.syscall(ADD_RULE, ruleset, RULE_NET_PORT, struct.pack("=QQ", CONNECT_TCP, port), 0)
     libc.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     done = bool(libc.syscall(RESTRICT_SELF, ruleset, 0) == 0)

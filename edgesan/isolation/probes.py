@@ -277,6 +277,10 @@ SOCKETS: Final = (
 )
 CONNECT: Final = _to_path("connect to a path", lambda context: _call("connect", _packets(context), NOBODY, len(NOBODY)))
 LISTEN: Final = Probe("no socket", "listen", lambda _: _call("listen", -1, 1))
+LOCAL: Final = tuple(
+    replace(_family(name), claim="no local socket")
+    for name in ("AF_UNIX", "AF_NETLINK", "AF_PACKET", "AF_ALG", "AF_VSOCK")
+)
 PACKET: Final = (
     _to_path("sendmsg to a path", lambda context: _call("sendmsg", _packets(context), MESSAGE, 0)),
     LISTEN,
@@ -450,4 +454,6 @@ PROBES: Final[Mapping[str, tuple[Probe, ...]]] = {
     "sanitize": (*NETWORK, *SOCKETS, CONNECT, *PACKET, *COMMON, SWAP),
     "transmit": (*CAMERA, *SOCKETS, CONNECT, *STREAM, *COMMON),
     "fetch": (*CAMERA, *ONE_PORT, *COMMON, SWAP),
+    "outlet": (*CAMERA, *LOCAL, *COMMON),  # which reaches out
+    "recorder": (*CAMERA, *NETWORK, *SOCKETS, CONNECT, *PACKET, *COMMON),  # which writes, and reaches nobody
 }

@@ -110,6 +110,10 @@ WRITING: Final = _names("""
     rename renameat renameat2 unlink unlinkat mkdir mkdirat rmdir umask fsync fdatasync sync_file_range
 """)  # new files in some folder
 CALLING: Final = _names("""
+    socket connect bind sendto sendmsg sendmmsg recvfrom recvmsg recvmmsg shutdown getsockopt setsockopt getsockname
+    getpeername
+""")  # an outlet that reaches out
+FETCHING: Final = _names("""
     socket connect sendto sendmsg recvfrom recvmsg shutdown getsockopt setsockopt getsockname getpeername
 """)  # a network camera, by TCP
 SERVING: Final = _names("""
@@ -194,6 +198,11 @@ def serving_checks(own: int) -> dict[str, list[Step]]:
 
 
 def calling_checks(own: int) -> dict[str, list[Step]]:
+    """Return `checks`, and that sockets are of the network's families only."""
+    return checks(own) | {"socket": only(0, AF_INET, AF_INET6)}
+
+
+def fetching_checks(own: int) -> dict[str, list[Step]]:
     """Return `serving_checks`, and that new sockets are of TCP only."""
     return serving_checks(own) | {"socket": [*only(0, AF_INET, AF_INET6), *only(1, *STREAMS)]}
 

@@ -21,24 +21,23 @@ from pathlib import Path
 from typing import Any, Final, NoReturn, Protocol
 from urllib.parse import parse_qs
 
-import cv2
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDict
 
 from edgesan.config import http_address, is_loopback
-from edgesan.errors import ConfigError, SinkError
+from edgesan.errors import ConfigError
 from edgesan.frames import SanitizedFrame
 from edgesan.message import FRESH_NS
 from edgesan.metrics import Metrics
 from edgesan.request import Alpha, Privacy, Request, Zones
 from edgesan.transmit.admission import Server, Tokens, authorized, host_name, is_embedded, is_foreign
+from edgesan.transmit.jpeg import JpegEncoder
 from edgesan.transmit.prometheus import Exporter
 from edgesan.zones import Zone, of_json, to_json
 
 WEB: Final = Path(__file__).parent.parent / "web"
 BOUNDARY: Final = "edgesan-frame"
-JPEG_QUALITY: Final = 85
 UNSENT_BYTES: Final = 16384  # of a picture that the kernel may hold before it is sent
 MOST_BODY_BYTES: Final = 1024
 MOST_ZONES_BYTES: Final = 32768  # of a body with zones
@@ -90,6 +89,7 @@ class HttpSink:
         token: what viewers must present; empty if nothing.
         controls: says how the run is, and passes on what viewers ask for.
         embed_from: origins of pages of other sites that may show the picture.
+        jpeg: encodes for this server and for others; None: for this one alone.
     """
 
     def __init__(
@@ -98,6 +98,7 @@ class HttpSink:
         token: str,
         controls: Controls,
         embed_from: Collection[str] = (),
+        jpeg: JpegEncoder | None = None,
     ) -> None:
         self.name = server.address
         self._controls, self._status = controls, controls.report
@@ -109,7 +110,7 @@ class HttpSink:
         self._sockets, self._tls = server.sockets, server.tls
         self._metrics = Metrics()
         self._frame: SanitizedFrame | None = None
-        self._jpeg: tuple[int, bytes] | None = None  # frame count and picture of the newest one encoded
+        self._jpeg = jpeg or JpegEncoder()
         self._count = 0
         self._arrived = asyncio.Event()
         self._drawing = asyncio.Lock()
@@ -190,15 +191,7 @@ class HttpSink:
     def _newest_jpeg(self) -> bytes:
         """Return the newest frame as JPEG, encoded at most once. There must be a frame."""
         assert self._frame is not None
-        if self._jpeg is None or self._jpeg[0] != self._count:
-            started = time.monotonic_ns()
-            done, picture = cv2.imencode(".jpg", self._frame.pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
-            if not done:
-                raise SinkError(f"cannot encode a picture of {self._frame.pixels.shape} as JPEG")
-            self._metrics.span("encode", time.monotonic_ns() - started)
-            self._metrics.count("encoded")
-            self._jpeg = self._count, picture.tobytes()
-        return self._jpeg[1]
+        return self._jpeg(self._frame)
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(
@@ -276,12 +269,14 @@ class HttpSink:
 
     def report(self) -> dict[str, Any]:
         """Return the status of all processes and of this server."""
-        own = self._metrics.summary(time.monotonic_ns())
+        now_ns = time.monotonic_ns()
+        own, encoder = self._metrics.summary(now_ns), self._jpeg.metrics.summary(now_ns)
         refused = sum(limiter.refused for limiter in {each.limiter for each in self._sockets})
-        totals = own["totals"] | {"refused_connections": refused}
+        totals = own["totals"] | encoder["totals"] | {"refused_connections": refused}
+        spans = own["ms"] | encoder["ms"]
         return self._status() | {
             "ready": not self._not_ready(),
-            "transmit": {"fps": own["fps"], "viewers": self._viewers, "totals": totals, "ms": own["ms"]},
+            "transmit": {"fps": own["fps"], "viewers": self._viewers, "totals": totals, "ms": spans},
         }
 
     async def _prometheus(self, request: web.Request) -> web.Response:

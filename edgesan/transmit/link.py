@@ -168,16 +168,35 @@ def send_pipes(connection: socket.socket, frames_in: int, requests_out: int) -> 
         socket.send_fds(connection, [b"\0"], [frames_in, requests_out])
 
 
+def send_outlet(connection: socket.socket, number: int, end: int) -> None:
+    """Pass the transmit process's end of the channel to an outlet on. Nothing happens if the other side is gone."""
+    with suppress(BrokenPipeError, ConnectionResetError):
+        socket.send_fds(connection, [bytes([number + 1])], [end])
+
+
 def receive_pipes(connection: socket.socket) -> list[int] | None:
     """Return the two descriptors that `send_pipes` sent, for the caller to close.
+
+    The list is empty if something else was sent, and the result None if the other side has closed.
+    """
+    given = receive_ends(connection)
+    if given is None or given[0] is None:
+        return None if given is None else given[1]
+    os.close(given[1][0])
+    return []
+
+
+def receive_ends(connection: socket.socket) -> tuple[int | None, list[int]] | None:
+    """Return what `send_pipes` or `send_outlet` sent: the number of an outlet, or None, and the descriptors.
 
     The list is empty if something else was sent, and the result None if the other side has closed.
     """
     content, received, _, _ = socket.recv_fds(connection, 1, PIPES_SENT)
     if not content:
         return None
-    if len(received) != PIPES_SENT:
-        for descriptor in received:
-            os.close(descriptor)
-        return []
-    return received
+    number = content[0] - 1 if content[0] else None
+    if len(received) == (PIPES_SENT if number is None else 1):
+        return number, received
+    for descriptor in received:
+        os.close(descriptor)
+    return None, []

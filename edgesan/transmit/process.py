@@ -12,6 +12,7 @@ import socket
 import sys
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,7 +25,7 @@ from edgesan.message import FRESH_NS, PLAIN
 from edgesan.standing import NOTHING_SET, Standing
 from edgesan.transmit import sinks
 from edgesan.transmit.directions import directions, links, visible_url
-from edgesan.transmit.sinks import OutputFile, Sink
+from edgesan.transmit.sinks import OutputFile, Reporting, Sink
 from edgesan.zones import Zone, pack
 
 if TYPE_CHECKING:  # numpy must not be loaded before isolation
@@ -75,7 +76,7 @@ def run(
     claims = isolation.transmit(config.model_folders)
     if config.require_isolation:
         isolation.require(claims)
-    out = ", ".join([*config.servers, *(str(path) for path, _ in files)])
+    out = ", ".join([*config.servers, *(str(path) for path, _ in files), *(each.name for each in config.targets)])
     code = sys.stderr.isatty() and config.log_format == "text"
     where = [directions(url, token=bool(config.token), code=code) for url in urls]
     lines = [
@@ -89,7 +90,7 @@ def run(
             logger.warning("%s", claim)
     transmitter = Transmitter(config, claims, channel, control, standing)
     transmitter.links = [link for url in urls for link in links(url)]
-    built = sinks.build(config, servers, files, transmitter)
+    built = sinks.build(config, servers, files, transmitter, transmitter.jpeg)
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         loop.add_signal_handler(signal.SIGTERM, transmitter.end)
         runner.run(transmitter.serve(built))
@@ -108,11 +109,17 @@ class Transmitter:
         standing: Standing = NOTHING_SET,
     ) -> None:
         from edgesan.metrics import Metrics
+        from edgesan.transmit.jpeg import JpegEncoder
+        from edgesan.transmit.outlets import Outlets
 
         self._config, self._claims, self._channel, self._control = config, claims, channel, control
         self._drawn = standing.zones
         self.links: list[dict[str, str]] = []
         """What servers of this run offer."""
+        self.jpeg = JpegEncoder()
+        """Encodes for all sinks."""
+        self.outlets = Outlets(config.targets, self.jpeg, self.request)
+        """What reaches out."""
         self._recorded: asyncio.Queue[str] = asyncio.Queue()  # the parent's answers: why not, or nothing
         self._strange = False  # whether frames named a scene that is not known here
         self._still = scene.decode(standing.still) if standing.still else None
@@ -162,8 +169,10 @@ class Transmitter:
             for sink in sinks:
                 await sink.start()
                 stack.push_async_callback(sink.close)
+            stack.callback(self.outlets.close)
             self._control.send(READY)
-            stack.callback(loop.create_task(self._report_alive()).cancel)
+            report = next((sink.report for sink in sinks if isinstance(sink, Reporting)), self.report)
+            stack.callback(loop.create_task(self._report_alive(report)).cancel)
             while not self._ending:
                 try:
                     async with asyncio.timeout(SLATE_S):
@@ -174,8 +183,9 @@ class Transmitter:
                 for frame in self._frames():
                     for sink in sinks:
                         await sink.send(frame)
+                    await asyncio.sleep(0)  # viewers first
+                    self.outlets.send(frame)
                     if not frame.stamps.slate:
-                        await asyncio.sleep(0)  # viewers first
                         self._catch_up()
 
     def _frames(self) -> "list[SanitizedFrame]":
@@ -199,6 +209,7 @@ class Transmitter:
                 self._metrics.tick(time.monotonic_ns())
                 self._size, self._newest_ns = (latents.width, latents.height), latents.captured_ns
                 self._scene = latents.scene
+                self.outlets.send_codes(latents, self._decoder.sha256)
                 return [frame]
         elif latents is not None:
             self._metrics.count("rejected_stale")
@@ -219,6 +230,7 @@ class Transmitter:
     def _catch_up(self) -> None:
         """Decode the codes that the next frame will show."""
         self._renderer.catch_up()
+        self.outlets.send_chips(self._renderer.news, self._newest_ns, self._decoder.sha256)
         self._metrics.span("decode", self._renderer.decode_ns)
         self._metrics.span("paint", self._renderer.paint_ns)
 
@@ -260,16 +272,21 @@ class Transmitter:
             )
 
     def _receive_pipes(self) -> None:
-        """Take the pipes of a new sanitize process from the parent. Its tracks are new, too."""
-        from edgesan.transmit.link import Receiver, receive_pipes
+        """Take the pipes of a new sanitize process from the parent, or the channel to an outlet."""
+        from edgesan.transmit.link import Receiver, receive_ends
 
-        given = receive_pipes(self._channel)
-        if given is None:  # the parent is gone
+        ends = receive_ends(self._channel)
+        if ends is None:  # the parent is gone
             asyncio.get_running_loop().remove_reader(self._channel)
+            return
+        number, given = ends
+        if number is not None:
+            self.outlets.connect(number, given[0])
+            return
         if not given:
             return
         self._close_pipes()
-        self._descriptors, self._receiver = given, Receiver(given[0], given[1])
+        self._descriptors, self._receiver = given, Receiver(given[0], given[1])  # its tracks are new, too
         self._renderer = self._new_renderer()
         asyncio.get_running_loop().add_reader(given[0], self._arrived.set)
 
@@ -289,11 +306,12 @@ class Transmitter:
         now = (r.bytes, r.messages, r.refused) if r else (0, 0, 0)
         return [before + more for before, more in zip(self._crossed, now, strict=True)]
 
-    async def _report_alive(self) -> None:
-        """Tell the parent that the loop runs, sample how much arrives, and log it now and then."""
+    async def _report_alive(self, report: Callable[[], dict[str, Any]]) -> None:
+        """Tell the parent that the loop runs, and outlets the status; sample how much arrives, and log it."""
         logged_s, before = time.monotonic(), self._traffic()
         while True:
             self._control.send(ALIVE)
+            self.outlets.send_status(report)
             now_s = time.monotonic()
             if now_s - logged_s >= LOG_S:
                 traffic = self._traffic()
@@ -360,5 +378,7 @@ class Transmitter:
             "id": f"{self._still.id:08x}" if self._still else "",
             "differs": known and fresh and self._scene == PLAIN,
         }
-        transmission = status.Transmission(self._claims, own, wall, fresh, self.links, len(self._renderer.zones), room)
-        return status.report(self._config, self._decoder, self._status, transmission)
+        claims = [*self._claims, *self.outlets.claims]
+        transmission = status.Transmission(claims, own, wall, fresh, self.links, len(self._renderer.zones), room)
+        said = status.report(self._config, self._decoder, self._status, transmission)
+        return said | {"outputs": self.outlets.report(), "encodes": self.outlets.encodes}

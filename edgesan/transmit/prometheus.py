@@ -21,6 +21,11 @@ WALL: Final = {
     "messages": ("edgesan_wall_messages", "Messages from the process that sees the camera."),
     "refused": ("edgesan_wall_refused", "Messages that were malformed or came too fast."),
 }
+OUTPUTS: Final = {
+    "bytes": ("edgesan_output_bytes", "Bytes that an output has taken."),
+    "retries": ("edgesan_output_retries", "Attempts to connect after the first."),
+    "dropped": ("edgesan_output_dropped", "Messages that an output was too slow for."),
+}
 
 
 class Exporter(Collector):
@@ -68,9 +73,27 @@ class Exporter(Collector):
             ("edgesan_uptime_seconds", "Since the start.", r.get("uptime_s", 0)),
         ):
             families.append(GaugeMetricFamily(name, text, value=value))
+        encodes = CounterMetricFamily("edgesan_encodes", "Frames that were encoded, once for all.", labels=["codec"])
+        for codec, value in r.get("encodes", {}).items():
+            encodes.add_metric([codec], value)
+        families += [encodes, *_outputs(r.get("outputs", []))]
         model = r.get("model", {})
         info = GaugeMetricFamily("edgesan_model_info", "The model that runs.", labels=["name", "version", "sha256"])
         info.add_metric([str(model.get(key, "")) for key in ("name", "version", "sha256")], 1)
         camera = GaugeMetricFamily("edgesan_info", "This camera.", labels=["name", "version"])
         camera.add_metric([r.get("name", ""), r.get("version", "")], 1)
         return [*families, info, camera]
+
+
+def _outputs(outputs: list[dict[str, Any]]) -> list[Metric]:
+    """Return the metrics of what reaches out. Two outputs may have the same name, which shows no path."""
+    up = GaugeMetricFamily("edgesan_output_up", "1 while it takes what is sent.", labels=["output", "to"])
+    families: list[Metric] = [up]
+    for number, output in enumerate(outputs):
+        up.add_metric([str(number), output["to"]], int(output["connected"]))
+    for key, (name, text) in OUTPUTS.items():
+        family = CounterMetricFamily(name, text, labels=["output", "to"])
+        for number, output in enumerate(outputs):
+            family.add_metric([str(number), output["to"]], output[key])
+        families.append(family)
+    return families

@@ -6,7 +6,7 @@ Files are opened by the parent, ports by the transmit process before it gives up
 import errno
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 from edgesan import disk
 from edgesan.config import Config
@@ -17,6 +17,7 @@ from edgesan.transmit.tls import tls_context
 if TYPE_CHECKING:  # numpy must not be loaded before isolation
     from edgesan.frames import SanitizedFrame
     from edgesan.transmit.http import Controls
+    from edgesan.transmit.jpeg import JpegEncoder
 
 
 class Sink(Protocol):
@@ -32,6 +33,14 @@ class Sink(Protocol):
 
     async def close(self) -> None:
         """End all transmissions and release everything. Raises SinkError if a file is not whole."""
+
+
+@runtime_checkable
+class Reporting(Protocol):
+    """A sink that adds its own part to the status."""
+
+    def report(self) -> dict[str, Any]:
+        """Return the whole status."""
 
 
 class OutputFile(NamedTuple):
@@ -94,6 +103,7 @@ def build(
     servers: list[Server],
     files: list[OutputFile],
     controls: "Controls",
+    jpeg: "JpegEncoder",
 ) -> list[Sink]:
     """Build the sinks. Loads the libraries that read what viewers send, so only after isolation.
 
@@ -102,10 +112,11 @@ def build(
         servers: from `open_servers`.
         files: from `open_files`.
         controls: says how the run is, and passes on what viewers ask for.
+        jpeg: encodes for all of them.
     """
     from edgesan.transmit.http import HttpSink
 
-    sinks: list[Sink] = [HttpSink(server, config.token, controls, config.embed_from) for server in servers]
+    sinks: list[Sink] = [HttpSink(server, config.token, controls, config.embed_from, jpeg) for server in servers]
     if files:
         from edgesan.transmit.file import FileSink  # loads 16 MB of PyAV, which streams do not need
 

@@ -14,7 +14,7 @@ from edgesan import faces as runtime_faces
 from edgesan import message, render, sanitize
 from edgesan.frames import Pixels, lend
 from edgesan.model.load import Model
-from edgesan.transmit.http import JPEG_QUALITY
+from edgesan.transmit.jpeg import JPEG_QUALITY
 from export.audit.attackers import Chips
 from export.audit.cells import Cell, Store
 from export.audit.mechanisms import Mechanism

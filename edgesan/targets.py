@@ -1,0 +1,161 @@
+"""Where an outlet sends the stream: the table of schemes, and the addresses of `--out` as they were parsed.
+
+An outlet is a process of its own (`edgesan.outlets`), one for each entry of `out` that is neither a server of ours nor
+a file. This table is the one place that says which module sends where, and what the kernel must allow it.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+from edgesan.errors import ConfigError
+
+MOST_TARGETS: Final = 8
+SCHEME: Final = re.compile(r"([a-z][a-z0-9+.-]*):")
+SPAN: Final = re.compile(r"(\d+(?:\.\d+)?)(s|min|h)")
+SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)(MB|GB|TB|MiB|GiB|TiB)")
+SECONDS: Final = {"s": 1, "min": 60, "h": 3600}
+BYTES: Final = {"MB": 10**6, "GB": 10**9, "TB": 10**12, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+TRUTH: Final = {"true": True, "false": False}
+
+
+def seconds(text: str) -> float:
+    """Return a span such as `60s`, `5min` or `1h` in seconds. Raises ValueError."""
+    match = SPAN.fullmatch(text)
+    if match is None or not 1 <= float(match[1]) * SECONDS[match[2]] <= 86400:
+        raise ValueError("write a span from 1s to 24h, such as 60s, 5min or 1h")
+    return float(match[1]) * SECONDS[match[2]]
+
+
+def size(text: str) -> int:
+    """Return a size such as `500MB` or `10GiB` in bytes. Raises ValueError."""
+    match = SIZE.fullmatch(text)
+    if match is None or float(match[1]) * BYTES[match[2]] < 10**6:
+        raise ValueError("write a size from 1MB on, such as 500MB or 10GiB")
+    return math.floor(float(match[1]) * BYTES[match[2]])
+
+
+def truth(text: str) -> bool:
+    """Return `true` or `false` as a value. Raises ValueError."""
+    if text not in TRUTH:
+        raise ValueError("write true or false")
+    return TRUTH[text]
+
+
+Parse = Callable[[str], Any]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is common to all addresses of a scheme.
+
+    module: of `edgesan.outlets`; its `run` lives the outlet's life.
+    example: how an address is written, for messages.
+    port: of an address that names none; 0: the address names no host.
+    calls: whether the outlet needs the network.
+    writes: whether it writes in a folder, which its path names.
+    any_port: whether it may reach any TCP port, or listen at one, beside its own.
+    prepares: whether the module has a function `prepare`, which is called before the process gives up its rights. Such
+        a module imports nothing at its top that starts threads (numpy).
+    options: which options the query of an address holds, and how to read each; None: the query belongs to the server.
+    """
+
+    module: str
+    example: str
+    port: int = 0
+    calls: bool = True
+    writes: bool = False
+    any_port: bool = False
+    prepares: bool = False
+    options: Mapping[str, Parse] | None = None
+
+
+_RECORD: Final = {"segment": seconds, "keep": size, "motion": truth}
+KINDS: Final[Mapping[str, Kind]] = {
+    "rtsp": Kind("push", "rtsp://USER:PASSWORD@HOST/PATH", 554),
+    "rtsps": Kind("push", "rtsps://USER:PASSWORD@HOST/PATH", 322),
+    "rtmp": Kind("push", "rtmp://HOST/APP/KEY", 1935),
+    "rtmps": Kind("push", "rtmps://HOST/APP/KEY", 443),
+    "whip+https": Kind("push", "whip+https://HOST/PATH", 443),
+    "whip+http": Kind("push", "whip+http://HOST/PATH", 80),
+    "dir": Kind("record", "dir:/FOLDER?segment=60s&keep=10GiB", calls=False, writes=True, options=_RECORD),
+}
+
+
+@dataclass(frozen=True)
+class Target:
+    """A parsed address. Only `url`, `user`, `password` and `path` may hold a secret; `name` is for people."""
+
+    scheme: str
+    name: str  # without user, password, path and query
+    url: str = field(repr=False)  # as it was written
+    host: str = ""
+    port: int = 0
+    user: str = field(default="", repr=False)
+    password: str = field(default="", repr=False)
+    path: str = field(default="", repr=False)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def kind(self) -> Kind:
+        """What is common to all addresses of this scheme."""
+        return KINDS[self.scheme]
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder that the outlet writes in, if it writes."""
+        return Path(self.path) if self.kind.writes else None
+
+
+def is_target(sink: str) -> bool:
+    """Return whether an entry of `out` is an address, and not a file. It may be a wrong one."""
+    match = SCHEME.match(sink)
+    return match is not None and ("://" in sink or match[1] in KINDS)
+
+
+def parse(sink: str) -> Target:
+    """Parse an address of `out`.
+
+    Raises:
+        ConfigError: its scheme is unknown, or it is malformed; the message shows no password.
+    """
+    match = SCHEME.match(sink)
+    scheme = match[1] if match else ""
+    if scheme not in KINDS:
+        hint = " (the PyAV wheels have no SRT)" if scheme == "srt" else ""
+        raise ConfigError(f"out is a {scheme}: address{hint}: expected one of {', '.join(KINDS)}, http or https")
+    kind = KINDS[scheme]
+    try:
+        parts = urlsplit(sink)
+        host, port = parts.hostname or "", kind.port if parts.port is None else parts.port
+    except ValueError:
+        parts, host, port = SplitResult("", "", "", "", ""), "", 0
+    written = bool(host) and port > 0 if kind.port else not parts.netloc
+    # An @ after the host means a password with an unescaped slash in it: what looks like the host is none.
+    if not written or "@" in parts.path or re.search(r"[\0-\x20\x7f]", sink):
+        # Not the address itself: it may hold a password.
+        raise ConfigError(f"out is a malformed {scheme}: address: write {kind.example}, and special characters as %XX")
+    options = {} if kind.options is None else _options(scheme, parts.query, kind.options)
+    if kind.writes and not Path(unquote(parts.path)).is_absolute():
+        raise ConfigError(f"out is {sink!r}: name the folder from the root on, such as {kind.example}")
+    name = f"{scheme}://{parts.netloc.rpartition('@')[2]}" if kind.port else f"{scheme}:{unquote(parts.path)}"
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    return Target(scheme, name, sink, host, port, user, password, unquote(parts.path), options)
+
+
+def _options(scheme: str, query: str, known: Mapping[str, Parse]) -> dict[str, Any]:
+    """Return the options in the query of an address. Raises ConfigError."""
+    found: dict[str, Any] = {}
+    for name, text in parse_qsl(query, keep_blank_values=True):
+        if name not in known or name in found:
+            wrong = "twice" if name in found else "unknown"
+            raise ConfigError(f"out is a {scheme}: address whose option {name!r} is {wrong}: it has {', '.join(known)}")
+        try:
+            found[name] = known[name](text)
+        except ValueError as error:
+            raise ConfigError(f"out is a {scheme}: address with {name}={text}: {error}") from error
+    return found
