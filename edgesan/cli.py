@@ -330,7 +330,16 @@ def _add_install(verbs: Verbs) -> None:
         description="Verify a model, switch the board to it, watch its frames, and switch back if they stop.",
     )
     install.add_argument(
-        "model", type=Path, metavar="MODEL", nargs="?", help="an edgesan .onnx file, with its signature beside it"
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        help="an edgesan .onnx file, with its signature beside it, or a repository, https://HOST/FOLDER",
+    )
+    install.add_argument(
+        "--root",
+        type=Path,
+        metavar="FILE",
+        help="root.json of a repository (default: the root that was seen last, or the first, by edgesan's keys)",
     )
     install.add_argument(
         "--settle",
@@ -677,8 +686,13 @@ def _install(arguments: argparse.Namespace) -> int:
     if arguments.settle:
         say(update.settle(config, models))
         return 0
-    command = shlex.split(arguments.restart or update.RESTART)
-    say(update.install(arguments.model, config, models, command, update.Watch(arguments.watch)))
+    command, watching = shlex.split(arguments.restart or update.RESTART), update.Watch(arguments.watch)
+    if "://" in arguments.model:
+        from edgesan.board import repository  # loads python-tuf
+
+        say(repository.install(arguments.model, arguments.root, config, models, command, watching))
+    else:
+        say(update.install(Path(arguments.model), config, models, command, watching))
     return 0
 
 
