@@ -21,7 +21,7 @@ from edgesan.config import Config
 from edgesan.errors import ConfigError, ModelError, RollbackError, SignatureError
 from edgesan.model import signing
 from tests.board.test_update import Board
-from tests.support import ROOT, Maker
+from tests.support import ROOT, Maker, run
 
 SCRIPT = runpy.run_path(str(ROOT / "examples" / "publish_repository.py"))
 PUBLISH, Repository, signer = SCRIPT["publish"], SCRIPT["Repository"], SCRIPT["signer"]
@@ -338,3 +338,40 @@ def test_a_board_takes_models_from_a_repository(fleet: Fleet) -> None:
         assert sorted(path.name for path in board.models.iterdir()) == files
     finally:
         board.close()
+
+
+@pytest.mark.slow
+def test_a_board_takes_its_configuration_from_a_repository_and_goes_back_if_frames_stop(fleet: Fleet) -> None:
+    folder = fleet.folder / "units"
+    (folder / "maker").mkdir(parents=True)
+    board = Board(folder, Maker(folder / "maker", "mine"))
+    mine = board.config.read_text().replace("trusted_keys = [", f'trusted_keys = ["{fleet.key.line}", ')
+    board.config.write_text(mine)
+    fleet.publish(key="release", add=[board.maker.model("b.onnx", version=3)])
+    url, more = fleet.server.url, ("--configure", "porch.toml")
+    try:
+        board.start()
+        fleet.publish(key="release", text=f"{mine}alpha = 0.5\n")
+        done = board.install(url, *more)
+        assert done.returncode == 0, done.stderr
+        assert "edgesan.toml has changed, and was watched for 1 s" in done.stdout
+        good = board.config.read_text()
+        assert good.endswith("alpha = 0.5\n")
+        assert "is as it is in the repository" in board.install(url, *more).stdout
+
+        fleet.publish(key="release", text=f'{mine}alpha = "much"\n')
+        wrong = board.install(url, *more)
+        assert (wrong.returncode, board.config.read_text()) == (ConfigError.exit_code, good)
+        assert "alpha = 'much' has the wrong type" in wrong.stderr
+
+        fleet.publish(key="release", text=mine.replace('camera = "demo"', 'camera = "/dev/video987"'))
+        blind = board.install(url, *more, "--watch", "1")
+        assert "the new configuration was taken back" in blind.stderr, blind.stderr
+        assert board.config.read_text() == good
+    finally:
+        board.close()
+
+
+def test_what_belongs_to_a_repository_is_refused_without_one(tmp_path: Path) -> None:
+    done = run("install", str(tmp_path / "san.onnx"), "--configure", "porch.toml")
+    assert (done.returncode, "are for a repository" in done.stderr) == (ConfigError.exit_code, True)
