@@ -74,6 +74,7 @@ ALIVE_S: Final = 0.5  # between two notifications to systemd
 RECORD_S: Final = 0.5  # between two records of zones
 HUNG_S: Final = 15.0  # for an outlet to say nothing, before it is killed
 ENDED_S: Final = 0.1  # from the clean end of an outlet to its next start
+SILENT: Final = "the other side was asked, and did not answer; the process that waited for it was ended"
 STOP_OUTLETS_S: Final = 2.0  # for outlets to finish what they write
 MOST_NAME: Final = 500  # characters of a model name that is recorded
 LOG_BURST: Final = 16384  # bytes of text that the sanitize process may print at once: a traceback
@@ -177,6 +178,7 @@ class Outlet:
     child: Child | None = None
     alive_s: float = 0.0  # when it last said something
     due_s: float = 0.0
+    said: str = ""  # what was logged last of its end, which is said once
 
 
 class Ended(Exception):
@@ -456,9 +458,12 @@ class Supervisor:
             return
         if now_s - child.started_s > START_S:
             outlet.back_off.reset()
+            outlet.said = ""
         outlet.due_s = now_s + outlet.back_off.next_s()
-        if child.code != SinkError.exit_code:  # which said why
-            logger.warning("%s: its process ended (%s); starting it again", outlet.target.name, child.code)
+        why = SILENT if child.code == -signal.SIGALRM else f"its process ended ({child.code})"
+        if why != outlet.said:
+            logger.warning("%s: %s; starting it again", outlet.target.name, why)
+            outlet.said = why
 
     def _end_outlets(self, seconds: float) -> None:
         """End all outlets at once, and kill those that do not end in time."""

@@ -80,8 +80,8 @@ KINDS: Final[Mapping[str, Kind]] = {
     "rtsps": Kind("push", "rtsps://USER:PASSWORD@HOST/PATH", 322),
     "rtmp": Kind("push", "rtmp://HOST/APP/KEY", 1935),
     "rtmps": Kind("push", "rtmps://HOST/APP/KEY", 443),
-    "whip+https": Kind("push", "whip+https://HOST/PATH", 443),
-    "whip+http": Kind("push", "whip+http://HOST/PATH", 80),
+    "whip+https": Kind("push", "whip+https://:TOKEN@HOST/PATH", 443),
+    "whip+http": Kind("push", "whip+http://:TOKEN@HOST/PATH", 80),
     "dir": Kind("record", "dir:/FOLDER?segment=60s&keep=10GiB", calls=False, writes=True, options=_RECORD),
 }
 

@@ -12,10 +12,11 @@ import asyncio
 import logging
 import os
 import secrets
+import signal
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Final
 
 from edgesan.outlets.channel import (
@@ -52,8 +53,18 @@ class Lost(Exception):
     """An attempt ended. Its text says why in words, and what to do; it holds no password."""
 
 
-class Hung(Exception):
-    """A library does not come back. Its text says from what. Only the end of the process cuts it off."""
+@contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Let the kernel end this process (SIGALRM) if what is done inside does not come back: setitimer(2).
+
+    Only this cuts off a library that waits for a server without a time limit, and keeps Python's lock meanwhile. The
+    parent then starts the outlet again.
+    """
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 class Link:
@@ -196,7 +207,6 @@ class Attempts:
 
         Raises:
             Closed: the transmit process has ended.
-            Hung: as the attempt does.
         """
         while True:
             try:
@@ -205,6 +215,12 @@ class Attempts:
                 self._lost(str(lost))
                 await self._link.rest(self._back_off.next_s())
             self._retries += 1
+
+    def connecting(self) -> None:
+        """Say that an attempt begins: this stays the reason if the process is ended by its `deadline`."""
+        if not self._why:
+            self._why = "it was asked, and does not answer"
+        self._tell()
 
     def connected(self) -> None:
         """Say that the server takes what is sent."""

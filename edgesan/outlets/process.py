@@ -4,10 +4,10 @@ A module of an outlet is one coroutine, and nothing else is called of it:
 
     async def run(link: Link, target: Target, prepared: Any) -> None
 
-It asks `link` for what it wants, and sends it to `target`. It ends with `Closed`, which `link` raises, or with `Hung`.
-SIGTERM cancels it: it then finishes what it writes. What it cannot do once rights are given up, such as starting a
-program, it does before, in a function `prepare(target)`, whose result it is given (`Kind.prepares`); otherwise
-`prepared` is None.
+It asks `link` for what it wants, and sends it to `target`. It ends with `Closed`, which `link` raises. It may block the
+loop for some seconds, inside of a `deadline`, which ends the process. SIGTERM cancels it: it then finishes what it
+writes. What it cannot do once rights are given up, such as starting a program, it does before, in a function
+`prepare(target)`, whose result it is given (`Kind.prepares`); otherwise `prepared` is None.
 """
 
 import asyncio
@@ -22,9 +22,8 @@ from typing import Any, Final
 from edgesan import isolation
 from edgesan.config import Config
 from edgesan.control import ALIVE, READY, ControlChannel
-from edgesan.errors import SinkError
 from edgesan.outlets.channel import Claims
-from edgesan.outlets.link import Closed, Hung, Link
+from edgesan.outlets.link import Closed, Link
 from edgesan.targets import Target
 
 logger = logging.getLogger(__name__)
@@ -42,7 +41,6 @@ def run(config: Config, target: Target, connection: socket.socket, control: Cont
         control: its end of the channel to the parent.
 
     Raises:
-        SinkError: what it needs is not there.
         IsolationError: `require_isolation` is set, and a restriction does not hold.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends them in order
@@ -81,8 +79,6 @@ async def _live(
     try:
         with suppress(asyncio.CancelledError, Closed):
             await main
-    except Hung as hung:
-        raise SinkError(f"{hung}; its process is ended, and started again") from hung
     finally:
         alive.cancel()
 
