@@ -61,8 +61,9 @@ class Config:
     )
     out: tuple[str, ...] = option(
         ("http://127.0.0.1:8080",),
-        "where to send the stream: http[s]://HOST:PORT, a file (.mkv, .mp4, .mov), a server that takes it (rtsp[s]://,"
-        " rtmp[s]://, whip+https://), or a folder of clips (dir:/FOLDER?keep=10GiB); repeatable",
+        "where to send the stream: http[s]://HOST:PORT, webrtc: (for its page), serve+rtsp://HOST:PORT/PATH (for"
+        " players), a file (.mkv, .mp4, .mov), a server that takes it (rtsp[s]://, rtmp[s]://, whip+https://), or a"
+        " folder of clips (dir:/FOLDER?keep=10GiB); repeatable",
         "SINK",
     )
     name: str = option("", "name of the camera, for its page and its status", "NAME")
@@ -314,13 +315,16 @@ def check_sinks(c: Config) -> None:
                 f"embed_from is {origin!r}: write the origin of a site as its browser does, in lower case and without a"
                 " path, such as https://home.example:8123"
             )
-    encrypted = any(sink.startswith("https://") for sink in c.servers)
+    encrypted = [sink for sink in c.servers if sink.startswith("https://")]
+    encrypted += [target.name for target in c.targets if target.scheme == "serve+rtsps"]
     if encrypted and c.tls_cert is None:
-        raise ConfigError(
-            f"out is {c.servers[0]}: https needs a certificate; name its PEM files in tls_cert and tls_key"
-        )
+        raise ConfigError(f"out is {encrypted[0]}: it needs a certificate; name its PEM files in tls_cert and tls_key")
     if not encrypted and (c.tls_cert or c.tls_key):
-        raise ConfigError("tls_cert and tls_key are for https: write out as https://HOST:PORT, or leave them out")
+        raise ConfigError(
+            "tls_cert and tls_key are for https and serve+rtsps: write out as https://HOST:PORT, or leave them out"
+        )
+    if any(target.scheme == "webrtc" for target in c.targets) and not c.servers:
+        raise ConfigError("out is webrtc: but no page is served that could show it: add http://127.0.0.1:8080")
 
 
 def check_targets(found: list[Target]) -> None:
@@ -343,8 +347,9 @@ def check_token(c: Config) -> None:
     """
     if not (c.token.isascii() and c.token.isprintable() and " " not in c.token):
         raise ConfigError("token holds a space or a sign that no header can carry: use letters and digits only")
-    for sink in c.servers:
-        host, _ = http_address(sink)
+    served = {sink: http_address(sink)[0] for sink in c.servers}
+    served |= {target.name: target.host for target in c.targets if target.kind.serves}
+    for sink, host in served.items():
         if is_loopback(host):
             continue
         if not c.token:

@@ -7,7 +7,7 @@ a file. This table is the one place that says which module sends where, and what
 import math
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
@@ -15,6 +15,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from edgesan.errors import ConfigError
 
 MOST_TARGETS: Final = 8
+MOST_PEERS: Final = 64  # that one camera may be told to serve by WebRTC
 SCHEME: Final = re.compile(r"([a-z][a-z0-9+.-]*):")
 SPAN: Final = re.compile(r"(\d+(?:\.\d+)?)(s|min|h)")
 SIZE: Final = re.compile(r"(\d+(?:\.\d+)?)(MB|GB|TB|MiB|GiB|TiB)")
@@ -46,6 +47,36 @@ def truth(text: str) -> bool:
     return TRUTH[text]
 
 
+def number(text: str) -> int:
+    """Return a number of viewers. Raises ValueError."""
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_PEERS:
+        raise ValueError(f"write a number from 1 to {MOST_PEERS}")
+    return int(text)
+
+
+@dataclass(frozen=True)
+class Relay:
+    """A TURN server for WebRTC, as HOST:PORT, and how to log in there."""
+
+    host: str
+    user: str = field(repr=False)
+    password: str = field(repr=False)
+
+    @property
+    def url(self) -> str:
+        """Its address, as browsers and aiortc read it."""
+        return f"turn:{self.host}?transport=udp"
+
+
+def relay(text: str) -> Relay:
+    """Return `USER:PASSWORD@HOST:PORT` as a relay. Raises ConfigError, which does not show the text."""
+    login, _, host = text.rpartition("@")
+    user, _, password = login.partition(":")
+    if not (user and password and re.fullmatch(r"[A-Za-z0-9.-]+:[0-9]{1,5}", host)):
+        raise ConfigError("out is a webrtc: address with a malformed turn: write turn=USER:PASSWORD@HOST:PORT")
+    return Relay(host, user, password)
+
+
 Parse = Callable[[str], Any]
 
 
@@ -61,6 +92,8 @@ class Kind:
     any_port: whether it may reach any TCP port, or listen at one, beside its own.
     prepares: whether the module has a function `prepare`, which is called before the process gives up its rights. Such
         a module imports nothing at its top that starts threads (numpy).
+    needs: a package that only an extra installs, which has the name of the module.
+    serves: whether the address is one of this machine, to which viewers come, with the token.
     options: which options the query of an address holds, and how to read each; None: the query belongs to the server.
     """
 
@@ -71,9 +104,15 @@ class Kind:
     writes: bool = False
     any_port: bool = False
     prepares: bool = False
+    needs: str = ""
+    serves: bool = False
     options: Mapping[str, Parse] | None = None
 
 
+# The process of `rtsp_server` keeps no network: the program that it starts has it.
+_RTSP_SERVER: Final = Kind(
+    "rtsp_server", "serve+rtsp://HOST:PORT/PATH", 8554, calls=False, prepares=True, serves=True, options={}
+)
 _RECORD: Final = {"segment": seconds, "keep": size, "motion": truth}
 KINDS: Final[Mapping[str, Kind]] = {
     "rtsp": Kind("push", "rtsp://USER:PASSWORD@HOST/PATH", 554),
@@ -82,6 +121,11 @@ KINDS: Final[Mapping[str, Kind]] = {
     "rtmps": Kind("push", "rtmps://HOST/APP/KEY", 443),
     "whip+https": Kind("push", "whip+https://:TOKEN@HOST/PATH", 443),
     "whip+http": Kind("push", "whip+http://:TOKEN@HOST/PATH", 80),
+    "serve+rtsp": _RTSP_SERVER,
+    "serve+rtsps": replace(_RTSP_SERVER, example="serve+rtsps://HOST:PORT/PATH", port=8322),
+    "webrtc": Kind(
+        "webrtc", "webrtc:?peers=8", prepares=True, needs="aiortc", options={"peers": number, "turn": relay}
+    ),
     "dir": Kind("record", "dir:/FOLDER?segment=60s&keep=10GiB", calls=False, writes=True, options=_RECORD),
 }
 
@@ -142,9 +186,21 @@ def parse(sink: str) -> Target:
     options = {} if kind.options is None else _options(scheme, parts.query, kind.options)
     if kind.writes and not Path(unquote(parts.path)).is_absolute():
         raise ConfigError(f"out is {sink!r}: name the folder from the root on, such as {kind.example}")
+    if kind.serves:
+        _check_served(kind, parts)
+    if scheme == "webrtc" and parts.path:
+        raise ConfigError(f"out is {scheme}:{parts.path}: it names no place; write {kind.example}")
     name = f"{scheme}://{parts.netloc.rpartition('@')[2]}" if kind.port else f"{scheme}:{unquote(parts.path)}"
     user, password = unquote(parts.username or ""), unquote(parts.password or "")
     return Target(scheme, name, sink, host, port, user, password, unquote(parts.path), options)
+
+
+def _check_served(kind: Kind, parts: SplitResult) -> None:
+    """Refuse a served address with a login of its own, or without a path. Raises ConfigError."""
+    if parts.username is not None or parts.password is not None:
+        raise ConfigError(f"out is a {parts.scheme}: address with a login: viewers present the token; leave it out")
+    if not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", parts.path):
+        raise ConfigError(f"out is a {parts.scheme}: address without a path, such as /cam: write {kind.example}")
 
 
 def _options(scheme: str, query: str, known: Mapping[str, Parse]) -> dict[str, Any]:

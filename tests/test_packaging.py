@@ -52,6 +52,7 @@ def test_the_wheel_holds_the_whole_runtime_and_nothing_else(wheel: Path) -> None
         "edgesan/py.typed",
         "edgesan/web/index.html",
         "edgesan/web/login.html",
+        "edgesan/web/webrtc.js",
         "edgesan/web/zones.js",
     }
 

@@ -158,6 +158,7 @@ def test_sockets_are_made_where_they_belong() -> None:
         "isolation.limits",  # tries whether a stranger can be reached
         "isolation.probes",  # tries whether a socket can be made
         "outlets.process",  # its end of a pair
+        "outlets.rtsp_server",  # a pair, through which it feeds the program
         "supervisor",  # a pair, through which the transmit process receives its pipes, and one for each outlet
         "transmit.admission",
         "transmit.directions",  # asks the kernel which address others see

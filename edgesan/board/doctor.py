@@ -17,7 +17,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -27,6 +27,8 @@ from edgesan.config import ANY, Config, http_address
 from edgesan.errors import CameraError, ConfigError, ModelError, RollbackError, SignatureError, SinkError
 from edgesan.isolation import IsolationClaim, disk_swaps
 from edgesan.model import rollback
+from edgesan.outlets import rtsp_server
+from edgesan.targets import Target
 from edgesan.transmit.tls import tls_context
 
 # Distribution: module. They are imported, as a wheel that is installed may still not load here.
@@ -359,25 +361,54 @@ def dot_products(root: Path) -> Finding | None:
 def sinks(config: Config) -> Iterator[Finding]:
     """Check that ports are free, and that folders have room."""
     yield from map(port, config.servers)
+    for target in config.targets:
+        yield from output(target)
     yield from map(room, [*config.files, *(target.folder for target in config.targets if target.folder)])
     if config.tls_cert is not None:
         yield certificate(config.tls_cert, config.tls_key)
 
 
+def output(target: Target) -> Iterator[Finding]:
+    """Check what serves viewers of this address: GStreamer of the system and a port, or aiortc."""
+    if target.kind.module == "webrtc":
+        yield from packages({"edgesan[webrtc]": "aiortc"})
+    if target.kind.module == "rtsp_server":
+        if lacking := rtsp_server.missing(tls=target.scheme == "serve+rtsps"):
+            detail = f"GStreamer's RTSP server, or a part of it, is not installed for {rtsp_server.PYTHON}"
+            yield Finding("gstreamer", "fail", detail, f"sudo apt install {lacking}")
+        else:
+            yield Finding("gstreamer", "ok", f"its RTSP server is there, for {rtsp_server.PYTHON}")
+        yield _bound(target.name, target.host, target.port, _is_rtsp)
+
+
 def port(out: str) -> Finding:
     """Check a port by binding it, as the server will."""
-    host, number = http_address(out)
+    return _bound(out, *http_address(out), _is_alive)
+
+
+def _bound(out: str, host: str, number: int, is_ours: Callable[[str, int], bool]) -> Finding:
+    """Bind a port, or return whether what holds it is a server of ours."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, number, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
     except OSError as error:
-        if error.errno == errno.EADDRINUSE and _is_alive("127.0.0.1" if host in ANY else host, number):
+        if error.errno == errno.EADDRINUSE and is_ours("127.0.0.1" if host in ANY else host, number):
             return Finding(out, "ok", "edgesan serves there already")
         cure = f"end what holds it (ss -ltnp 'sport = :{number}' names it), or choose another with --out"
         return Finding(out, "fail", f"cannot be served: {error.strerror}", cure)
     return Finding(out, "ok", "the port is free")
+
+
+def _is_rtsp(host: str, number: int) -> bool:
+    """Return whether GStreamer's RTSP server answers there."""
+    try:
+        with socket.create_connection((host, number), timeout=2) as connection:
+            connection.sendall(b"OPTIONS * RTSP/1.0\r\nCSeq: 1\r\n\r\n")
+            return b"GStreamer RTSP server" in connection.recv(1024)
+    except OSError:
+        return False
 
 
 def _is_alive(host: str, number: int) -> bool:

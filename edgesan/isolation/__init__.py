@@ -42,6 +42,7 @@ __all__ = [
     "RESULTS",
     "IsolationClaim",
     "camera_nodes",
+    "confine_program",
     "disk_swaps",
     "end_with_parent",
     "fetch",
@@ -188,6 +189,28 @@ def outlet(writes: Iterable[Path] = (), *, network: bool, ports: Iterable[int] |
     make_checks = seccomp.calling_checks if network else seccomp.checks
     seccomp.allow(calls, make_checks(os.getpid()) | ({} if writes else _no_emptying()))
     return _probed(outlet_process(network=network), context)
+
+
+def confine_program(program: Path, listens: Iterable[int]) -> None:
+    """Give up all that a program of the system does not need which serves what it is fed, before it is started.
+
+    It may read the system's libraries, listen at its ports, answer and send packets (UDP), and connect to no other. It
+    has no privileges and gets none, and starts no other program.
+
+    Args:
+        program: the only one that may be started.
+        listens: TCP ports.
+    """
+    limits.leave_terminal()
+    limits.limit_memory()
+    limits.forbid_dumps()
+    low = any(port < 1024 for port in listens)
+    limits.drop_privileges(limits.CAP_NET_BIND_SERVICE if low else 0)
+    loaders = [path for name in ("/lib", "/lib64") for path in Path(name).glob("ld-linux*.so.*")]
+    runs = dict.fromkeys((path.resolve() for path in (program, *loaders)), landlock.READ_FILE | landlock.EXECUTE)
+    landlock.restrict(landlock.readable([]) | runs, network=True, ports=[], listens=listens)
+    calls = seccomp.BOTH | seccomp.CALLING | {"listen", "accept", "accept4", "socketpair", "execve"}
+    seccomp.allow(calls, seccomp.calling_checks(os.getpid()) | seccomp.PAIRS)
 
 
 def camera_nodes(dev: Path = Path("/dev")) -> list[Path]:

@@ -18,6 +18,7 @@ from edgesan.isolation.kernel import libc
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 VERSION_FLAG, RULE_PATH_BENEATH, RULE_NET_PORT = 1, 1, 2
 BIND_TCP, CONNECT_TCP = 1 << 0, 1 << 1
+EXECUTE: Final = 1 << 0
 WRITE_FILE, READ_FILE, READ_DIR, REMOVE_DIR, REMOVE_FILE, MAKE_DIR, MAKE_REG = (1 << i for i in (1, 2, 3, 4, 5, 7, 8))
 TRUNCATE, IOCTL_DEV = 1 << 14, 1 << 15
 OF_FILES: Final = 1 << 0 | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEV  # a rule on a file may name no others
@@ -75,7 +76,9 @@ def version() -> int:
     return max(0, int(libc.syscall(CREATE_RULESET, None, ctypes.c_size_t(0), VERSION_FLAG)))
 
 
-def restrict(rules: Mapping[Path, int], *, network: bool = False, ports: Iterable[int] | None = None) -> bool:
+def restrict(
+    rules: Mapping[Path, int], *, network: bool = False, ports: Iterable[int] | None = None, listens: Iterable[int] = ()
+) -> bool:
     """Deny all access to files but these rights beneath these paths, and what else this kernel's version can deny.
 
     From version 4 on it also denies to bind and connect TCP (unless `network`), and from 6 on, signals and abstract
@@ -85,6 +88,7 @@ def restrict(rules: Mapping[Path, int], *, network: bool = False, ports: Iterabl
         rules: the rights, by path.
         network: keep TCP.
         ports: with `network`, deny to bind, and to connect to others than these; None: deny nothing of it.
+        listens: with `ports`, those that may be bound.
 
     Returns:
         Whether it worked: False where the kernel has no Landlock.
@@ -107,8 +111,9 @@ def restrict(rules: Mapping[Path, int], *, network: bool = False, ports: Iterabl
             rule = struct.pack("=Qi", allowed, place)
             libc.syscall(ADD_RULE, ruleset, RULE_PATH_BENEATH, rule, 0)
             os.close(place)
-    for port in (ports or ()) if tcp else ():
-        libc.syscall(ADD_RULE, ruleset, RULE_NET_PORT, struct.pack("=QQ", CONNECT_TCP, port), 0)
+    for right, numbers in ((CONNECT_TCP, ports or ()), (BIND_TCP, listens)) if tcp else ():
+        for port in numbers:
+            libc.syscall(ADD_RULE, ruleset, RULE_NET_PORT, struct.pack("=QQ", right, port), 0)
     libc.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     done = bool(libc.syscall(RESTRICT_SELF, ruleset, 0) == 0)
     os.close(ruleset)

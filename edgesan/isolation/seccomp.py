@@ -12,6 +12,7 @@ import platform
 import struct
 import sys
 from collections.abc import Iterable, Mapping
+from socket import SOCK_CLOEXEC, SOCK_NONBLOCK, SOCK_STREAM
 from typing import Final
 
 from edgesan.isolation import kernel
@@ -122,8 +123,7 @@ SERVING: Final = _names("""
 """)  # by sockets and files that are open already; asyncio says listen to those that do
 
 AF_INET, AF_INET6 = 2, 10
-SOCK_NONBLOCK, SOCK_CLOEXEC = 0x800, 0x80000
-STREAMS: Final = (1, 1 | SOCK_NONBLOCK, 1 | SOCK_CLOEXEC, 1 | SOCK_NONBLOCK | SOCK_CLOEXEC)  # SOCK_STREAM
+STREAMS: Final = tuple(SOCK_STREAM | a | b for a in (0, SOCK_NONBLOCK) for b in (0, SOCK_CLOEXEC))
 CLONE_THREAD: Final = 0x00010000
 NEW_NAMESPACES: Final = 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 MSG_FASTOPEN: Final = 0x20000000  # connects
@@ -205,6 +205,10 @@ def calling_checks(own: int) -> dict[str, list[Step]]:
 def fetching_checks(own: int) -> dict[str, list[Step]]:
     """Return `serving_checks`, and that new sockets are of TCP only."""
     return serving_checks(own) | {"socket": [*only(0, AF_INET, AF_INET6), *only(1, *STREAMS)]}
+
+
+PAIRS: Final = {"socketpair": only(1, *(SOCK_STREAM | more for more in (0, SOCK_CLOEXEC, SOCK_NONBLOCK)))}
+"""Checks that pairs of sockets are streams: those send to nobody else, whatever address they are given (EISCONN)."""
 
 
 def allow(names: Iterable[str], arguments: Mapping[str, list[Step]]) -> bool:

@@ -4,8 +4,10 @@ The transmit process may open no socket and no file after its start. What needs 
 outlet. It has no camera and no model, and sees no raw pixel: it is given what the transmit process made from sanitized
 frames, and no more of it than it asks for.
 
-    channel    the messages between the transmit process and an outlet
-    process    the life of an outlet: what it gives up, its loop, its attempts
-    push       RTSP, RTMP and WHIP
-    record     a folder of clips
+    channel       the messages between the transmit process and an outlet
+    process       the life of an outlet: what it gives up, its loop, its attempts
+    push          RTSP, RTMP and WHIP
+    record        a folder of clips
+    rtsp_server   RTSP for players, which the system's GStreamer serves (gst_rtsp)
+    webrtc        browsers that show the page
 """

@@ -155,6 +155,7 @@ class State:
     why: str = ""
     bytes: int = 0  # that it has sent or written, in total
     retries: int = 0  # attempts after the first
+    viewers: int = 0  # who come to it; 0 where it sends by itself
 
 
 Down = Video | Jpeg | Codes | Chip | Report | Signal
@@ -222,8 +223,8 @@ def pack_up(value: Up) -> bytes:
             return _framed(CLAIMS, results)
         case Key():
             return _framed(KEY, b"")
-        case State(connected, why, sent, retries):
-            said = {"connected": connected, "why": why[:300], "bytes": sent, "retries": retries}
+        case State(connected, why, sent, retries, viewers):
+            said = {"connected": connected, "why": why[:300], "bytes": sent, "retries": retries, "viewers": viewers}
             return _framed(STATE, json.dumps(said).encode())
         case Signal(number, given):
             return _framed(SIGNAL, _SIGNAL.pack(number) + json.dumps(given).encode())
@@ -255,12 +256,10 @@ def parse_up(kind: int, payload: bytes) -> Up:
 
 
 def _state(said: dict[str, Any]) -> State:
-    connected, why, sent, retries = (said.get(name) for name in ("connected", "why", "bytes", "retries"))
-    numbers = all(type(number) is int and 0 <= number < 2**63 for number in (sent, retries))
-    if len(said) == 4 and type(connected) is bool and isinstance(why, str) and why.isprintable() and numbers:
-        assert isinstance(sent, int)
-        assert isinstance(retries, int)
-        return State(connected, why, sent, retries)
+    connected, why, *numbers = (said.get(name) for name in ("connected", "why", "bytes", "retries", "viewers"))
+    whole = [number for number in numbers if type(number) is int and 0 <= number < 2**63]
+    if len(said) == 5 and type(connected) is bool and isinstance(why, str) and why.isprintable() and len(whole) == 3:
+        return State(connected, why, *whole)
     raise Reject("channel", "a state has other keys, or other values, than a state has")
 
 

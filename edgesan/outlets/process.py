@@ -4,10 +4,17 @@ A module of an outlet is one coroutine, and nothing else is called of it:
 
     async def run(link: Link, target: Target, prepared: Any) -> None
 
+<<<<<<< HEAD
+It asks `link` for what it wants, and sends it to `target`. It ends with `Closed`, which `link` raises, or with `Hung`.
+SIGTERM cancels it: it then finishes what it writes. What it cannot do once rights are given up, such as starting a
+program, it does before, in a function `prepare(config, target)`, whose result it is given (`Kind.prepares`); otherwise
+`prepared` is None.
+=======
 It asks `link` for what it wants, and sends it to `target`. It ends with `Closed`, which `link` raises. It may block the
 loop for some seconds, inside of a `deadline`, which ends the process. SIGTERM cancels it: it then finishes what it
 writes. What it cannot do once rights are given up, such as starting a program, it does before, in a function
 `prepare(target)`, whose result it is given (`Kind.prepares`); otherwise `prepared` is None.
+>>>>>>> h-outputs
 """
 
 import asyncio
@@ -17,11 +24,13 @@ import socket
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Final
 
 from edgesan import isolation
 from edgesan.config import Config
 from edgesan.control import ALIVE, READY, ControlChannel
+from edgesan.errors import ConfigError
 from edgesan.outlets.channel import Claims
 from edgesan.outlets.link import Closed, Link
 from edgesan.targets import Target
@@ -41,13 +50,16 @@ def run(config: Config, target: Target, connection: socket.socket, control: Cont
         control: its end of the channel to the parent.
 
     Raises:
+        ConfigError: a package that it needs is not installed, or what `prepare` says.
         IsolationError: `require_isolation` is set, and a restriction does not hold.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent ends them in order
     loop = asyncio.new_event_loop()  # which needs a socket
     kind = target.kind
     name = f"edgesan.outlets.{kind.module}"
-    prepared = import_module(name).prepare(target) if kind.prepares else None
+    if kind.needs and find_spec(kind.needs) is None:
+        raise ConfigError(f"{target.name} needs {kind.needs}: pip install 'edgesan[{kind.module}]'")
+    prepared = import_module(name).prepare(config, target) if kind.prepares else None
     claims = isolation.outlet(
         [] if target.folder is None else [target.folder],
         network=kind.calls,

@@ -13,6 +13,7 @@ given some.
 import asyncio
 import json
 import math
+import re
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Collection, Mapping
@@ -41,13 +42,15 @@ BOUNDARY: Final = "edgesan-frame"
 UNSENT_BYTES: Final = 16384  # of a picture that the kernel may hold before it is sent
 MOST_BODY_BYTES: Final = 1024
 MOST_ZONES_BYTES: Final = 32768  # of a body with zones
+MOST_OFFER_BYTES: Final = 16384  # of a body with an offer for WebRTC; browsers write some 6,000
+MOST_OFFERS: Final = 16  # that wait for their answer
 HANDSHAKE_S: Final = 5.0
 REQUEST_S: Final = 10.0  # from the connection, or the last answer, to the end of a request's head
 BODY_S: Final = 5.0
 # Browsers send some twenty fields, and cookies of other servers on this host.
 LIMITS: Final = {"max_line_size": 4096, "max_field_size": 8190, "max_headers": 48, "read_bufsize": 16384}
 # A page cannot present its token for these. They hold nothing of the camera.
-WITHOUT_TOKEN: Final = ("/page.js", "/zones.js", "/page.css", "/icon.svg", "/login")
+WITHOUT_TOKEN: Final = ("/page.js", "/webrtc.js", "/zones.js", "/page.css", "/icon.svg", "/login")
 COOKIE_S: Final = 30 * 86400  # for which a browser keeps what its user typed into the form
 HOW: Final = (
     "present the token: as a password (http://cam:TOKEN@HOST/...), as a header (Authorization: Bearer TOKEN), or at the"
@@ -60,6 +63,12 @@ HEADERS: Final = {
     "Referrer-Policy": "no-referrer",
     "Server": "edgesan",
     "X-Content-Type-Options": "nosniff",
+}
+PEER: Final = re.compile("[0-9a-f]{0,16}")
+REFUSALS: Final[dict[int, type[web.HTTPError]]] = {
+    400: web.HTTPBadRequest,
+    404: web.HTTPNotFound,
+    503: web.HTTPServiceUnavailable,
 }
 Handler = Callable[[web.Request], Any]
 
@@ -79,6 +88,9 @@ class Controls(Protocol):
 
     async def draw(self, zones: tuple[Zone, ...]) -> str:
         """Blacken zones and have them recorded; return why they were not, or nothing."""
+
+    async def ask_webrtc(self, question: dict[str, Any]) -> dict[str, Any] | None:
+        """Pass a question on to the WebRTC server of this run; None if there is none, or it does not answer."""
 
 
 class HttpSink:
@@ -114,6 +126,7 @@ class HttpSink:
         self._count = 0
         self._arrived = asyncio.Event()
         self._drawing = asyncio.Lock()
+        self._offers = 0
         self._closing = False
         self._viewers = 0
         self._servers: list[asyncio.Server] = []
@@ -124,6 +137,7 @@ class HttpSink:
             [
                 web.get("/", _asset("index.html", "text/html")),
                 web.get("/page.js", _asset("page.js", "text/javascript")),
+                web.get("/webrtc.js", _asset("webrtc.js", "text/javascript")),
                 web.get("/zones.js", _asset("zones.js", "text/javascript")),
                 web.get("/page.css", _asset("page.css", "text/css")),
                 web.get("/icon.svg", _asset("icon.svg", "image/svg+xml")),
@@ -141,6 +155,9 @@ class HttpSink:
                 web.put("/api/privacy", self._put_privacy),
                 web.get("/api/zones", self._get_zones),
                 web.put("/api/zones", self._put_zones),
+                web.get("/api/webrtc", self._begin_webrtc),
+                web.post("/api/webrtc", self._offer_webrtc),
+                web.delete("/api/webrtc/{peer}", self._leave_webrtc),
             ]
         )
         # The handler of a viewer that leaves is cancelled at once, not at the next frame.
@@ -331,6 +348,41 @@ class HttpSink:
             text = f"the zones hold now, but may be lost at the next start, as they could not be recorded: {reason}\n"
             raise web.HTTPInternalServerError(text=text)
         return await self._get_zones(request)
+
+    async def _begin_webrtc(self, request: web.Request) -> web.Response:
+        """Say which relays a browser may use."""
+        _, text, _ = await self._ask_webrtc({"do": "begin"})
+        return web.Response(text=text, content_type="application/json")
+
+    async def _offer_webrtc(self, request: web.Request) -> web.Response:
+        """Take an offer and return the answer, in the manner of WHEP (draft-ietf-wish-whep)."""
+        if request.content_type != "application/sdp":  # nor can a form of another site send this
+            raise web.HTTPUnsupportedMediaType(text="send the offer as application/sdp\n")
+        offer = (await _read(request, MOST_OFFER_BYTES)).decode(errors="replace")
+        if self._offers >= MOST_OFFERS:
+            raise web.HTTPServiceUnavailable(text="too many offers wait for their answer: ask again\n")
+        self._offers += 1
+        try:
+            status, text, peer = await self._ask_webrtc({"do": "offer", "sdp": offer})
+        finally:
+            self._offers -= 1
+        where = {"Location": f"/api/webrtc/{peer}"} if peer else {}
+        return web.Response(status=status, text=text, content_type="application/sdp", headers=where)
+
+    async def _leave_webrtc(self, request: web.Request) -> web.Response:
+        await self._ask_webrtc({"do": "leave", "peer": request.match_info["peer"]})
+        return web.Response()
+
+    async def _ask_webrtc(self, question: dict[str, Any]) -> tuple[int, str, str]:
+        """Return status, text and name of the peer as the WebRTC server gives them. Raises HTTP errors for others."""
+        match await self._controls.ask_webrtc(question):
+            case None:
+                raise web.HTTPNotFound(text="no WebRTC here, or it does not answer: MJPEG is at /stream.mjpg\n")
+            case {"status": 200 | 201 as status, "text": str(text), "peer": str(peer)} if PEER.fullmatch(peer):
+                return status, text, peer
+            case {"status": int(status), "text": str(text)} if status in REFUSALS:
+                raise REFUSALS[status](text=text)
+        raise web.HTTPBadGateway(text="the WebRTC server gave an answer that is none\n")
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:

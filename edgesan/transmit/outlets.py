@@ -267,6 +267,7 @@ class Outlets:
                 "kind": peer.target.kind.module,
                 "connected": peer.state.connected and peer.descriptor >= 0,
                 "why": peer.state.why,
+                "viewers": peer.state.viewers,
                 "bytes": peer.state.bytes,
                 "retries": peer.state.retries,
                 "dropped": peer.dropped,

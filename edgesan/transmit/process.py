@@ -337,6 +337,10 @@ class Transmitter:
         """The zones of the configuration, and those that the owner has drawn."""
         return self._config.zones, self._drawn
 
+    async def ask_webrtc(self, question: dict[str, Any]) -> dict[str, Any] | None:
+        """Pass a question on to the outlet of WebRTC; None if there is none, or it does not answer."""
+        return await self.outlets.ask("webrtc", question)
+
     async def draw(self, zones: tuple[Zone, ...]) -> str:
         """Blacken these zones from the next frame on, and have the parent record them; return why it did not."""
         self._drawn = zones

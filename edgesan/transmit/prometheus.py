@@ -89,9 +89,11 @@ class Exporter(Collector):
 def _outputs(outputs: list[dict[str, Any]]) -> list[Metric]:
     """Return the metrics of what reaches out. Two outputs may have the same name, which shows no path."""
     up = GaugeMetricFamily("edgesan_output_up", "1 while it takes what is sent.", labels=["output", "to"])
-    families: list[Metric] = [up]
+    viewers = GaugeMetricFamily("edgesan_output_viewers", "Viewers who came to it.", labels=["output", "to"])
+    families: list[Metric] = [up, viewers]
     for number, output in enumerate(outputs):
         up.add_metric([str(number), output["to"]], int(output["connected"]))
+        viewers.add_metric([str(number), output["to"]], output["viewers"])
     for key, (name, text) in OUTPUTS.items():
         family = CounterMetricFamily(name, text, labels=["output", "to"])
         for number, output in enumerate(outputs):

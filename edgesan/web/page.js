@@ -1,4 +1,5 @@
 // Shows /api/status once a second, and sends the dial, the privacy switch and the zones to the server.
+import { webrtcPlayer } from "./webrtc.js";
 import { zonesEditor } from "./zones.js";
 
 const $ = (id) => document.getElementById(id);
@@ -113,7 +114,8 @@ function tell(kind, text, note) {
   const picture = $("picture");
   const full = document.fullscreenElement || $("stage").classList.contains("filled");
   const warning = full && kind === "warned" ? (last.warnings ?? []).join(" · ") : "";
-  complain("note", note || !picture.naturalWidth ? text : warning); // nothing else of the page is seen in full screen
+  const seen = player.isPlaying() || picture.naturalWidth;
+  complain("note", note || !seen ? text : warning); // nothing else of the page is seen in full screen
 }
 
 function show(status) {
@@ -127,14 +129,18 @@ function show(status) {
   $("warning").hidden = !status.warnings?.length;
   // While the camera is lost, the server sends a card that says so: that one is not old.
   const old = !status.ready && status.camera_up === true;
-  $("picture").classList.toggle("old", old);
+  $("stage").classList.toggle("old", old);
   $("picture").classList.remove("gone");
+  const webrtc = (status.outputs ?? []).find(({ kind }) => kind === "webrtc");
+  if (webrtc?.connected) player.offer(webrtc.starts);
+  else if (!player.isPlaying()) complain("way", "");
   if (status.size?.every(Boolean)) $("stage").style.aspectRatio = status.size.join(" / "); // none while it is closed
   $("fps").textContent = live ? (status.fps ?? 0).toFixed(1) : "–";
   $("faces").textContent = live ? status.faces ?? "–" : "–";
   const delay = status.transmit.ms.glass_to_wire; // measured while somebody watches
   $("age").textContent = live && delay ? `${delay.p50.toFixed(0)} ms` : "–";
-  $("viewers").textContent = status.transmit.viewers;
+  const others = (status.outputs ?? []).map(({ viewers }) => viewers ?? 0);
+  $("viewers").textContent = others.reduce((sum, count) => sum + count, status.transmit.viewers);
   $("wall").textContent = status.wall ? rate(status.wall.bytes_per_s) : "–";
   zones.show(status);
   showSwitch(status);
@@ -219,16 +225,31 @@ async function poll() {
     if (answer.status === 401) location.reload(); // another token is in force: the server asks for it
     if (!answer.ok) throw new Error((await answer.text()).trim());
     const status = await answer.json();
-    if (broken) watch();
+    if (broken && !player.isPlaying()) watch();
     broken = false;
     show(status);
   } catch {
     broken = true;
-    $("picture").classList.add("old");
+    $("stage").classList.add("old");
     for (const id of ["fps", "faces", "age", "viewers", "wall"]) $(id).textContent = "–";
     tell("lost", "no connection – trying again", true);
   }
 }
+
+const player = webrtcPlayer({
+  video: $("video"),
+  headers,
+  began() {
+    $("picture").removeAttribute("src"); // the same picture twice would cost the camera twice
+    $("picture").hidden = true;
+    complain("way", "The picture comes by WebRTC.");
+  },
+  ended(reason) {
+    complain("way", `The picture comes by MJPEG, later and with more bytes than by WebRTC: ${reason}.`);
+    $("picture").hidden = false;
+    if (!$("picture").hasAttribute("src")) watch();
+  },
+});
 
 function watch() {
   // A picture cannot send headers: its token stands in the address.
@@ -277,7 +298,7 @@ $("privacy").addEventListener("change", async () => {
 });
 $("picture").addEventListener("error", () => {
   $("picture").classList.add("gone");
-  setTimeout(watch, 1000);
+  setTimeout(() => player.isPlaying() || watch(), 1000);
 });
 $("full").addEventListener("click", fullScreen);
 document.addEventListener("click", (event) => {

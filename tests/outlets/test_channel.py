@@ -55,7 +55,7 @@ UP = (
     Want(0),
     Claims(b"\1\2"),
     Key(),
-    State(True, "", 2**40, 3),
+    State(True, "", 2**40, 3, 7),
     State(False, "nobody answers"),
     Signal(1, {}),
     Alpha(0.5),

@@ -5,7 +5,7 @@ import http.client
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +44,8 @@ class Wishes:
         self.asked, self.hears = list[float | Request](), True
         self.drawn: tuple[Zone, ...] = ()
         self.unrecorded = ""  # why zones cannot be recorded
+        self.questions: list[dict[str, Any]] = []
+        self.webrtc: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]] | None = None
 
     @property
     def zones(self) -> tuple[tuple[Zone, ...], tuple[Zone, ...]]:
@@ -60,6 +62,10 @@ class Wishes:
     async def draw(self, zones: tuple[Zone, ...]) -> str:
         self.drawn = zones
         return self.unrecorded
+
+    async def ask_webrtc(self, question: dict[str, Any]) -> dict[str, Any] | None:
+        self.questions.append(question)
+        return await self.webrtc(question) if self.webrtc else None
 
 
 class ServerThread(Wishes):
@@ -180,9 +186,9 @@ class LiveServer(ServerThread):
 class Viewer:
     """Reads pictures from the MJPEG stream."""
 
-    def __init__(self, port: int, timeout: float = 5) -> None:
+    def __init__(self, port: int, timeout: float = 5, token: str = "") -> None:
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
-        self._connection.request("GET", "/stream.mjpg")
+        self._connection.request("GET", "/stream.mjpg", headers={"Authorization": f"Bearer {token}"} if token else {})
         self._answer = self._connection.getresponse()
         assert self._answer.getheader("Content-Type", "").startswith("multipart/x-mixed-replace")
 

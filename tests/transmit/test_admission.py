@@ -138,7 +138,7 @@ def test_with_a_token_nothing_is_shown_without_it(serve: Serve) -> None:
         assert live.get("/api/status", Authorization=header)[0] == 401
     assert live.get(f"/?token={TOKEN}")[0] == 200
     assert live.get("/api/status", Authorization=f"Bearer {TOKEN}")[0] == 200
-    for asset in ("/page.js", "/zones.js", "/page.css", "/icon.svg"):
+    for asset in ("/page.js", "/webrtc.js", "/zones.js", "/page.css", "/icon.svg"):
         assert live.get(asset)[0] == 200
 
 

@@ -39,8 +39,7 @@ WHOLE = STATUS | {
 }
 
 
-@pytest.fixture(scope="module")
-def chrome() -> Iterator[webdriver.Chrome]:
+def start_chrome() -> webdriver.Chrome:
     driver_path, browser = shutil.which("chromedriver"), shutil.which("chromium") or shutil.which("google-chrome")
     if driver_path is None or browser is None:
         pytest.skip("chromium and chromedriver are not installed (apt install chromium chromium-driver)")
@@ -58,7 +57,12 @@ def chrome() -> Iterator[webdriver.Chrome]:
         "--window-size=900,1200",
     ):
         options.add_argument(flag)
-    driver = webdriver.Chrome(options=options, service=Service(driver_path))
+    return webdriver.Chrome(options=options, service=Service(driver_path))
+
+
+@pytest.fixture(scope="module")
+def chrome() -> Iterator[webdriver.Chrome]:
+    driver = start_chrome()
     yield driver
     driver.quit()
 
@@ -155,7 +159,7 @@ def test_the_page_says_what_crosses_the_wall_and_that_a_picture_is_old(
     assert text(driver, "model") == "default v3 (abcdef01)"
 
     live.pause()
-    wait(driver, "return document.getElementById('picture').classList.contains('old')")
+    wait(driver, "return document.getElementById('stage').classList.contains('old')")
     assert text(driver, "status") == text(driver, "note") == "waiting for a picture"
     assert not driver.find_element(By.ID, "alpha").is_enabled(), "nobody would hear it"
 

@@ -154,7 +154,7 @@ def test_the_page_needs_nothing_from_elsewhere(serve: Serve) -> None:
     assert headers["X-Content-Type-Options"] == "nosniff"
     assert headers["X-Frame-Options"] == "DENY"
     assert "Access-Control-Allow-Origin" not in headers
-    for asset in ("/page.js", "/zones.js", "/page.css", "/icon.svg"):
+    for asset in ("/page.js", "/webrtc.js", "/zones.js", "/page.css", "/icon.svg"):
         assert live.get(asset)[0] == 200
     for path in ("/../pyproject.toml", "/page.js/../../config.py", "/nothing", "/models/default.onnx"):
         assert live.get(path)[0] == 404
