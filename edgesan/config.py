@@ -132,6 +132,9 @@ class Config:
         "secret that viewers must present, needed if other machines can connect (EDGESAN_TOKEN hides it better)",
         "SECRET",
     )
+    announce: bool = option(
+        False, "announce the camera in the local network, so that other programs find it by its name (mDNS)"
+    )
     embed_from: tuple[str, ...] = option(
         (), "origin of pages that may show the picture, such as https://home.example:8123; repeatable", "ORIGIN"
     )
@@ -193,7 +196,7 @@ class Config:
     def targets(self) -> list[Target]:
         """The servers and folders among `out` that a process of its own sends to."""
         found = (sink for sink in self.out if not sink.startswith(SERVERS) and targets.is_target(sink))
-        return [targets.parse(sink) for sink in found]
+        return [*map(targets.parse, found), *([targets.parse("announce:")] if self.announce else [])]
 
     @property
     def out_names(self) -> list[str]:

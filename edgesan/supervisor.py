@@ -85,7 +85,7 @@ OF_BOTH: Final = frozenset(
     {"model", "threads", "trusted_keys", "allow_unsigned", "zone", "background", "scene"}
     | {"require_isolation", "allow_rollback", "camera", "fps", "log_level", "log_format"}
 )
-OF_TRANSMIT: Final = OF_BOTH | {"out", "token", "tls_cert", "tls_key", "embed_from", "name"}
+OF_TRANSMIT: Final = OF_BOTH | {"out", "token", "tls_cert", "tls_key", "embed_from", "name", "announce"}
 OF_SANITIZE: Final = frozenset(f.name for f in fields(Config)) - FIXED - (OF_TRANSMIT - OF_BOTH)
 
 

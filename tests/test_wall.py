@@ -157,7 +157,10 @@ def test_sockets_are_made_where_they_belong() -> None:
         "fetch.camera",  # asks it before FFmpeg does
         "isolation.limits",  # tries whether a stranger can be reached
         "isolation.probes",  # tries whether a socket can be made
+        "isolation.seccomp",  # the kinds of sockets, as numbers
+        "outlets.announce",  # asks the kernel which address this machine has
         "outlets.process",  # its end of a pair
+        "outlets.push",  # tries a server's certificate
         "outlets.rtsp_server",  # a pair, through which it feeds the program
         "supervisor",  # a pair, through which the transmit process receives its pipes, and one for each outlet
         "transmit.admission",

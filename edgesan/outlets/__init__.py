@@ -10,4 +10,5 @@ frames, and no more of it than it asks for.
     record        a folder of clips
     rtsp_server   RTSP for players, which the system's GStreamer serves (gst_rtsp)
     webrtc        browsers that show the page
+    announce      the name of the camera in the local network
 """
