@@ -83,6 +83,7 @@ class HttpCamera:
 
     def __init__(self) -> None:
         self.sent = 0
+        self.still: Pixels | None = None  # shown instead of pictures that tell their number
         self.on, self.silent = threading.Event(), threading.Event()
         self.port = 0
         self.plug_in()
@@ -106,7 +107,8 @@ class HttpCamera:
                 self.end_headers()
                 while camera.on.is_set():
                     if not camera.silent.is_set():
-                        part = cv2.imencode(".jpg", flat(camera.sent, (320, 240)))[1].tobytes()
+                        shown = flat(camera.sent, (320, 240)) if camera.still is None else camera.still
+                        part = cv2.imencode(".jpg", shown)[1].tobytes()
                         head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(part)}\r\n\r\n".encode()
                         self.wfile.write(head + part + b"\r\n")
                         camera.sent += 1

@@ -21,6 +21,7 @@ from edgesan.fetch import camera
 from edgesan.fetch.packets import CODECS, Claims, Fault, Header, Packet, Reader, Reason, pack, sender
 from tests.capture.support import HttpCamera, flat, index_of, open_camera, play, take
 from tests.support import Running, child, free_port, report
+from tests.support import run as run_command
 
 SYSTEM_PYTHON = "/usr/bin/python3"
 RTSP_CAMERA = Path(__file__).with_name("rtsp_camera.py")
@@ -161,6 +162,19 @@ def test_no_process_fetches_while_the_owner_has_the_camera_closed_nor_after_a_cr
         second = child(run.process.pid, "fetch")
         run.process.kill()
         second.wait(BACK_S)
+
+
+@pytest.mark.slow
+def test_a_still_of_the_room_is_taken_with_a_network_camera(http_camera: HttpCamera, tmp_path: Path) -> None:
+    http_camera.still = np.full((240, 320, 3), (90, 120, 150), np.uint8)
+    options = ("--camera", http_camera.url, "--state-dir", str(tmp_path), "--require-isolation")
+    done = run_command("scene", "take", "--seconds", "8", *options)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "scene-proposed.png").exists()
+    http_camera.unplug()
+    done = run_command("scene", "take", "--seconds", "2", *options)
+    assert (done.returncode, "nothing listens at port" in done.stderr) == (CameraError.exit_code, True)
+    assert "s3cret" not in done.stderr
 
 
 # --- in this process: a decoder, and packets --------------------------------------------------------------------------
