@@ -104,7 +104,7 @@ def build(out: Path, python: str, machine: str, ready: Path | None = None) -> No
         shutil.copyfile(DEMO_MODEL, model / "model.onnx")
         shutil.copyfile(signature_path(DEMO_MODEL), model / "model.onnx.sig")
         _describe(tree / "DEBIAN", python, machine)
-        command = ["dpkg-deb", "--root-owner-group", "--build", str(tree), str(out)]
+        command = ["dpkg-deb", "-Zzstd", "--root-owner-group", "--build", str(tree), str(out)]
         try:
             done = subprocess.run(
                 command,
