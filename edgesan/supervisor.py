@@ -178,6 +178,7 @@ class Outlet:
     child: Child | None = None
     alive_s: float = 0.0  # when it last said something
     due_s: float = 0.0
+    begun: bool = False  # whether it could start once
     said: str = ""  # what was logged last of its end, which is said once
 
 
@@ -443,7 +444,7 @@ class Supervisor:
         if child is None:
             return
         while (heard := child.control.receive()) is not None and heard.kind:
-            outlet.alive_s, child.ready = now_s, True
+            outlet.alive_s, outlet.begun = now_s, True
         if child.is_alive() and now_s - outlet.alive_s > HUNG_S:
             logger.warning("%s: its process does not answer for %g s, and is ended", outlet.target.name, HUNG_S)
             child.end(0)
@@ -451,7 +452,7 @@ class Supervisor:
             return
         child.control.close()
         outlet.child = None
-        if child.code in (ConfigError.exit_code, IsolationError.exit_code) and not child.ready:
+        if child.code in (ConfigError.exit_code, IsolationError.exit_code) and not outlet.begun:
             raise Ended(self._code(child))
         if child.code == 0:  # the transmit process has ended, or its configuration has changed
             outlet.due_s = now_s + ENDED_S

@@ -127,7 +127,9 @@ KINDS: Final[Mapping[str, Kind]] = {
     "webrtc": Kind(
         "webrtc", "webrtc:?peers=8", prepares=True, needs="aiortc", options={"peers": number, "turn": relay}
     ),
-    "dir": Kind("record", "dir:/FOLDER?segment=60s&keep=10GiB", calls=False, writes=True, options=_RECORD),
+    "dir": Kind(
+        "record", "dir:/FOLDER?segment=60s&keep=10GiB", calls=False, writes=True, prepares=True, options=_RECORD
+    ),
 }
 
 

@@ -22,7 +22,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgesan.frames import Pixels
-from tests.faults.cases import FAULTS, HTTP, REACHED, Fault
+from tests.faults.cases import FAULTS, HTTP, JPEG, REACHED, Fault
 from tests.support import CLIP, COMMAND, ROOT, free_port, report
 
 CELL, STRENGTH = 4, 14  # of the pattern: pixels of a square, levels up or down
@@ -172,7 +172,7 @@ ROWS = [pytest.param(f, id=f.title, marks=() if f.quick else pytest.mark.slow) f
 @pytest.mark.parametrize("fault", ROWS)
 def test_no_fault_lets_a_raw_pixel_out(canary: Canary, tmp_path: Path, fault: Fault) -> None:
     port = free_port()
-    served = f"http://127.0.0.1:{port}" if fault.module == HTTP else ""
+    served = f"http://127.0.0.1:{port}" if fault.module in (HTTP, JPEG) else ""
     process = launch(canary, tmp_path, fault.title, served)
     if served:
         viewer = threading.Thread(target=view, args=(process, port, tmp_path / "seen"))

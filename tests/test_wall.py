@@ -160,7 +160,7 @@ def test_sockets_are_made_where_they_belong() -> None:
         "isolation.seccomp",  # the kinds of sockets, as numbers
         "outlets.announce",  # asks the kernel which address this machine has
         "outlets.process",  # its end of a pair
-        "outlets.push",  # tries a server's certificate
+        "outlets.push",  # asks why a server is not reached
         "outlets.rtsp_server",  # a pair, through which it feeds the program
         "supervisor",  # a pair, through which the transmit process receives its pipes, and one for each outlet
         "transmit.admission",

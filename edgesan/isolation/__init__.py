@@ -155,10 +155,13 @@ def outlet_process(*, network: bool) -> str:
     return "outlet" if network else "recorder"
 
 
-def outlet(writes: Iterable[Path] = (), *, network: bool, ports: Iterable[int] | None = None) -> list[IsolationClaim]:
+def outlet(
+    reads: Iterable[Path] = (), writes: Iterable[Path] = (), *, network: bool, ports: Iterable[int] | None = None
+) -> list[IsolationClaim]:
     """Give up all that a process which sends or records sanitized frames does not need, above all the cameras.
 
     Args:
+        reads: files and folders that it reads, beside those of Python and the system.
         writes: folders that it makes files in.
         network: keep the network.
         ports: TCP ports that it may connect to, where the kernel can say so (Landlock version 4); None: any.
@@ -170,13 +173,11 @@ def outlet(writes: Iterable[Path] = (), *, network: bool, ports: Iterable[int] |
         IsolationError: as `sanitize`.
     """
     _must_be_alone()
-    writes = list(writes)
-    context = ProbeContext.now(writes, writes)
+    reads, writes = list(reads), list(writes)
+    context = ProbeContext.now([*reads, *writes], writes)
     context.session = limits.leave_terminal()
-    if not network:
-        context.network = limits.leave_network()
     limits.limit_memory(limits.MOST_MEMORY_LOADING)
-    rules = landlock.readable(landlock.RESOLVER if network else ()) | dict.fromkeys(writes, landlock.WRITE)
+    rules = landlock.readable([*reads, *(landlock.RESOLVER if network else ())]) | dict.fromkeys(writes, landlock.WRITE)
     if not landlock.restrict(rules, network=network, ports=ports):
         limits.hide_devices()
     limits.forbid_dumps()

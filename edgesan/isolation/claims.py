@@ -68,7 +68,6 @@ RISKS: Final = {
     ): "can be dumped: a crash, or a debugger, could write its memory, with the token, to a disk",
 }
 RISKS_OF_OUTLETS: Final = {
-    "no network": "can reach the network: whoever takes it over could send clips elsewhere",
     "no camera": "can open the camera: whoever takes it over could see raw pictures",
     "no socket": "can reach other programs: whoever takes it over could send clips elsewhere",
     "no local socket": "can talk to other programs of this machine: whoever takes it over could use them",

@@ -455,5 +455,5 @@ PROBES: Final[Mapping[str, tuple[Probe, ...]]] = {
     "transmit": (*CAMERA, *SOCKETS, CONNECT, *STREAM, *COMMON),
     "fetch": (*CAMERA, *ONE_PORT, *COMMON, SWAP),
     "outlet": (*CAMERA, *LOCAL, *COMMON),  # which reaches out
-    "recorder": (*CAMERA, *NETWORK, *SOCKETS, CONNECT, *PACKET, *COMMON),  # which writes, and reaches nobody
+    "recorder": (*CAMERA, *SOCKETS, CONNECT, *PACKET, *COMMON),  # which writes, and reaches nobody
 }

@@ -11,4 +11,5 @@ frames, and no more of it than it asks for.
     rtsp_server   RTSP for players, which the system's GStreamer serves (gst_rtsp)
     webrtc        browsers that show the page
     announce      the name of the camera in the local network
+    mux           packets of the one encoder for PyAV
 """

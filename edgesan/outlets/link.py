@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Final
 
 from edgesan.outlets.channel import (
@@ -37,6 +38,8 @@ from edgesan.outlets.channel import (
 
 logger = logging.getLogger(__name__)
 
+AUTHORITIES: Final = Path(os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt")
+"""The file of the authorities whose certificates are trusted. OpenSSL knows the variable, and the place, too."""
 FIRST_WAIT_S: Final = 0.5
 QUICK_WAIT_S: Final = 4.0  # most seconds between two attempts at first: a server that is back has its stream within 5 s
 QUICK_S: Final = 300.0  # for so long
@@ -197,6 +200,7 @@ class Attempts:
         self._back_off = back_off or BackOff()
         self._why, self._bytes, self._retries = "", 0, 0
         self._connected_s: float | None = None
+        self._lost_before = False
         self._said_s = 0.0
 
     async def run(self, attempt: Callable[[], Awaitable[None]]) -> None:
@@ -224,8 +228,8 @@ class Attempts:
 
     def connected(self) -> None:
         """Say that the server takes what is sent."""
-        if self._why or self._connected_s is None:
-            logger.info("%s %s", self._name, "is back" if self._why else "is connected")
+        if self._connected_s is None:
+            logger.info("%s takes the stream%s", self._name, " again" if self._lost_before else "")
         self._why, self._connected_s = "", time.monotonic()
         self._tell()
 
@@ -240,7 +244,7 @@ class Attempts:
             self._back_off.reset()
         if why != self._why:
             logger.warning("%s: %s; trying again", self._name, why)
-        self._why, self._connected_s = why, None
+        self._why, self._connected_s, self._lost_before = why, None, True
         self._tell()
 
     def _tell(self) -> None:

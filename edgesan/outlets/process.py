@@ -4,17 +4,10 @@ A module of an outlet is one coroutine, and nothing else is called of it:
 
     async def run(link: Link, target: Target, prepared: Any) -> None
 
-<<<<<<< HEAD
-It asks `link` for what it wants, and sends it to `target`. It ends with `Closed`, which `link` raises, or with `Hung`.
-SIGTERM cancels it: it then finishes what it writes. What it cannot do once rights are given up, such as starting a
-program, it does before, in a function `prepare(config, target)`, whose result it is given (`Kind.prepares`); otherwise
-`prepared` is None.
-=======
 It asks `link` for what it wants, and sends it to `target`. It ends with `Closed`, which `link` raises. It may block the
 loop for some seconds, inside of a `deadline`, which ends the process. SIGTERM cancels it: it then finishes what it
 writes. What it cannot do once rights are given up, such as starting a program, it does before, in a function
-`prepare(target)`, whose result it is given (`Kind.prepares`); otherwise `prepared` is None.
->>>>>>> h-outputs
+`prepare(config, target)`, whose result it is given (`Kind.prepares`); otherwise `prepared` is None.
 """
 
 import asyncio
@@ -32,7 +25,7 @@ from edgesan.config import Config
 from edgesan.control import ALIVE, READY, ControlChannel
 from edgesan.errors import ConfigError
 from edgesan.outlets.channel import Claims
-from edgesan.outlets.link import Closed, Link
+from edgesan.outlets.link import AUTHORITIES, Closed, Link
 from edgesan.targets import Target
 
 logger = logging.getLogger(__name__)
@@ -61,6 +54,7 @@ def run(config: Config, target: Target, connection: socket.socket, control: Cont
         raise ConfigError(f"{target.name} needs {kind.needs}: pip install 'edgesan[{kind.module}]'")
     prepared = import_module(name).prepare(config, target) if kind.prepares else None
     claims = isolation.outlet(
+        [AUTHORITIES] if kind.calls else [],
         [] if target.folder is None else [target.folder],
         network=kind.calls,
         ports=None if kind.any_port else [target.port],

@@ -7,12 +7,11 @@ call has a `deadline`, too.
 
 import asyncio
 import errno
-import io
+import os
 import socket
 import ssl
 import time
 from contextlib import suppress
-from fractions import Fraction
 from functools import cache
 from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
@@ -20,11 +19,12 @@ from urllib.parse import urlsplit, urlunsplit
 import av
 
 from edgesan.outlets.channel import VIDEO, Video
-from edgesan.outlets.link import Attempts, Link, Lost, deadline
+from edgesan.outlets.link import AUTHORITIES, Attempts, Link, Lost, deadline
+from edgesan.outlets.mux import add_video, packet_of
 from edgesan.targets import Target
 
-TIME_BASE: Final = Fraction(1, 1_000_000)
 SILENT_S: Final = 3.0  # for a server to answer
+DEAF_S: Final = 4.0  # for a server to take what it is sent
 DEADLINE_S: Final = 6.0  # for a call of FFmpeg to come back
 FORMATS: Final = {"rtsp": "rtsp", "rtmp": "flv", "whip": "whip"}  # by the beginning of the scheme
 ENCRYPTED: Final = ("rtsps", "rtmps", "whip+https")
@@ -67,7 +67,7 @@ async def push(link: Link, target: Target, attempts: Attempts) -> None:
         began_ns = packet.captured_ns
         while (packet.width, packet.height) == (first.width, first.height):
             with deadline(DEADLINE_S):
-                mux(container, packet, began_ns)
+                container.mux(packet_of(packet, began_ns, container))
             attempts.sent(len(packet.packet))
             packet = await link.video()
     finally:
@@ -82,19 +82,31 @@ def open_server(target: Target, first: Video) -> Any:
     if format_name == "rtsp":
         options = {"rtsp_transport": "tcp", "timeout": str(round(SILENT_S * 1e6))}
         if target.scheme in ENCRYPTED:
-            options |= {"tls_verify": "1", "verifyhost": target.host, "ca_file": authorities()}
+            options |= {"tls_verify": "1", "verifyhost": target.host, "ca_file": str(AUTHORITIES)}
     elif format_name == "flv":
         options = {"flush_packets": "1"}  # a packet does not wait for others
     else:
         parts = urlsplit(url.removeprefix("whip+"))
         url = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
         options = whip(target.password)
+    before = set(os.listdir("/proc/self/fd"))
     container = av.open(url, "w", format=format_name, options=options)
-    with av.open(io.BytesIO(first.packet), format="h264") as described:
-        stream = container.add_stream_from_template(described.streams.video[0], opaque=True)
-    stream.time_base = TIME_BASE
-    container.start_encoding()
+    add_video(container, first)
+    for descriptor in set(os.listdir("/proc/self/fd")) - before:
+        end_when_silent(int(descriptor))
     return container
+
+
+def end_when_silent(descriptor: int) -> None:
+    """Have the kernel end a TCP connection of FFmpeg's whose other side takes nothing for a while (tcp(7)).
+
+    Otherwise seconds of a small stream would wait in the kernel, and be sent again ever more rarely: a network that is
+    back would not have its stream back.
+    """
+    # It may be no socket, or the descriptor of the listing, which is closed already.
+    with suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as connection:
+        if connection.type == socket.SOCK_STREAM:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(DEAF_S * 1000))
 
 
 @cache
@@ -106,20 +118,6 @@ def whip(token: str) -> dict[str, str]:
     options = {"handshake_timeout": str(round(SILENT_S * 1000)), "whip_flags": "dtls_active"}
     options |= {"cert_file": certificate_file, "key_file": key_file}
     return options | ({"authorization": token} if token else {})
-
-
-def mux(container: Any, video: Video, began_ns: int) -> None:
-    """Send a packet. Raises FFmpegError or OSError."""
-    packet = av.Packet(video.packet)
-    packet.pts = packet.dts = (video.captured_ns - began_ns) // 1000
-    packet.time_base, packet.is_keyframe = TIME_BASE, video.key
-    packet.stream = container.streams[0]
-    container.mux(packet)
-
-
-def authorities() -> str:
-    """Return the file of the authorities whose certificates this system trusts; SSL_CERT_FILE names another one."""
-    return ssl.get_default_verify_paths().cafile or "/etc/ssl/certs/ca-certificates.crt"
 
 
 # --- words ------------------------------------------------------------------------------------------------------------

@@ -232,7 +232,8 @@ class HttpSink:
                 shown, frame = self._count, self._frame
                 assert frame is not None
                 picture = self._newest_jpeg()
-                head = f"Content-Type: image/jpeg\r\nContent-Length: {len(picture)}\r\n\r\n".encode()
+                taken = f"X-Timestamp: {wall_s(frame.stamps.captured_ns):.6f}\r\n"
+                head = f"Content-Type: image/jpeg\r\n{taken}Content-Length: {len(picture)}\r\n\r\n".encode()
                 started_ns = time.monotonic_ns()
                 try:
                     # A browser shows a part when it sees the boundary behind it, so both are sent together.
@@ -495,6 +496,11 @@ class Connection(web.RequestHandler):
         answer = web.Response(status=400, text="this is not a valid HTTP request\n", headers=HEADERS | _framing(()))
         answer.force_close()
         return answer
+
+
+def wall_s(captured_ns: int) -> float:
+    """Return a time of CLOCK_MONOTONIC as seconds since 1970, by the clock of the moment."""
+    return time.clock_gettime(time.CLOCK_REALTIME) - (time.monotonic_ns() - captured_ns) / 1e9
 
 
 def _framing(embed_from: Collection[str]) -> dict[str, str]:

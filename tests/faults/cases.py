@@ -14,6 +14,7 @@ from edgesan.errors import CameraLost, ModelError, SinkError
 
 CAPTURE, FACES, SANITIZE, MODEL = "edgesan.capture.opencv", "edgesan.faces", "edgesan.sanitize", "edgesan.model.load"
 LINK, RENDER, FILES, HTTP = "edgesan.transmit.link", "edgesan.render", "edgesan.transmit.file", "edgesan.transmit.http"
+JPEG = "edgesan.transmit.jpeg"
 AFTER = 5  # calls that go well
 REACHED = "[the fault was reached]\n"
 Wrong = Callable[..., Any]  # wrong(original, *arguments)
@@ -258,10 +259,10 @@ FAULTS = (
     Fault("file", "clock set back", FILES, set_clock_back),
     Fault("file", "disk full", FILES, breaks("ClipWriter.write", disk_full), (5,), True),
     Fault("file", "hang", FILES, breaks("ClipWriter.write", hangs(1)), (0, 5)),
-    Fault("jpeg", "exception", HTTP, codec_fails, quick=True),
-    Fault("jpeg", "nothing", HTTP, breaks("cv2.imencode", lambda *_: (False, None))),
-    Fault("jpeg", "killed", HTTP, breaks("cv2.imencode", killed)),
-    Fault("jpeg", "hang", HTTP, breaks("cv2.imencode", hangs(1))),
+    Fault("jpeg", "exception", JPEG, codec_fails, quick=True),
+    Fault("jpeg", "nothing", JPEG, breaks("cv2.imencode", lambda *_: (False, None))),
+    Fault("jpeg", "killed", JPEG, breaks("cv2.imencode", killed)),
+    Fault("jpeg", "hang", JPEG, breaks("cv2.imencode", hangs(1))),
     Fault("stream", "exception", HTTP, breaks("HttpSink.send", fails_later(SinkError("it broke"))), (5,), True),
     Fault("stream", "out of memory", HTTP, breaks("HttpSink.send", fails_later(MemoryError()))),
     Fault("stream", "hang", HTTP, breaks("HttpSink.send", hangs_later)),

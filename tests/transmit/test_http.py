@@ -27,6 +27,19 @@ def test_a_viewer_sees_the_stream_move(serve: Serve) -> None:
     assert len({int(picture.mean()) for picture in pictures}) == 5
 
 
+def test_each_picture_of_the_stream_says_when_it_was_taken(serve: Serve) -> None:
+    live = serve()
+    live.picture(age_ns=500_000_000)
+    before_s = time.clock_gettime(time.CLOCK_REALTIME)
+    with live.connect() as viewer:
+        viewer.sendall(b"GET /stream.mjpg HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
+        heard = b""
+        while b"X-Timestamp: " not in heard or b"\r\n\r\n" not in heard.partition(b"X-Timestamp: ")[2]:
+            heard += viewer.recv(4096)
+    taken_s = float(heard.partition(b"X-Timestamp: ")[2].partition(b"\r\n")[0])
+    assert before_s - 60 < taken_s < before_s, "seconds since 1970, and half a second ago"
+
+
 def test_two_viewers_cost_one_encoding_per_frame_and_none_costs_none(serve: Serve) -> None:
     live = serve().flow()
     live.until("/readyz", lambda status, _: status == 200)

@@ -161,7 +161,7 @@ def test_one_that_reads_nothing_loses_frames_and_goes_on_with_a_key_frame(stage:
     async def play(s: Stage) -> None:
         await s.say(0, Want(VIDEO | JPEG))
         await s.say(1, Want(VIDEO))
-        big = sanitized_frame(0, (1920, 1080)).pixels
+        big = sanitized_frame(0, (640, 480)).pixels
         for number in range(200):
             s.outlets.send(SanitizedFrame._create(big, sanitized_frame(number, captured_ns=number * STEP_NS).stamps))
             s.heard(1)
@@ -171,7 +171,7 @@ def test_one_that_reads_nothing_loses_frames_and_goes_on_with_a_key_frame(stage:
         for _ in range(200):
             waited += s.heard(0)
             await asyncio.sleep(0)
-        s.outlets.send(sanitized_frame(300, (1920, 1080), captured_ns=300 * STEP_NS))
+        s.outlets.send(sanitized_frame(300, (640, 480), captured_ns=300 * STEP_NS))
         await settled()
         assert [each.key for each in s.heard(0) if isinstance(each, Video)] == [True]
         assert len(waited) < 200

@@ -1,0 +1,1 @@
+"""Real servers that tests push to, each a program of its own."""
