@@ -12,6 +12,7 @@ from typing import Any
 import av
 import pytest
 
+from edgesan.config import Config
 from edgesan.errors import ConfigError
 from edgesan.frames import SanitizedFrame, Stamps
 from edgesan.message import FaceCode, Latents, Place, Silhouette
