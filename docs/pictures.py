@@ -82,9 +82,12 @@ def screenshots(folder: Path, port: int = 8080) -> None:
         with running(port, "--camera", "demo", token="a-secret-of-this-camera"):  # noqa: S106 - nobody's secret
             camera.open()
             camera.take("no-token", "token.checkVisibility()")
-        with network_camera() as (url, unplug), running(port, "--camera", url, "--name", "Yard"):
+        with running(port, "--camera", "demo", "--name", "Yard", "--allow-rollback"):
             camera.open()
             camera.take("weak-isolation", "warning.checkVisibility() && faces.textContent === '2'")
+        with network_camera() as (url, unplug), running(port, "--camera", url, "--name", "Yard"):
+            camera.open()
+            camera.do("0", "faces.textContent === '2'")
             unplug()
             camera.take("camera-lost", "status.textContent.startsWith('camera lost') && faces.textContent === '–'")
 

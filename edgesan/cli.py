@@ -330,7 +330,21 @@ def _add_install(verbs: Verbs) -> None:
         description="Verify a model, switch the board to it, watch its frames, and switch back if they stop.",
     )
     install.add_argument(
-        "model", type=Path, metavar="MODEL", nargs="?", help="an edgesan .onnx file, with its signature beside it"
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        help="an edgesan .onnx file, with its signature beside it, or a repository, https://HOST/FOLDER",
+    )
+    install.add_argument(
+        "--root",
+        type=Path,
+        metavar="FILE",
+        help="root.json of a repository (default: the root that was seen last, or the first, by edgesan's keys)",
+    )
+    install.add_argument(
+        "--configure",
+        metavar="NAME",
+        help="also take the configuration of this name from the repository, such as porch.toml",
     )
     install.add_argument(
         "--settle",
@@ -670,6 +684,8 @@ def _install(arguments: argparse.Namespace) -> int:
 
     if arguments.settle == (arguments.model is not None):
         raise ConfigError("name the model to install: edgesan install MODEL (or give --settle alone, at boot)")
+    if "://" not in (arguments.model or "") and (arguments.root or arguments.configure):
+        raise ConfigError("--root and --configure are for a repository: edgesan install https://HOST/FOLDER")
     path = arguments.config or settings.CONFIG
     token = board_token(path)  # by systemd's file, as the transmit unit has it
     config = load(path, {"token": token} if token else {})
@@ -677,8 +693,17 @@ def _install(arguments: argparse.Namespace) -> int:
     if arguments.settle:
         say(update.settle(config, models))
         return 0
-    command = shlex.split(arguments.restart or update.RESTART)
-    say(update.install(arguments.model, config, models, command, update.Watch(arguments.watch)))
+    command, watching = shlex.split(arguments.restart or update.RESTART), update.Watch(arguments.watch)
+    if "://" in arguments.model:
+        from edgesan.board import repository  # loads python-tuf
+
+        say(repository.install(arguments.model, arguments.root, config, models, command, watching))
+        if arguments.configure:
+            both = shlex.split(arguments.restart or update.RESTART_BOTH)
+            content = repository.fetch_config(arguments.model, arguments.root, arguments.configure, config, models)
+            say(update.configure(content, path, both, watching))
+    else:
+        say(update.install(Path(arguments.model), config, models, command, watching))
     return 0
 
 

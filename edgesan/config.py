@@ -133,6 +133,9 @@ class Config:
         "secret that viewers must present, needed if other machines can connect (EDGESAN_TOKEN hides it better)",
         "SECRET",
     )
+    announce: bool = option(
+        False, "announce the camera in the local network, so that other programs find it by its name (mDNS)"
+    )
     embed_from: tuple[str, ...] = option(
         (), "origin of pages that may show the picture, such as https://home.example:8123; repeatable", "ORIGIN"
     )
@@ -194,7 +197,7 @@ class Config:
     def targets(self) -> list[Target]:
         """The servers and folders among `out` that a process of its own sends to."""
         found = (sink for sink in self.out if not sink.startswith(SERVERS) and targets.is_target(sink))
-        return [targets.parse(sink) for sink in found]
+        return [*map(targets.parse, found), *([targets.parse("announce:")] if self.announce else [])]
 
     @property
     def out_names(self) -> list[str]:
@@ -271,7 +274,7 @@ def check_zones_and_name(c: Config) -> None:
 
 
 def check_safety(c: Config) -> None:
-    """Refuse a background that does not exist, and a camera that isolation would not allow.
+    """Refuse a background that does not exist.
 
     Raises:
         ConfigError: says which option is wrong.
@@ -283,11 +286,6 @@ def check_safety(c: Config) -> None:
         )
     if c.background not in BACKGROUNDS:
         raise ConfigError(f"background is {c.background!r}: choose one of {', '.join(BACKGROUNDS)}")
-    if c.require_isolation and c.camera_is_url and c.role != "transmit":
-        raise ConfigError(
-            "require_isolation is set, and the camera is a URL: the process that sees raw pixels would need the"
-            " network; use a camera of this machine"
-        )
 
 
 def _is_size(text: str) -> bool:

@@ -10,6 +10,7 @@ from typing import Final, NamedTuple
 
 READY: Final = b"R"  # child: everything is open
 ALIVE: Final = b"A"  # child: a frame passed, or a second
+OPENING: Final = b"O"  # sanitize: it opens the camera next
 RESTING: Final = b"P"  # sanitize: privacy is on, and no frame is read; some times a second
 TURNED: Final = b"D"  # sanitize: the dial was turned; the payload is alpha, as text
 RECORD_VERSION: Final = b"V"  # sanitize: record this model version, JSON [name, version]

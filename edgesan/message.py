@@ -49,7 +49,7 @@ encoded after the message (`FrameSanitizer.catch_up`).
 _HEAD: Final = struct.Struct("<BBBBIQIHHHIIBB")
 _FACE: Final = struct.Struct("<HHHHH")
 _STATUS: Final = struct.Struct(f"<BB{len(COUNTERS)}QdfH{3 * len(SPANS)}fIHHBH")
-MOST_RESULTS: Final = 128
+MOST_RESULTS: Final = 192
 
 
 @dataclass(frozen=True, slots=True)

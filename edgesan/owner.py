@@ -16,6 +16,8 @@ from typing import Any, Final, NoReturn
 from edgesan import disk, isolation, scene, standing
 from edgesan.config import Config
 from edgesan.errors import CameraError, ConfigError, EdgesanError, IsolationError
+from edgesan.fetch import Fetcher
+from edgesan.fetch.packets import Reader
 from edgesan.model import rollback
 from edgesan.zones import Zone
 
@@ -52,14 +54,19 @@ def take(config: Config, seconds: float) -> Path:
     if stands.privacy:
         raise ConfigError(standing.PRIVACY)
     _write(path.parent, lambda: path.parent.mkdir(mode=0o700, parents=True, exist_ok=True))
+    url = config.camera if config.camera_is_url else ""
+    fetcher = Fetcher.start(url, required=config.require_isolation) if url else None
     readable, writable = os.pipe2(os.O_CLOEXEC)
     sys.stderr.flush()
     parent = os.getpid()
     child = os.fork()
     if child == 0:
         os.close(readable)
-        _survey(config, seconds, (*config.zones, *stands.zones), parent, writable)
+        _survey(config, seconds, (*config.zones, *stands.zones), parent, writable, fetcher)
     os.close(writable)
+    if fetcher:
+        fetcher.close_child_end()
+        fetcher.connect()
     try:
         with open(readable, "rb") as pipe:
             answer = pipe.read(1 + scene.MOST_BYTES)
@@ -67,6 +74,8 @@ def take(config: Config, seconds: float) -> Path:
         with suppress(ProcessLookupError):
             os.kill(child, 9)  # it has answered, or this process was interrupted
         os.waitpid(child, 0)
+        if fetcher:
+            fetcher.close()
     content = still_of(answer)
     scene.check(content, "that was taken")
     _write(path, lambda: disk.write_whole(path, content, PROPOSED_MODE))
@@ -88,27 +97,37 @@ def still_of(answer: bytes) -> bytes:
     return answer[1:]
 
 
-def _survey(config: Config, seconds: float, zones: tuple[Zone, ...], parent: int, writable: int) -> NoReturn:
+def _survey(  # noqa: PLR0913, PLR0917 - what the child of a fork takes along
+    config: Config,
+    seconds: float,
+    zones: tuple[Zone, ...],
+    parent: int,
+    writable: int,
+    fetcher: Fetcher | None,
+) -> NoReturn:
     """Live the whole life of the child, which sees raw pixels."""
     answer = b""
     try:
         isolation.end_with_parent(9)
         if os.getppid() != parent:
             os._exit(1)
-        for fd in {int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2, writable}:
+        keep = {0, 1, 2, writable, *([fetcher.packets] if fetcher else [])}
+        for fd in {int(name) for name in os.listdir("/proc/self/fd")} - keep:
             with suppress(OSError):  # the descriptor of the listing is closed already
                 os.close(fd)
         devices = isolation.camera_nodes() if config.camera.startswith("picamera") else config.camera_nodes
-        claims = isolation.sanitize(config.camera_files, devices=devices, network=config.camera_is_url)
+        claims = isolation.sanitize(config.camera_files, devices=devices)
         if config.require_isolation:
             isolation.require(claims)
+        packets = Reader(fetcher.packets) if fetcher else None
+        claims += packets.claims(required=config.require_isolation) if packets else []
         for claim in claims:
             if not claim.holds:
                 logger.warning("%s", claim)
         from edgesan import survey
 
         isolation.limit_memory()
-        answer = DONE + survey.take(config, seconds, zones)
+        answer = DONE + survey.take(config, seconds, zones, packets)
     except EdgesanError as error:
         code = next((code for code, kind in FAILURES.items() if isinstance(error, kind)), CAMERA)
         answer = code + str(error).encode()

@@ -11,11 +11,12 @@ from types import FrameType
 from typing import Final, NamedTuple
 
 from edgesan import faces, isolation, message, sanitize, scene, status
-from edgesan.capture import open_source
+from edgesan.capture import Source, open_source
 from edgesan.config import Config
 from edgesan.control import (
     ALIVE,
     NOT_RECORDED,
+    OPENING,
     READY,
     RECORD_PRIVACY,
     RECORD_VERSION,
@@ -27,6 +28,7 @@ from edgesan.control import (
     ControlChannel,
 )
 from edgesan.errors import ConfigError, EndOfStream, Reject, RollbackError
+from edgesan.fetch.packets import Reader
 from edgesan.isolation import IsolationClaim
 from edgesan.message import COUNTERS, SPANS, Status
 from edgesan.metrics import Metrics
@@ -45,10 +47,11 @@ STATUS_NS = 500_000_000  # between two status messages
 
 
 class Past(NamedTuple):
-    """What was before a sanitize process."""
+    """What was before a sanitize process, and began before it."""
 
     losses: int = 0  # how often the camera was lost
     standing: Standing = NOTHING_SET  # what the owner has set
+    packets: Reader | None = None  # what the process sends that fetches from a network camera
 
 
 NOTHING_YET: Final = Past()
@@ -81,7 +84,7 @@ def run(
         pipes: the pipes to the transmit process.
         control: the channel to the parent.
         claims: the restrictions of this process; see `isolation.sanitize`.
-        past: what was before this process; where privacy is on, no camera is opened.
+        past: what was before this process, and what fetches for it; where privacy is on, no camera is opened.
 
     Raises:
         CameraError: the camera cannot be opened, or is lost; the parent then starts another process.
@@ -100,7 +103,7 @@ def run(
         stack.callback(lambda: sender.send_status(owner.resting(results)) if owner.switched else None)  # once closed
         if owner.switches(sender.requests()):  # asked for while the camera was lost
             return
-        source = open_source(config.camera, config.width_height, config.fps, config.rotate)
+        source, claims, results = opened(config, past.packets, control, claims)
         stack.callback(source.close)
         isolation.limit_memory()
         width, height = source.size
@@ -139,6 +142,22 @@ def run(
                 alpha = sanitizer.alpha
                 sender.send_status(Status(counters, uptime_s, fps, alpha, spans, encoder.id, width, height, results))
                 status_due_ns = now_ns + STATUS_NS
+
+
+def opened(
+    config: Config, packets: Reader | None, control: ControlChannel, claims: list[IsolationClaim]
+) -> tuple[Source, list[IsolationClaim], bytes]:
+    """Open the camera; return it, and the claims, also of the process that fetches from it, with their results.
+
+    Raises:
+        CameraError: the camera cannot be opened.
+        IsolationError: `require_isolation` is set, and a restriction does not hold.
+    """
+    control.send(OPENING)
+    if packets:
+        claims = [*claims, *packets.claims(required=config.require_isolation)]
+    source = open_source(config.camera, config.width_height, config.fps, config.rotate, packets)
+    return source, claims, isolation.pack(claims)
 
 
 def accepted(config: Config, standing: Standing) -> scene.Still | None:

@@ -36,7 +36,7 @@ def report(config: Config, model: Verified, status: Status | None, transmission:
         transmission: the share of the transmit process.
     """
     claims, own = transmission.claims, transmission.metrics
-    both = [*(isolation.unpack(status.results) if status else ()), *claims]
+    both = [*(isolation.unpack_all(status.results) if status else ()), *claims]
     common = {
         "version": __version__,
         "name": config.name,

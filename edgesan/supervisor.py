@@ -4,12 +4,14 @@
                and what the owner sets. It never opens a camera, and serves nothing.
     sanitize   has the camera, and no network: `edgesan.pipeline`
     transmit   has the network, and no camera: `edgesan.transmit.process`
+    fetch      only for a network camera: reaches its port, and decodes nothing: `edgesan.fetch`
     out-N      an outlet, for each entry of `out` that is neither a server of ours nor a file: `edgesan.outlets`
 
 All are forked before any library that starts threads is loaded. What fails is started again: a lost camera ends the
-sanitize process, and the next one opens the camera in a new sandbox; so does privacy, with which the next one opens
-none. A transmit process that was killed costs its viewers a second. An outlet that dies or hangs is started again, too,
-later each time, and costs nobody else anything. A failure that a new start cannot cure ends the run with its exit code.
+sanitize process, and with it the fetch process; the next one opens the camera in a new sandbox. So does privacy, with
+which the next one opens none. A transmit process that was killed costs its viewers a second. An outlet that dies or
+hangs is started again, too, later each time, and costs nobody else anything. A failure that a new start cannot cure
+ends the run with its exit code.
 
 With `--role sanitize` or `--role transmit` the parent has one child, and the two units meet at a Unix socket
 (`edgesan.transmit.unit`).
@@ -35,6 +37,7 @@ from edgesan.config import Config
 from edgesan.control import (
     ALIVE,
     NOT_RECORDED,
+    OPENING,
     READY,
     RECORD_PRIVACY,
     RECORD_VERSION,
@@ -46,6 +49,8 @@ from edgesan.control import (
     ControlChannel,
 )
 from edgesan.errors import CameraError, ConfigError, EdgesanError, IsolationError, SinkError
+from edgesan.fetch import Fetcher
+from edgesan.fetch.packets import Reader
 from edgesan.model import rollback
 from edgesan.outlets import process as outlet_process
 from edgesan.outlets.link import BackOff
@@ -80,7 +85,7 @@ OF_BOTH: Final = frozenset(
     {"model", "threads", "trusted_keys", "allow_unsigned", "zone", "background", "scene"}
     | {"require_isolation", "allow_rollback", "camera", "fps", "log_level", "log_format"}
 )
-OF_TRANSMIT: Final = OF_BOTH | {"out", "token", "tls_cert", "tls_key", "embed_from", "name"}
+OF_TRANSMIT: Final = OF_BOTH | {"out", "token", "tls_cert", "tls_key", "embed_from", "name", "announce"}
 OF_SANITIZE: Final = frozenset(f.name for f in fields(Config)) - FIXED - (OF_TRANSMIT - OF_BOTH)
 
 
@@ -209,6 +214,7 @@ class Supervisor:
         self._transmit: Child | None = None
         self._outlets = self._new_outlets()
         self._log: Log | None = None
+        self._fetcher: Fetcher | None = None
         self._channel: socket.socket | None = None  # carries pipes to the transmit process
         self._files: list[Path] = []  # the files that were created
         self._stop = False
@@ -279,11 +285,20 @@ class Supervisor:
         if self._losses and not (self._sanitize and self._sanitize.ready):
             self._notify_alive()
         if self._pipes and self._sanitize is None and now_s >= self._sanitize_due_s:
-            self._log = Log()
-            self._sanitize = self._fork("sanitize", self._run_sanitize)
-            self._log.close_child_end()
-            if self._transmit is None or self._transmit.ready:
-                self._sanitize.control.send(START)
+            self._start_sanitize()
+
+    def _start_sanitize(self) -> None:
+        """Start the sanitize process and, for a network camera, before it the one that fetches."""
+        self._log = Log()
+        if self._config.camera_is_url and not self._standing.privacy:
+            required, redirect = self._config.require_isolation, self._log.redirect_output
+            self._fetcher = Fetcher.start(self._config.camera, required=required, redirect=redirect)
+        self._sanitize = self._fork("sanitize", self._run_sanitize)
+        self._log.close_child_end()
+        if self._fetcher:
+            self._fetcher.close_child_end()  # a transmit process that is forked later must not have it
+        if self._transmit is None or self._transmit.ready:
+            self._sanitize.control.send(START)
 
     def _fork(self, name: str, main: Callable[[ControlChannel], int]) -> Child:
         """Fork a child that runs `main` and ends with the exit code that it returns."""
@@ -326,20 +341,22 @@ class Supervisor:
         assert log
         log.redirect_output()
         # Any other descriptor, also one that edgesan itself inherited, could hold a picture.
+        packets = [self._fetcher.packets] if self._fetcher else []
         keep = {0, 1, 2, pipes.frames_out, pipes.frames_in, pipes.requests_in, control.read_fd, control.write_fd}
-        _close_all_but(keep)
+        _close_all_but({*keep, *packets})
         c = self._config
         from edgesan.model.signing import signature_path
 
         reads = [c.model, signature_path(c.model), self._folder, *c.camera_files]
         devices = isolation.camera_nodes() if c.camera.startswith("picamera") else c.camera_nodes
-        claims = isolation.sanitize(reads, devices=devices, network=c.camera_is_url)
+        claims = isolation.sanitize(reads, devices=devices)
         if c.require_isolation:
             isolation.require(claims)
         from edgesan import pipeline
 
         left = c if c.frames is None else replace(c, frames=c.frames - self._frames)
-        pipeline.run(left, pipes, control, claims, pipeline.Past(self._losses, self._standing))
+        fetched = Reader(*packets) if packets else None
+        pipeline.run(left, pipes, control, claims, pipeline.Past(self._losses, self._standing, fetched))
         return 0
 
     def _run_transmit(self, files: list[OutputFile], channel: socket.socket, control: ControlChannel) -> int:
@@ -409,6 +426,8 @@ class Supervisor:
                 if all(each.ready for each in self._children()) and self._began_s is None:
                     self._began_s = time.monotonic()
                     self._watchdog.ready()
+            elif kind == OPENING and self._fetcher:
+                self._fetcher.connect()
             elif kind in (ALIVE, RESTING):
                 if child is self._sanitize:
                     self._frames, self._tries = self._frames + (kind == ALIVE), 0
@@ -587,7 +606,7 @@ class Supervisor:
         sanitize.end(STOP_SANITIZE_S)
         sanitize.control.close()
         self._sanitize, self._sanitize_due_s = None, 0.0
-        self._close_log()
+        self._clear_up()
 
     # --- ending -------------------------------------------------------------------------------------------------------
 
@@ -617,7 +636,7 @@ class Supervisor:
     def _sanitize_ended(self, child: Child) -> None:
         child.control.close()
         self._sanitize = None
-        self._close_log()
+        self._clear_up()
         lost = child.code == CameraError.exit_code and (child.ready or self._losses or self._reloaded)
         if not lost or (self._config.frames is not None and self._frames >= self._config.frames):
             raise Ended(self._code(child))
@@ -642,7 +661,11 @@ class Supervisor:
         self._transmit_due_s = time.monotonic() + RESTART_S
         logger.warning("the transmit process ended (%s); starting it again", child.code)
 
-    def _close_log(self) -> None:
+    def _clear_up(self) -> None:
+        """Clear up behind a sanitize process: what it printed, and what fetched for it."""
+        if self._fetcher:
+            self._fetcher.close()
+            self._fetcher = None
         if self._log:
             self._log.close()
             self._log = None
@@ -660,7 +683,7 @@ class Supervisor:
         self._watchdog.stopping()
         if self._sanitize:
             self._sanitize.end(STOP_SANITIZE_S)
-            self._close_log()
+            self._clear_up()
         if self._transmit:
             files = [str(path) for path in self._files]
             ended = self._transmit.end(STOP_FILES_S if files else STOP_S)

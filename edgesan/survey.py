@@ -21,6 +21,7 @@ from edgesan.canvas import PLAIN
 from edgesan.capture import open_source
 from edgesan.config import Config
 from edgesan.errors import CameraError, EndOfStream
+from edgesan.fetch.packets import Reader
 from edgesan.frames import Pixels
 from edgesan.silhouette import CELL, grid, shrink
 from edgesan.zones import Zone, mask
@@ -139,19 +140,20 @@ def _where(x: float, y: float) -> str:
     return f"at {100 * x:.0f} % of the picture's width from the left and {100 * y:.0f} % of its height from the top"
 
 
-def take(config: Config, seconds: float, zones: Sequence[Zone]) -> bytes:
+def take(config: Config, seconds: float, zones: Sequence[Zone], packets: Reader | None = None) -> bytes:
     """Look at the room through the camera, and return the still as the bytes of a PNG file.
 
     Args:
         config: the camera.
         seconds: how long to look.
         zones: parts of the picture that do not count.
+        packets: what the process that fetches from a network camera sends.
 
     Raises:
         CameraError: the camera cannot be read, or the room is not empty, or dark.
     """
     survey = Survey(seconds, zones, config.detect_size)
-    with closing(open_source(config.camera, config.width_height, config.fps, config.rotate)) as source:
+    with closing(open_source(config.camera, config.width_height, config.fps, config.rotate, packets)) as source:
         began_s, warm_s = time.monotonic(), seconds * WARM_UP
         quiet = None if logger.isEnabledFor(logging.INFO) else True  # None: only on a terminal
         whole = math.ceil(seconds + warm_s)

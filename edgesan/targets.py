@@ -146,6 +146,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     "mqtts": replace(_MQTT, example="mqtts://USER:PASSWORD@HOST/PREFIX?ca=FILE", port=8883, options={"ca": file}),
     "serve+rtsp": _RTSP_SERVER,
     "serve+rtsps": replace(_RTSP_SERVER, example="serve+rtsps://HOST:PORT/PATH", port=8322),
+    "announce": Kind("announce", "announce:", prepares=True, needs="zeroconf", options={}),
     "webrtc": Kind(
         "webrtc", "webrtc:?peers=8", prepares=True, needs="aiortc", options={"peers": number, "turn": relay}
     ),
@@ -215,7 +216,7 @@ def parse(sink: str) -> Target:
         raise ConfigError(f"out is {sink!r}: name the folder from the root on, such as {kind.example}")
     if kind.serves:
         _check_served(kind, parts)
-    if scheme == "webrtc" and parts.path:
+    if scheme in ("webrtc", "announce") and parts.path:
         raise ConfigError(f"out is {scheme}:{parts.path}: it names no place; write {kind.example}")
     name = f"{scheme}://{parts.netloc.rpartition('@')[2]}" if kind.port else f"{scheme}:{unquote(parts.path)}"
     user, password = unquote(parts.username or ""), unquote(parts.password or "")

@@ -52,9 +52,9 @@ def wheels(folder: Path, python: str = PYTHON, machine: str = MACHINE) -> None:
     pip("download", "--only-binary=:all:", "--implementation=cp", *options, *needed)
     with tempfile.TemporaryDirectory(prefix="edgesan-") as name:  # a copy: building leaves traces
         copy = Path(name) / "tree"
-        copy.mkdir()
-        for file in ("pyproject.toml", "README.md", "LICENSE", "NOTICE"):
-            shutil.copy(TREE / file, copy)
+        (copy / "docs").mkdir(parents=True)
+        for file in ("pyproject.toml", "README.md", "LICENSE", "NOTICE", "docs/edgesan.1"):
+            shutil.copy(TREE / file, copy / file)
         shutil.copytree(TREE / "edgesan", copy / "edgesan", ignore=shutil.ignore_patterns("__pycache__"))
         pip("wheel", "--no-deps", f"--wheel-dir={folder}", str(copy), SOURCE_DATE_EPOCH="1767225600")
 

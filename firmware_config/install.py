@@ -30,6 +30,7 @@ from py_compile import PycInvalidationMode
 BUNDLE = Path("/opt/edgesan/BUNDLE")
 UNITS = ("edgesan-sanitize.service", "edgesan-transmit.service")
 SETTLE = "edgesan-settle.service"  # at boot only
+UPDATE = "edgesan-update.timer"  # does nothing until a repository is named
 SECRETS = ("token.env",)
 # What the units import: compiled at the installation, see `compile_imports`.
 IMPORTED = (
@@ -152,11 +153,12 @@ def install(source: Path, root: Path) -> None:
     subprocess.run(
         ["systemd-sysusers", f"--root={root}", str(root.absolute() / "usr/lib/sysusers.d/edgesan.conf")], check=True
     )
-    wants = root / "etc/systemd/system/multi-user.target.wants"
-    wants.mkdir(parents=True, exist_ok=True)
-    for unit in (*UNITS, SETTLE):
-        (wants / unit).unlink(missing_ok=True)
-        (wants / unit).symlink_to(f"/usr/lib/systemd/system/{unit}")
+    for target, units in (("multi-user", (*UNITS, SETTLE)), ("timers", (UPDATE,))):
+        wants = root / f"etc/systemd/system/{target}.target.wants"
+        wants.mkdir(parents=True, exist_ok=True)
+        for unit in units:
+            (wants / unit).unlink(missing_ok=True)
+            (wants / unit).symlink_to(f"/usr/lib/systemd/system/{unit}")
 
 
 def place_model(model: Path, models: Path) -> None:

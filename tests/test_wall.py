@@ -26,7 +26,7 @@ PACKAGES = {
 FLOORS = (
     {"control", "errors", "frames", "log", "metrics", "noise", "ort"},
     {"disk", "isolation", "message", "targets", "watchdog", "zones"},
-    {"config", "request", "standing"},
+    {"config", "fetch", "request", "standing"},
     {"outlets"},
     {"capture", "faces"},
     {"model"},
@@ -153,10 +153,13 @@ def test_sockets_are_made_where_they_belong() -> None:
     assert users("socket") == {
         "bench",  # a viewer of its own
         "board.doctor",  # tries whether a port is free
-        "capture.network",  # asks a network camera before FFmpeg does
+        "fetch.address",  # looks up where a network camera is
+        "fetch.camera",  # asks it before FFmpeg does
         "isolation.limits",  # tries whether a stranger can be reached
         "isolation.probes",  # tries whether a socket can be made
         "outlets.mqtt",  # to the broker, and the name of the machine
+        "isolation.seccomp",  # the kinds of sockets, as numbers
+        "outlets.announce",  # asks the kernel which address this machine has
         "outlets.process",  # its end of a pair
         "outlets.push",  # asks why a server is not reached
         "outlets.rtsp_server",  # a pair, through which it feeds the program

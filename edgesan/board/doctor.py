@@ -470,7 +470,7 @@ def core_dumps(root: Path) -> Finding | None:
 def isolation(config: Config) -> Iterator[Finding]:
     """Check what each process can give up here, by trying it in a process of its own."""
     bad: Level = "fail" if config.require_isolation else "warn"
-    for process in ("sanitize", "transmit"):
+    for process in ("sanitize", "transmit", *(["fetch"] if config.camera_is_url else [])):
         command = [sys.executable, "-P", "-m", "edgesan.isolation", process]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
@@ -483,9 +483,6 @@ def isolation(config: Config) -> Iterator[Finding]:
             yield Finding(f"{process}: {claim.name}", bad, claim.detail, claim.cure)
         if held := [claim.name for claim in claims if claim.holds]:
             yield Finding(f"{process} process", "ok", ", ".join(held))
-    if config.camera_is_url:
-        cure = "use a camera of this machine: only then does the kernel keep raw pixels from leaving"
-        yield Finding("sanitize: network", "warn", "the camera is a URL: the process needs the network", cure)
 
 
 def clock(root: Path) -> Finding | None:

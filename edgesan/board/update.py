@@ -20,6 +20,7 @@ import re
 import shutil
 import ssl
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgesan import disk
-from edgesan.config import SERVERS, Config, http_address
+from edgesan.config import SERVERS, Config, board_token, http_address, load
 from edgesan.errors import ConfigError, ModelError, SinkError
 from edgesan.model import rollback, signing
 from edgesan.model.load import Model, load_model, read
@@ -35,6 +36,8 @@ from edgesan.model.load import Model, load_model, read
 LOOK_S: Final = 0.5  # between two looks at the status
 TRIAL: Final = "trial"
 RESTART: Final = "systemctl restart edgesan-sanitize.service"
+RESTART_BOTH: Final = f"{RESTART} edgesan-transmit.service"
+CONFIG_MODE: Final = 0o644
 ReadStatus = Callable[[], dict[str, Any] | None]
 
 
@@ -106,6 +109,44 @@ def install(source: Path, config: Config, models: Path, restart: list[str], watc
     again = _restart(restart) or watch(read_status, None, dataclasses.replace(watching, seconds=LOOK_S))
     after = f"but {again}: see journalctl -u edgesan-sanitize" if again else "which runs again"
     raise ModelError(f"{name} was taken back: {failure}; `current` is {old} as before, {after}")
+
+
+def configure(content: bytes, path: Path, restart: list[str], watching: Watch) -> str:
+    """Give a running board another configuration, watch it, and put the old one back if the frames stop.
+
+    Args:
+        content: the new configuration, TOML.
+        path: the file of the old one.
+        restart: the command that restarts both units.
+        watching: how long to watch them.
+
+    Returns:
+        What was done, in a line.
+
+    Raises:
+        ConfigError: it is wrong, or the frames stopped and the old one is back.
+        SinkError: the file cannot be written.
+    """
+    try:
+        disk.own(path.parent)
+        old = path.read_bytes()
+        if old == content:
+            return f"{path} is as it is in the repository"
+        with tempfile.TemporaryDirectory() as folder:
+            new = Path(folder, path.name)
+            new.write_bytes(content)
+            token = board_token(path)
+            read_status = status_reader(load(new, {"token": token} if token else {}))
+        disk.write_whole(path, content, CONFIG_MODE)
+        failure = _restart(restart) or watch(read_status, None, watching)
+        if not failure:
+            return f"{path} has changed, and was watched for {watching.seconds:g} s"
+        disk.write_whole(path, old, CONFIG_MODE)
+    except OSError as error:
+        raise SinkError(f"cannot write {error.filename or path}: {error.strerror}; run it with sudo") from error
+    again = _restart(restart)
+    after = f"but {again}" if again else "and the units were started again with it"
+    raise ConfigError(f"the new configuration was taken back: {failure}; {path} is as before, {after}")
 
 
 def settle(config: Config, models: Path) -> str:

@@ -7,6 +7,7 @@ from typing import Final
 from edgesan.capture import devices, opencv, picamera
 from edgesan.capture.source import Source
 from edgesan.errors import CameraError, ConfigError
+from edgesan.fetch.packets import Reader
 
 __all__ = ["DEMO_CLIP", "Source", "open_source"]
 
@@ -14,7 +15,9 @@ DEMO_CLIP: Final = Path(__file__).with_name("demo.mp4")
 FORMS: Final = "an index (0), a device (/dev/video0), picamera or picamera:1, a file, a URL (rtsp, http), or demo"
 
 
-def open_source(spec: str, size: tuple[int, int] | None, fps: float | None, rotate: int = 0) -> Source:
+def open_source(
+    spec: str, size: tuple[int, int] | None, fps: float | None, rotate: int = 0, packets: Reader | None = None
+) -> Source:
     """Open what `--camera` names.
 
     Args:
@@ -23,6 +26,7 @@ def open_source(spec: str, size: tuple[int, int] | None, fps: float | None, rota
             fit, keeping its aspect.
         fps: frames a second to ask the camera for; the source lends no more.
         rotate: degrees by which each picture is rotated clockwise: 0, 90, 180 or 270.
+        packets: what the process that fetches from a network camera sends (`edgesan.fetch`).
 
     Raises:
         ConfigError: `spec` is none of FORMS.
@@ -35,7 +39,7 @@ def open_source(spec: str, size: tuple[int, int] | None, fps: float | None, rota
     if "://" in spec:
         from edgesan.capture import network  # loads 16 MB of PyAV, which other cameras do not need
 
-        return network.open_url(spec, size, fps, rotate)
+        return network.open_url(spec, packets, size, fps, rotate)
     path = Path(f"/dev/video{int(spec)}" if re.fullmatch(r"[0-9]+", spec) else spec)
     if path.is_char_device():
         return opencv.open_device(path, size, fps, rotate)

@@ -1,71 +1,108 @@
-"""Network cameras, by PyAV: RTSP, or MJPEG and others over HTTP.
+"""Network cameras: decodes, by PyAV, what the process that fetches (`edgesan.fetch`) sends. It needs no network."""
 
-A camera is opened at its address and at no other that it may name: otherwise a hostile camera could have any address of
-this network asked in our name. A redirect is refused when we ask first, and FFmpeg follows none in a later HTTP answer
-(its option max_redirects, from libavformat 62 on). But it follows an RTSP camera that redirects only after the first
-request, or after the password: to RTSP addresses only, and FFmpeg has no option against it.
-"""
-
+import errno
+import os
 import re
-import socket
-import ssl
 import time
-from collections.abc import Iterator
-from contextlib import closing
-from http.client import HTTPConnection, HTTPSConnection
+from collections import deque
+from fractions import Fraction
 from typing import Any, Final
-from urllib.parse import SplitResult, urlsplit, urlunsplit
+from urllib.parse import SplitResult
 
 import av
 import numpy as np
 from numpy.typing import NDArray
 
-from edgesan.capture.source import LiveSource, Source
-from edgesan.errors import CameraError, CameraLost, ConfigError
+from edgesan.capture.source import MOST_PIXELS, LiveSource, Source
+from edgesan.errors import CameraError, CameraLost
+from edgesan.fetch.address import parts_of, port_of
+from edgesan.fetch.packets import Fault, Header, Packet, Reader, Reason
 
-# The schemes of camera URLs: the port of each, and the protocols that FFmpeg may use for it.
-URL_SCHEMES: Final = {
-    "rtsp": (554, "rtsp,rtp,udp,tcp"),
-    "rtsps": (322, "rtsp,rtp,udp,tls,tcp"),
-    "http": (80, "http,tcp"),
-    "https": (443, "https,tls,tcp"),
-}
-# What a camera may send. No playlist is among them (HLS, DASH, concat): a playlist names addresses of its own.
-STREAMS: Final = "rtsp,rtp,mpjpeg,mjpeg,jpeg_pipe,image2pipe,h264,hevc,mpegts,flv,matroska,webm,mov,mp4,avi,asf,ogg"
-HEAD_BYTES: Final = 16384  # of an answer: more is no answer of a camera's
-NETWORK_TIMEOUT_S: Final = 5.0
+OPENED_S: Final = 15.0  # until a header or a fault comes: the camera is asked twice
+HEARD_S: Final = 10.0  # until something comes: FFmpeg gives a silent camera 5 s, and then there is a fault
+STALE_NS: Final = 300_000_000  # by which a picture may be late if later ones wait
+SEARCH_NS: Final = 500_000_000  # for which late pictures are skipped
+LATEST_NS: Final = 5_000_000_000  # by which a picture may have arrived before it is decoded
+NS: Final = Fraction(1, 1_000_000_000)
+GONE: Final = "unplugged, switched off or out of reach"
 HUNG: Final = "it was reached, but sends no video: start it again, or give the address of another of its streams"
+TIMEOUT_S: Final = 5  # of each step; see `edgesan.fetch.camera`
+NO_PICTURES: Final = {
+    Reason.ENDED: f"gives no pictures any more ({GONE})",
+    Reason.LOST: f"gives no pictures any more ({{words}}: {GONE})",
+}
+NOT_OPENED: Final = {
+    Reason.REFUSED: "nothing listens at port {port} there (connection refused); is the camera on, and the port right?",
+    Reason.NO_HOST: "there is no host of the name {host}; write its address, such as 192.168.1.30",
+    Reason.UNANSWERED: "nobody answers within {timeout} s; is the camera on, and in this network?",
+    Reason.NO_TLS: "it speaks no TLS at port {port}; write http:// or rtsp:// if it has none",
+    Reason.UNREACHED: "{words}; is this machine in the camera's network?",
+    Reason.SILENT: "it was reached, but does not answer within {timeout} s; start it again",
+    Reason.HUNG_UP: "it ended the connection ({words}); is it a camera?",
+    Reason.UNAUTHORIZED: "{given} (401): write {scheme}://USER:PASSWORD@HOST/PATH, and special characters as %XX",
+    Reason.FORBIDDEN: "it lets this user not see the stream (403): name another user, or change that in the camera",
+    Reason.NOT_FOUND: "it has nothing at this path (404): its manual has the path of its stream",
+    Reason.HUNG: HUNG,
+    Reason.NO_VIDEO: "what it sends is no video: give the address of its video stream, not of its page",
+    Reason.OTHER: "{words}; is this the address of its video stream?",
+    Reason.SOUND_ALONE: "it sends no video (sound alone?); give the address of its video stream",
+    Reason.UNKNOWN_CODEC: "its video has a codec that is not decoded here: choose H.264, H.265 or MJPEG in the camera",
+}
+OTHERS: Final = {
+    Reason.REDIRECTED: "redirects to {place}, which is not followed: edgesan asks no address but the given one. If you"
+    " trust that address, give it",
+    Reason.RECORDING: "is a recording, not a camera: download it, and give the file",
+}
 
 
 class NetworkBackend:
-    """An open stream as a CameraBackend."""
+    """A stream of packets as a CameraBackend."""
 
-    def __init__(self, name: str, container: Any, stream: Any) -> None:
-        self._name, self._container = name, container
-        self._frames = self._decoded(stream)
+    def __init__(self, parts: SplitResult, name: str, header: Header, packets: Reader) -> None:
+        self._parts, self._name, self._packets = parts, name, packets
+        self._decoder: Any = av.CodecContext.create(header.codec, "r")
+        self._decoder.extradata = header.extradata or None
+        # Each of FFmpeg's threads holds a frame back: with one instead of two, H.264 at 30 fps lags 102 ms and not 143.
+        self._decoder.thread_count = 1
+        self._decoder.options = {"max_pixels": str(MOST_PIXELS)}
+        self._decoded: deque[Any] = deque()
         self._frame: Any = None
-
-    def _decoded(self, stream: Any) -> Iterator[Any]:
-        for packet in self._container.demux(stream):
-            try:
-                frames = packet.decode()
-            except av.InvalidDataError:
-                continue  # a damaged packet costs one picture
-            yield from frames
+        self._given_ns = time.monotonic_ns()  # when a picture was given
 
     def grab(self) -> int:
         """Wait for the next picture; return when it arrived (CLOCK_MONOTONIC, ns)."""
+        while True:
+            while not self._decoded:
+                self._receive()
+            self._frame, now_ns = self._decoded.popleft(), time.monotonic_ns()
+            arrived_ns = now_ns if self._frame.pts is None else int(self._frame.pts)
+            waits = self._decoded or self._packets.waits()
+            # After a stop, the newest picture is looked for; a machine that is too slow for that gets some all the same
+            if now_ns - arrived_ns <= STALE_NS or not waits or now_ns - self._given_ns > SEARCH_NS:
+                self._given_ns = now_ns
+                return min(now_ns, max(arrived_ns, now_ns - LATEST_NS))
+
+    def _receive(self) -> None:
+        """Wait for a packet, and decode it."""
+        record = self._packets.next(HEARD_S)
+        if isinstance(record, Fault):
+            raise CameraLost(words(record, self._parts, self._name))
+        if not isinstance(record, Packet):
+            raise CameraLost(f"{self._name}: the process that fetches from it sent two headers")
+        self._decode(record)
+
+    def _decode(self, packet: Packet) -> None:
+        """Decode a packet. A damaged one costs its pictures."""
+        compressed = av.Packet(packet.content)
+        # Its time of arrival: a decoder that puts pictures into another order takes it along.
+        compressed.pts, compressed.time_base = packet.arrived_ns, NS
         try:
-            self._frame = next(self._frames)
-        except StopIteration:
-            raise CameraLost(
-                f"{self._name} gives no pictures any more (unplugged, switched off or out of reach)"
-            ) from None
+            self._decoded.extend(self._decoder.decode(compressed))
+        except av.InvalidDataError:
+            return
         except (av.FFmpegError, OSError) as error:
-            raise CameraLost(
-                f"{self._name} gives no pictures any more ({_words(error)}: unplugged, switched off or out of reach)"
-            ) from error
-        return time.monotonic_ns()
+            number = int(getattr(error, "errno", None) or 0)
+            raise CameraLost(words(Fault(Reason.LOST, number), self._parts, self._name)) from error
 
     def pixels(self) -> NDArray[Any] | None:
         """Convert the picture that was grabbed last to BGR; None if it is damaged."""
@@ -75,154 +112,57 @@ class NetworkBackend:
             return None
 
     def close(self) -> None:
-        """Close the connection."""
-        self._container.close()
+        """Close the pipe: the process that fetches then ends."""
+        self._packets.close()
 
 
-def open_url(url: str, size: tuple[int, int] | None, fps: float | None, rotate: int = 0) -> Source:
+def open_url(
+    url: str, packets: Reader | None, size: tuple[int, int] | None, fps: float | None, rotate: int = 0
+) -> Source:
     """Open a network camera.
+
+    Args:
+        url: its address.
+        packets: what the process that fetches sends; its claims have been read. None: there is no such process.
+        size: as in `edgesan.capture.open_source`.
+        fps: likewise.
+        rotate: likewise.
 
     Raises:
         ConfigError: the address is malformed or of another protocol.
         CameraError: nobody answers, the camera refuses or redirects, or there is no live video; the message says which.
     """
-    try:
-        parts = urlsplit(url)
-        well_formed = bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        well_formed = False
-    # An @ after the host means a password with an unescaped slash in it: what looks like the host is none.
-    if not well_formed or "@" in parts.path or re.search(r"[\0-\x20\x7f]", url):
-        # Not the parser's own words: they may hold a password.
-        raise ConfigError(
-            "camera is a malformed URL: write rtsp://USER:PASSWORD@HOST:PORT/PATH, and special characters as %XX"
-        )
-    if parts.scheme not in URL_SCHEMES:
-        raise ConfigError(f"camera is a {parts.scheme}:// URL: {', '.join(URL_SCHEMES)} can be opened")
+    parts = parts_of(url)
     # Cameras take passwords before the host, in the query and in the path: the name shows none of these.
     name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-    ask_first(parts, name)
-    options = {
-        "max_redirects": "0",
-        "protocol_whitelist": URL_SCHEMES[parts.scheme][1],
-        "format_whitelist": STREAMS,
-        "rtsp_flags": "prefer_tcp",
-        "timeout": str(round(NETWORK_TIMEOUT_S * 1e6)),  # microseconds; of RTSP, which heeds no other
+    if packets is None:
+        raise CameraError(f"cannot open {name}: no process fetches from it; give it to `edgesan run`")
+    header = packets.next(OPENED_S)
+    if isinstance(header, Fault):
+        raise CameraError(words(header, parts, name))
+    if not isinstance(header, Header):
+        raise CameraError(f"{name}: the process that fetches from it sent no header; start edgesan again")
+    return LiveSource(name, NetworkBackend(parts, name, header, packets), size, fps, rotate)
+
+
+def words(fault: Fault, parts: SplitResult, name: str) -> str:
+    """Say why there are no pictures, and what to do."""
+    number = fault.error
+    if number == errno.ETIMEDOUT:
+        said = f"nothing came for {TIMEOUT_S} s"
+    elif number in errno.errorcode:
+        said = os.strerror(number)
+    else:  # FFmpeg's own
+        said = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", getattr(av.error.classes.get(number), "__name__", "an error"))
+    values = {
+        "words": said,
+        "place": fault.place,
+        "host": parts.hostname,
+        "port": port_of(parts),
+        "scheme": parts.scheme,
+        "timeout": TIMEOUT_S,
+        "given": "the user name or the password is wrong" if parts.username else "it wants a user name and a password",
     }
-    started_s = time.monotonic()
-    try:
-        container = av.open(url, options=options, timeout=(NETWORK_TIMEOUT_S, NETWORK_TIMEOUT_S))
-    except (av.FFmpegError, OSError) as error:
-        # FFmpeg calls it invalid data that an RTSP camera does not answer in time.
-        hung = time.monotonic() - started_s >= NETWORK_TIMEOUT_S
-        raise CameraError(f"cannot open {name}: {HUNG if hung else _reason(error, parts)}") from error
-    try:
-        return LiveSource(name, NetworkBackend(name, container, _live_stream(name, container)), size, fps, rotate)
-    except CameraError:
-        container.close()
-        raise
-
-
-def _live_stream(name: str, container: Any) -> Any:
-    """Return the first video stream. Raises CameraError: there is none, or it is a recording."""
-    if not container.streams.video:
-        raise CameraError(f"cannot open {name}: it sends no video (sound alone?); give the address of its video stream")
-    stream = container.streams.video[0]
-    if (container.duration or 0) > 0 or stream.frames > 0:
-        raise CameraError(f"{name} is a recording, not a camera: download it, and give the file")
-    # Each of FFmpeg's threads holds a frame back: with one instead of two, H.264 at 30 fps lags 102 ms and not 143.
-    stream.codec_context.thread_count = 1
-    return stream
-
-
-def _reason(error: Exception, parts: SplitResult) -> str:
-    """Say why FFmpeg could not open a camera, and what to do."""
-    given = "the user name or the password is wrong" if parts.username else "it wants a user name and a password"
-    if isinstance(error, av.HTTPUnauthorizedError):
-        return f"{given} (401): write {parts.scheme}://USER:PASSWORD@HOST/PATH, and special characters as %XX"
-    if isinstance(error, av.HTTPForbiddenError):
-        return "it lets this user not see the stream (403): name another user, or change that in the camera"
-    if isinstance(error, av.HTTPNotFoundError):
-        return "it has nothing at this path (404): its manual has the path of its stream"
-    if isinstance(error, av.ExitError | TimeoutError):
-        return HUNG
-    if isinstance(error, av.InvalidDataError | av.EOFError | ValueError):
-        return "what it sends is no video: give the address of its video stream, not of its page"
-    return f"{_words(error)}; is this the address of its video stream?"
-
-
-def _words(error: Exception) -> str:
-    """Return FFmpeg's or the system's words for an error; not its address, which may hold a password."""
-    if isinstance(error, av.ExitError | TimeoutError):
-        return f"nothing came for {NETWORK_TIMEOUT_S:g} s"
-    return str(getattr(error, "strerror", None) or type(error).__name__)
-
-
-def ask_first(parts: SplitResult, name: str) -> None:
-    """Ask a network camera as FFmpeg will, and refuse it if nobody answers, or the head of the answer is a redirect.
-
-    Raises:
-        CameraError: says how far the question came.
-    """
-    port, timeout_s = parts.port or URL_SCHEMES[parts.scheme][0], NETWORK_TIMEOUT_S
-    host, path = str(parts.hostname), urlunsplit(("", "", parts.path or "/", parts.query, ""))
-    if parts.scheme in ("rtsp", "rtsps"):
-        question = f"DESCRIBE {name}{path} RTSP/1.0\r\nCSeq: 1\r\nAccept: application/sdp\r\n\r\n"
-    else:
-        question = f"GET {path} HTTP/1.0\r\nHost: {name.partition('://')[2]}\r\n\r\n"
-    if parts.scheme in ("rtsps", "https"):  # of any certificate, as FFmpeg takes it
-        unverified = ssl._create_unverified_context()  # noqa: S323
-        connection: HTTPConnection = HTTPSConnection(host, port, timeout=timeout_s, context=unverified)
-    else:
-        connection = HTTPConnection(host, port, timeout=timeout_s)
-    head, until_s = b"", time.monotonic() + timeout_s
-    with closing(connection):
-        try:
-            connection.connect()
-        except (OSError, UnicodeError) as error:  # UnicodeError: a name that DNS cannot have
-            raise CameraError(f"cannot open {name}: {_unreached(error, host, port)}") from error
-        try:
-            connection.sock.sendall(question.encode())
-            while not re.search(rb"\r?\n\r?\n", head) and len(head) < HEAD_BYTES and time.monotonic() < until_s:
-                block = connection.sock.recv(4096)
-                if not block:
-                    break
-                head += block
-        except TimeoutError as error:
-            raise CameraError(
-                f"cannot open {name}: it was reached, but does not answer within {timeout_s:g} s; start it again"
-            ) from error
-        except (OSError, UnicodeError) as error:
-            raise CameraError(
-                f"cannot open {name}: it ended the connection ({_words(error)}); is it a camera?"
-            ) from error
-    if re.match(rb"\w+/[\d.]+ +3\d\d", head):
-        found = re.search(rb"(?im)^location:[ \t]*(\S+)", head)
-        place = _place(found[1].decode(errors="replace") if found else "")
-        raise CameraError(
-            f"{name} redirects to {place}, which is not followed: edgesan asks no address but the given one. If you"
-            " trust that address, give it"
-        )
-
-
-def _unreached(error: Exception, host: str, port: int) -> str:
-    """Say why no connection came about."""
-    if isinstance(error, ConnectionRefusedError):
-        return f"nothing listens at port {port} there (connection refused); is the camera on, and the port right?"
-    if isinstance(error, socket.gaierror | UnicodeError):
-        return f"there is no host of the name {host}; write its address, such as 192.168.1.30"
-    if isinstance(error, TimeoutError):
-        return f"nobody answers within {NETWORK_TIMEOUT_S:g} s; is the camera on, and in this network?"
-    if isinstance(error, ssl.SSLError):
-        return f"it speaks no TLS at port {port}; write http:// or rtsp:// if it has none"
-    return f"{_words(error)}; is this machine in the camera's network?"
-
-
-def _place(location: str) -> str:
-    """Return the part of an address that may be shown: its path may hold a password."""
-    try:
-        parts = urlsplit(location)
-    except ValueError:
-        return "an invalid address"
-    place = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
-    return (place if place.isprintable() else "an invalid address") if parts.netloc else "another path of its own"
+    if fault.reason in NOT_OPENED:
+        return f"cannot open {name}: {NOT_OPENED[fault.reason].format_map(values)}"
+    return f"{name} {(NO_PICTURES | OTHERS)[fault.reason].format_map(values)}"

@@ -1,9 +1,11 @@
 """What each process gives up, so that the kernel holds "a picture of the camera cannot leave".
 
 The sanitize process, which sees raw pixels, gives up the network: it moves into a network namespace that holds nothing
-(network_namespaces(7)). The transmit process, which has the network, gives up the cameras. Both give up all files but
-those that they need (landlock(7)), all system calls but those that they make (seccomp(2): no new socket, no other
-process, no program), the terminal, privileges (no_new_privs, capabilities(7)) and dumps; the first one swap, too.
+(network_namespaces(7)). The transmit process, which has the network, gives up the cameras. The fetch process, which is
+there for a network camera only, gives up both, but for that camera's port. All give up all files but those that they
+need (landlock(7)), all system calls but those that they make (seccomp(2): no other socket, no other process, no
+program), the terminal, privileges (no_new_privs, capabilities(7)) and dumps; those with pictures of the camera, swap,
+too.
 
 This lasts as long as the process. It binds the calling thread and those that it starts later, so it must come first:
 before numpy, which starts threads.
@@ -30,6 +32,7 @@ from edgesan.isolation.claims import (
     require,
     summary,
     unpack,
+    unpack_all,
     warnings,
 )
 from edgesan.isolation.limits import disk_swaps, end_with_parent, forbid_dumps, limit_memory
@@ -42,6 +45,7 @@ __all__ = [
     "confine_program",
     "disk_swaps",
     "end_with_parent",
+    "fetch",
     "forbid_dumps",
     "limit_memory",
     "outlet",
@@ -54,6 +58,7 @@ __all__ = [
     "summary",
     "transmit",
     "unpack",
+    "unpack_all",
     "warnings",
 ]
 
@@ -64,8 +69,6 @@ def sanitize(
     reads: Iterable[Path] = (),
     writes: Iterable[Path] = (),
     devices: Iterable[Path] = (),
-    *,
-    network: bool = False,
 ) -> list[IsolationClaim]:
     """Give up all that a process which sees raw pixels does not need.
 
@@ -73,7 +76,6 @@ def sanitize(
         reads: files and folders that it reads, beside those of Python and the system.
         writes: folders that it makes files in; none in a run.
         devices: cameras. A node that appears later is another one, which it cannot open: see `camera_nodes`.
-        network: keep the network; only a camera that is a URL needs it.
 
     Returns:
         What holds, and what does not.
@@ -83,20 +85,18 @@ def sanitize(
     """
     _must_be_alone()
     reads, writes, devices = list(reads), list(writes), list(devices)
-    context = ProbeContext.now([*reads, *writes], writes, network=network)
+    context = ProbeContext.now([*reads, *writes], writes)
     context.swap = limits.lock_memory()
     context.session = limits.leave_terminal()
-    if not network:
-        context.network = limits.leave_network()
+    context.network = limits.leave_network()
     limits.forbid_dumps()  # after the namespace, whose maps only a dumpable process may write: proc(5)
     limits.drop_privileges(FILES_AND_SEARCH)
     limits.limit_memory(limits.MOST_MEMORY_LOADING)
-    rules = landlock.readable([*reads, *(landlock.RESOLVER if network else ())]) | {Path("/dev"): landlock.READ_DIR}
+    rules = landlock.readable(reads) | {Path("/dev"): landlock.READ_DIR}
     rules |= dict.fromkeys(devices, landlock.DEVICE) | dict.fromkeys(writes, landlock.WRITE)
-    landlock.restrict(rules, network=network)
-    calls = seccomp.BOTH | (seccomp.WRITING if writes else set()) | (seccomp.CALLING if network else set())
-    make_checks = seccomp.calling_checks if network else seccomp.checks
-    seccomp.allow(calls, make_checks(os.getpid()) | ({} if writes else _no_emptying()))
+    landlock.restrict(rules)
+    calls = seccomp.BOTH | (seccomp.WRITING if writes else set())
+    seccomp.allow(calls, seccomp.checks(os.getpid()) | ({} if writes else _no_emptying()))
     return _probed("sanitize", context)
 
 
@@ -127,6 +127,29 @@ def transmit(reads: Iterable[Path] = ()) -> list[IsolationClaim]:
     return _probed("transmit", context)
 
 
+def fetch(port: int) -> list[IsolationClaim]:
+    """Give up all that a process which fetches from a network camera does not need: it may connect by TCP to this port.
+
+    Returns:
+        What holds, and what does not.
+
+    Raises:
+        IsolationError: as `sanitize`.
+    """
+    _must_be_alone()
+    context = ProbeContext.now([], [])
+    context.port = port
+    context.swap = limits.lock_memory()
+    context.session = limits.leave_terminal()
+    limits.limit_memory(limits.MOST_MEMORY_LOADING)
+    if not landlock.restrict(landlock.readable([]), network=True, ports=[port]):
+        limits.hide_devices()
+    limits.forbid_dumps()
+    limits.drop_privileges(0)
+    seccomp.allow(seccomp.BOTH | seccomp.FETCHING, seccomp.fetching_checks(os.getpid()) | _no_emptying())
+    return _probed("fetch", context)
+
+
 def outlet_process(*, network: bool) -> str:
     """Return what the claims of an outlet call its process."""
     return "outlet" if network else "recorder"
@@ -151,7 +174,7 @@ def outlet(
     """
     _must_be_alone()
     reads, writes = list(reads), list(writes)
-    context = ProbeContext.now([*reads, *writes], writes, network=network)
+    context = ProbeContext.now([*reads, *writes], writes)
     context.session = limits.leave_terminal()
     limits.limit_memory(limits.MOST_MEMORY_LOADING)
     rules = landlock.readable([*reads, *(landlock.RESOLVER if network else ())]) | dict.fromkeys(writes, landlock.WRITE)

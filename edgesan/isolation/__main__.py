@@ -1,4 +1,4 @@
-"""For `edgesan doctor`: `python -m edgesan.isolation sanitize|transmit` gives all of it up, and prints what holds."""
+"""For `edgesan doctor`: `python -m edgesan.isolation PROCESS` gives up what that process does; prints what holds."""
 
 import json
 import sys
@@ -6,5 +6,6 @@ import sys
 from edgesan import isolation
 
 if __name__ == "__main__":
-    held = isolation.sanitize() if sys.argv[1:] == ["sanitize"] else isolation.transmit()
+    processes = {"sanitize": isolation.sanitize, "transmit": isolation.transmit, "fetch": lambda: isolation.fetch(554)}
+    held = processes[sys.argv[1]]()
     print(json.dumps([isolation.plain(claim) for claim in held]))

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from edgesan.errors import IsolationError
-from edgesan.isolation.probes import KEPT, PROBES
+from edgesan.isolation.probes import PROBES
 
 SECCOMP: Final = "use a kernel with CONFIG_SECCOMP_FILTER on x86_64 or aarch64, and a 64-bit Python"
 LANDLOCK: Final = "use a kernel with Landlock (Linux 5.13, CONFIG_SECURITY_LANDLOCK, and landlock in lsm=)"
@@ -19,20 +19,20 @@ CURES: Final = {
     " kernel.apparmor_restrict_unprivileged_userns=0 (Ubuntu 23.10 and later) or user.max_user_namespaces=1000; for"
     " good: in /etc/sysctl.d",
     "no camera": f"{LANDLOCK}, or let it make user namespaces; and write no file straight into / or /dev",
+    "no other port": "use a kernel with Landlock 4 (Linux 6.7, CONFIG_SECURITY_LANDLOCK, and landlock in lsm=)",
     "no swap": "sudo swapoff -a; or LimitMEMLOCK=infinity in the unit, or memlock unlimited in"
     " /etc/security/limits.conf",
     "no files": f"{LANDLOCK}; {SECCOMP}",
     "no endless memory": "remove what keeps setrlimit(2) from it (SystemCallFilter= of the unit)",
 }
-URL_CURE: Final = "use a camera of this machine; or let another machine, or container, run edgesan beside that camera"
 # What it means for those who are seen if a claim does not hold.
 PERSON: Final = {
     "sanitize": "The process that sees the camera",
     "transmit": "The process that serves the network",
+    "fetch": "The process that fetches from the network camera",
     "outlet": "The process that sends the stream to another server",
     "recorder": "The process that records",
 }
-URL_RISK: Final = "can reach the network, because the camera is a network camera: a fault there could send raw pictures"
 RISKS: Final = {
     ("sanitize", "no network"): "can reach the network: a fault there could send raw pictures",
     ("sanitize", "no socket"): "can talk to other programs: a fault there could hand them raw pictures",
@@ -42,6 +42,19 @@ RISKS: Final = {
     ("sanitize", "no terminal"): "can use the terminal of the person who started it: a fault there could type commands",
     ("sanitize", "no dumps"): "can be dumped: a crash, or a debugger, could write raw pictures to a disk",
     ("sanitize", "no swap"): "can be swapped out: raw pictures could reach a disk",
+    ("fetch", "no camera"): "can open cameras of this machine: whoever takes it over could see raw pictures",
+    (
+        "fetch",
+        "no other port",
+    ): "can reach more than the camera's port: whoever takes it over could reach other machines"
+    " from here, and send them the camera's pictures",
+    ("fetch", "no files"): "can use files that are not its own: whoever takes it over could read or change them",
+    ("fetch", "no other process"): "can start or control other programs: whoever takes it over could run more",
+    ("fetch", "no terminal"): "can use the terminal of the person who started it: whoever takes it over could type"
+    " commands",
+    ("fetch", "no dumps"): "can be dumped: a crash, or a debugger, could write the camera's pictures, and its password,"
+    " to a disk",
+    ("fetch", "no swap"): "can be swapped out: the camera's pictures could reach a disk",
     ("transmit", "no camera"): "can open the camera: whoever takes it over could see raw pictures",
     ("transmit", "no socket"): "can open new connections: whoever takes it over could reach other machines from here",
     ("transmit", "no files"): "can use files that are not its own: whoever takes it over could read or change them",
@@ -77,7 +90,7 @@ RESULTS: Final = len(PROBES["sanitize"])
 class IsolationClaim:
     """One thing that a process cannot do: whether the probes confirm it, and their words in `detail`."""
 
-    process: str  # "sanitize" or "transmit"
+    process: str  # "sanitize", "transmit" or "fetch"
     name: str
     holds: bool
     detail: str
@@ -116,7 +129,7 @@ def claim(process: str, name: str, results: tuple[int, ...]) -> IsolationClaim:
             names.setdefault(word, []).append(probe.name)
     words = [f"{word}: {', '.join(each)}" for word, each in names.items()]
     holds = all(result in probe.closed for probe, result in tried)
-    cure = "" if holds else URL_CURE if KEPT in results else CURES.get(name, SECCOMP)
+    cure = "" if holds else CURES.get(name, SECCOMP)
     return IsolationClaim(process, name, holds, "; ".join((*dict.fromkeys(facts), *words)), cure, results)
 
 
@@ -140,6 +153,16 @@ def unpack(results: bytes, process: str = "sanitize") -> list[IsolationClaim]:
     return conclude(process, results)
 
 
+def unpack_all(results: bytes) -> list[IsolationClaim]:
+    """Return the claims of the sanitize process and, if there is one, of the fetch process, whose bytes follow.
+
+    Raises:
+        ValueError: they are none.
+    """
+    fetched = results[RESULTS:]
+    return [*unpack(results[:RESULTS]), *(unpack(fetched, "fetch") if fetched else ())]
+
+
 def summary(claims: Iterable[IsolationClaim]) -> str:
     """Return one line: what holds of each process, and what does not."""
     words: dict[str, tuple[list[str], list[str]]] = {}
@@ -153,14 +176,14 @@ def summary(claims: Iterable[IsolationClaim]) -> str:
 
 
 def warnings(claims: Iterable[IsolationClaim]) -> list[str]:
-    """Return a sentence for viewers about each claim that does not hold, and about a network camera one for all."""
-    return list(dict.fromkeys(_risk(claim) for claim in claims if not claim.holds))
+    """Return a sentence for viewers about each claim that does not hold."""
+    return [_risk(claim) for claim in claims if not claim.holds]
 
 
 def _risk(claim: IsolationClaim) -> str:
     outlets = RISKS_OF_OUTLETS if claim.process in ("outlet", "recorder") else {}
     risk = RISKS.get((claim.process, claim.name)) or outlets.get(claim.name) or RISKS_OF_BOTH[claim.name]
-    return f"{PERSON[claim.process]} {URL_RISK if KEPT in claim.results else risk}."
+    return f"{PERSON[claim.process]} {risk}."
 
 
 def report(claims: list[IsolationClaim]) -> dict[str, Any]:

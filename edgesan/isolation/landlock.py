@@ -41,6 +41,7 @@ SYSTEM: Final = _paths("""
     /sys/devices /sys/class /sys/bus /sys/dev /sys/fs/cgroup /sys/firmware/devicetree /run/udev
     /dev/urandom /dev/random
 """)
+
 RESOLVER: Final = _paths("""
     /etc/resolv.conf /etc/hosts /etc/host.conf /etc/gai.conf /etc/services /run/systemd/resolve
     /etc/ssl/certs /etc/pki/tls/certs /etc/pki/ca-trust /etc/ca-certificates
@@ -96,7 +97,7 @@ def restrict(
     handled = (1 << 13) - 1
     for since, right in ((2, 1 << 13), (3, TRUNCATE), (5, IOCTL_DEV)):
         handled |= right if has >= since else 0
-    tcp = 0b11 if has >= 4 and not (network and ports is None) else 0
+    tcp = BIND_TCP | CONNECT_TCP if has >= 4 and not (network and ports is None) else 0
     scopes = 0b11 if has >= 6 else 0
     size = 24 if has >= 6 else 16 if has >= 4 else 8
     attributes = struct.pack("=QQQ", handled, tcp, scopes)

@@ -21,7 +21,6 @@ from edgesan.isolation import kernel, landlock, limits, seccomp
 from edgesan.isolation.kernel import errno_of, libc
 
 # Results that are no errno. No errno is above 133.
-KEPT: Final = 255  # it was not given up: the camera is a URL
 EXEMPT: Final = 254  # the process was given this place
 FIXED: Final = 253  # nothing can appear there
 NOTHING: Final = 252  # there was nothing to try it on
@@ -39,8 +38,8 @@ class ProbeContext:
     """What the probes need and cannot get any more once it is given up, and results that are known before the end."""
 
     def __init__(self) -> None:
-        self.url = False
-        self.network: tuple[int, int, int] = (KEPT, KEPT, KEPT)
+        self.network = (0, 0, 0)  # what `limits.leave_network` said
+        self.port = 0  # that it may connect to
         self.swap = self.session = 0
         self.packets = 0
         self.parent = os.getppid() or 2**22  # no process, where the parent lies outside of this container
@@ -52,16 +51,14 @@ class ProbeContext:
         self._sockets: list[socket.socket] = []
 
     @classmethod
-    def now(cls, mine: list[Path], written: list[Path], *, network: bool = False) -> "ProbeContext":
+    def now(cls, mine: list[Path], written: list[Path]) -> "ProbeContext":
         """Take it from this process.
 
         Args:
             mine: what the process may read or write.
             written: of these, what it may write.
-            network: whether it keeps the network.
         """
         context = cls()
-        context.url = network
         context.home = next(iter(landlock.homes()), Path("/"))
         context.mine, context.written = ([path.resolve() for path in paths] for paths in (mine, written))
         context.outside = next(context._outside(), "")
@@ -209,7 +206,6 @@ PARENT: Final = 2**40  # stands for the parent's number
 NO_CALL: Final = frozenset({errno.EPERM, errno.ENOSYS})
 NO_DEVICE: Final = frozenset({errno.EACCES, errno.EPERM, errno.ENOENT})
 NO_FILE: Final = NO_DEVICE | {errno.EROFS, errno.ENOTDIR, errno.EOPNOTSUPP, EXEMPT, NOTHING}
-IS_KEPT: Final = {KEPT: "the camera is a URL, so the process that sees raw pixels has the network"}
 NO_OUTSIDE: Final = {NOTHING: "it could read no file outside before, either"}
 
 
@@ -227,17 +223,23 @@ def _fact(claim: str, read: Attempt, closed: set[int], words: Mapping[int, str])
     return Probe(claim, "", read, frozenset(closed), words)
 
 
-def _family(name: str, *, kept: bool = False) -> Probe:
+def _family(name: str) -> Probe:
     family = getattr(socket, name)
-
-    def attempt(context: ProbeContext) -> int:
-        return KEPT if context.url and kept else errno_of(_make_socket, family)
-
-    return Probe("no socket", name, attempt, NO_CALL, IS_KEPT if kept else {})
+    return Probe("no socket", name, lambda _: errno_of(_make_socket, family), NO_CALL)
 
 
 def _to_path(name: str, call: Attempt) -> Probe:
-    return Probe("no socket", name, lambda context: KEPT if context.url else call(context), REFUSED, IS_KEPT)
+    return Probe("no socket", name, call)
+
+
+def _connect_elsewhere(context: ProbeContext) -> int:
+    """Connect to a port of this machine that is not the camera's: tcpmux, or discard."""
+
+    def connect() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.connect(("127.0.0.1", 9 if context.port == 1 else 1))
+
+    return errno_of(connect)
 
 
 def _packets(context: ProbeContext) -> int:
@@ -250,39 +252,38 @@ NETWORK: Final = (
         "the kernel gives it no network namespace ({})",
         lambda context: context.network[0],
         frozenset({0}),
-        IS_KEPT | {0: "a network namespace of its own"},
+        {0: "a network namespace of its own"},
     ),
     Probe(
         "no network",
         "",
         lambda context: context.network[1],
         frozenset({0}),
-        IS_KEPT | {0: "no interface but lo", 1: "it sees other interfaces"},
+        {0: "no interface but lo", 1: "it sees other interfaces"},
     ),
     Probe(
         "no network",
         "a stranger is {}",
         lambda context: context.network[2],
         frozenset({errno.ENETUNREACH, errno.EAFNOSUPPORT}),
-        IS_KEPT | {0: "a stranger can be reached"},
+        {0: "a stranger can be reached"},
     ),
 )
 SOCKETS: Final = (
-    _family("AF_INET", kept=True),
-    _family("AF_INET6", kept=True),
-    *(_family(name) for name in ("AF_UNIX", "AF_NETLINK", "AF_PACKET", "AF_ALG", "AF_VSOCK")),
+    *(_family(f"AF_{name}") for name in ("INET", "INET6", "UNIX", "NETLINK", "PACKET", "ALG", "VSOCK")),
     Probe("no socket", "socketpair", lambda _: errno_of(_make_pair)),
     _to_path("sendto a path", lambda context: _call("sendto", _packets(context), b"", 0, 0, NOBODY, len(NOBODY))),
-    _to_path("connect to a path", lambda context: _call("connect", _packets(context), NOBODY, len(NOBODY))),
     _to_path("bind", lambda context: _call("bind", _packets(context), NOBODY[:2], 2)),
 )
+CONNECT: Final = _to_path("connect to a path", lambda context: _call("connect", _packets(context), NOBODY, len(NOBODY)))
+LISTEN: Final = Probe("no socket", "listen", lambda _: _call("listen", -1, 1))
 LOCAL: Final = tuple(
     replace(_family(name), claim="no local socket")
     for name in ("AF_UNIX", "AF_NETLINK", "AF_PACKET", "AF_ALG", "AF_VSOCK")
 )
 PACKET: Final = (
     _to_path("sendmsg to a path", lambda context: _call("sendmsg", _packets(context), MESSAGE, 0)),
-    Probe("no socket", "listen", lambda _: _call("listen", -1, 1)),
+    LISTEN,
 )
 STREAM: Final = (  # a process that serves may send, but to its clients only
     Probe(
@@ -297,6 +298,15 @@ STREAM: Final = (  # a process that serves may send, but to its clients only
         {0},
         {0: "no socket is open that sends to any address", 1: "a socket is open that sends to any address"},
     ),
+)
+ONE_PORT: Final = tuple(  # a process that calls may make TCP sockets, for one port
+    replace(probe, claim="no other port")
+    for probe in (
+        Probe("", "connect to port 1", _connect_elsewhere, frozenset({errno.EACCES, errno.EPERM})),
+        *SOCKETS,
+        LISTEN,
+        *STREAM,
+    )
 )
 CAMERA: Final = (
     Probe("no camera", "open /dev/video*", _open_cameras, NO_DEVICE),
@@ -441,8 +451,9 @@ COMMON: Final = (
     MEMORY,
 )
 PROBES: Final[Mapping[str, tuple[Probe, ...]]] = {
-    "sanitize": (*NETWORK, *SOCKETS, *PACKET, *COMMON, SWAP),
-    "transmit": (*CAMERA, *SOCKETS, *STREAM, *COMMON),
+    "sanitize": (*NETWORK, *SOCKETS, CONNECT, *PACKET, *COMMON, SWAP),
+    "transmit": (*CAMERA, *SOCKETS, CONNECT, *STREAM, *COMMON),
+    "fetch": (*CAMERA, *ONE_PORT, *COMMON, SWAP),
     "outlet": (*CAMERA, *LOCAL, *COMMON),  # which reaches out
-    "recorder": (*CAMERA, *SOCKETS, *PACKET, *COMMON),  # which writes, and reaches nobody
+    "recorder": (*CAMERA, *SOCKETS, CONNECT, *PACKET, *COMMON),  # which writes, and reaches nobody
 }

@@ -112,7 +112,10 @@ WRITING: Final = _names("""
 CALLING: Final = _names("""
     socket connect bind sendto sendmsg sendmmsg recvfrom recvmsg recvmmsg shutdown getsockopt setsockopt getsockname
     getpeername
-""")  # a camera that is a URL
+""")  # an outlet that reaches out
+FETCHING: Final = _names("""
+    socket connect sendto sendmsg recvfrom recvmsg shutdown getsockopt setsockopt getsockname getpeername
+""")  # a network camera, by TCP
 SERVING: Final = _names("""
     listen accept accept4 recvfrom recvmsg sendto sendmsg shutdown getsockopt setsockopt getsockname getpeername
     sendfile fsync fdatasync sync_file_range
@@ -120,6 +123,7 @@ SERVING: Final = _names("""
 
 AF_INET, AF_INET6 = 2, 10
 SOCK_STREAM, SOCK_NONBLOCK, SOCK_CLOEXEC = 1, 0o4000, 0o2000000
+STREAMS: Final = tuple(SOCK_STREAM | a | b for a in (0, SOCK_NONBLOCK) for b in (0, SOCK_CLOEXEC))
 CLONE_THREAD: Final = 0x00010000
 NEW_NAMESPACES: Final = 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
 MSG_FASTOPEN: Final = 0x20000000  # connects
@@ -196,6 +200,11 @@ def serving_checks(own: int) -> dict[str, list[Step]]:
 def calling_checks(own: int) -> dict[str, list[Step]]:
     """Return `checks`, and that sockets are of the network's families only."""
     return checks(own) | {"socket": only(0, AF_INET, AF_INET6)}
+
+
+def fetching_checks(own: int) -> dict[str, list[Step]]:
+    """Return `serving_checks`, and that new sockets are of TCP only."""
+    return serving_checks(own) | {"socket": [*only(0, AF_INET, AF_INET6), *only(1, *STREAMS)]}
 
 
 PAIRS: Final = {"socketpair": only(1, *(SOCK_STREAM | more for more in (0, SOCK_CLOEXEC, SOCK_NONBLOCK)))}

@@ -13,4 +13,5 @@ frames, and no more of it than it asks for.
     webrtc        browsers that show the page
     mqtt          Home Assistant, by a broker
     feed          a provider that recognises people
+    announce      the name of the camera in the local network
 """

@@ -237,7 +237,7 @@ class Transmitter:
     def _take_status(self, status: "Status") -> None:
         """Keep the status of the sanitize process, if it is well-formed."""
         try:
-            isolation.unpack(status.results)
+            isolation.unpack_all(status.results)
         except ValueError:
             self._metrics.count("rejected_status")
         else:

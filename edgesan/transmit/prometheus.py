@@ -69,6 +69,7 @@ class Exporter(Collector):
             ("edgesan_viewers", "Streams that are open.", transmit["viewers"]),
             ("edgesan_camera_up", "1 while the camera gives frames.", int(bool(r.get("camera_up")))),
             ("edgesan_privacy", "1 while the owner has the camera closed.", int(bool(r.get("privacy")))),
+            ("edgesan_isolated", "1 while every restriction holds.", int(r.get("isolation", {}).get("whole", False))),
             ("edgesan_alpha", "The dial.", r.get("alpha", math.nan)),
             ("edgesan_uptime_seconds", "Since the start.", r.get("uptime_s", 0)),
         ):

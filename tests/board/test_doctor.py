@@ -363,10 +363,10 @@ def test_what_is_required_and_missing_is_a_failure(monkeypatch: pytest.MonkeyPat
         assert {finding.cure for finding in found} == {"sysctl"}
 
 
-def test_a_camera_that_is_a_url_needs_the_network() -> None:
+def test_of_a_network_camera_the_process_that_fetches_is_tried_too() -> None:
+    assert "fetch process" not in {finding.name for finding in doctor.isolation(Config(camera="demo"))}
     found = list(doctor.isolation(Config(camera="rtsp://192.0.2.1/")))
-    assert found[-1].level == "warn"
-    assert "the camera is a URL" in found[-1].detail
+    assert any(finding.name == "fetch process" and "no terminal" in finding.detail for finding in found)
 
 
 def test_a_port_in_use_is_a_failure() -> None:

@@ -382,7 +382,8 @@ def test_the_installer_needs_nothing_but_python_and_puts_everything_in_its_place
     assert {link.name for link in wants.iterdir()} == {
         f"edgesan-{unit}.service" for unit in ("sanitize", "transmit", "settle")
     }
-    assert all((root / os.readlink(link).lstrip("/")).exists() for link in wants.iterdir())
+    timer = root / "etc/systemd/system/timers.target.wants" / "edgesan-update.timer"
+    assert all((root / os.readlink(link).lstrip("/")).exists() for link in (*wants.iterdir(), timer))
     assert "edgesan-sanitize" in (root / "etc/passwd").read_text()
     assert load(root / "etc/edgesan/edgesan.toml", {"role": "sanitize"}) != Config()
 

@@ -68,7 +68,7 @@ class Board:
         while not (self.folder / "state" / "versions.json").exists() and time.monotonic() < deadline:
             time.sleep(0.1)
 
-    def install(self, model: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    def install(self, model: Path | str, *more: str) -> subprocess.CompletedProcess[str]:
         restart = " ".join(self.restart)
         command = [*COMMAND, "install", str(model), "--config", str(self.config), "--models", str(self.models)]
         return subprocess.run(

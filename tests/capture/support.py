@@ -1,18 +1,25 @@
 """Clips and frames that tell their number, and a network camera, for the tests of sources."""
 
+import os
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from edgesan.capture import DEMO_CLIP, Source
+from edgesan.capture import DEMO_CLIP, Source, open_source
+from edgesan.errors import ConfigError, EdgesanError
+from edgesan.fetch import camera
+from edgesan.fetch.address import parts_of, resolve
+from edgesan.fetch.packets import Reader, sender
 from edgesan.frames import Pixels
 
 PATIENCE_S = 5.0
+FETCHES = "fetches"  # the name of a thread
 
 
 def flat(index: int, size: tuple[int, int] = (64, 48)) -> Pixels:
@@ -32,6 +39,24 @@ def write_clip(path: Path, frames: int, fps: float = 30.0, code: str = "mp4v") -
         writer.write(flat(i))
     writer.release()
     return path
+
+
+def open_camera(url: str, size: tuple[int, int] | None = None, fps: float | None = None, rotate: int = 0) -> Source:
+    """Open a network camera, with a thread in place of the process that fetches."""
+    packets, writable = os.pipe2(os.O_CLOEXEC)
+    reader = Reader(packets)
+    threading.Thread(target=_fetch, args=(url, writable), name=FETCHES).start()
+    try:
+        return open_source(url, size, fps, rotate, reader)
+    except EdgesanError:
+        reader.close()
+        raise
+
+
+def _fetch(url: str, writable: int) -> None:
+    with suppress(BrokenPipeError, ConfigError), open(writable, "wb"):
+        parts = parts_of(url)
+        camera.fetch(parts, resolve(parts), sender(writable))
 
 
 def take(source: Source, timeout_s: float = PATIENCE_S) -> tuple[Pixels, int]:
@@ -58,6 +83,7 @@ class HttpCamera:
 
     def __init__(self) -> None:
         self.sent = 0
+        self.still: Pixels | None = None  # shown instead of pictures that tell their number
         self.on, self.silent = threading.Event(), threading.Event()
         self.port = 0
         self.plug_in()
@@ -81,7 +107,8 @@ class HttpCamera:
                 self.end_headers()
                 while camera.on.is_set():
                     if not camera.silent.is_set():
-                        part = cv2.imencode(".jpg", flat(camera.sent, (320, 240)))[1].tobytes()
+                        shown = flat(camera.sent, (320, 240)) if camera.still is None else camera.still
+                        part = cv2.imencode(".jpg", shown)[1].tobytes()
                         head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(part)}\r\n\r\n".encode()
                         self.wfile.write(head + part + b"\r\n")
                         camera.sent += 1

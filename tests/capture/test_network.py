@@ -11,14 +11,14 @@ from pathlib import Path
 import av
 import pytest
 
-from edgesan.capture import network, open_source
 from edgesan.errors import CameraError, CameraLost
-from tests.capture.support import HttpCamera, index_of, play, take, write_clip
+from edgesan.fetch import camera as fetched
+from tests.capture.support import HttpCamera, index_of, open_camera, play, take, write_clip
 from tests.support import report
 
 
 def test_a_network_camera_gives_its_newest_frame_however_slow_the_consumer_is(http_camera: HttpCamera) -> None:
-    with closing(open_source(http_camera.url, (160, 160), None)) as source:
+    with closing(open_camera(http_camera.url, (160, 160))) as source:
         assert (source.name, source.size) == (f"http://127.0.0.1:{http_camera.port}", (160, 120))
         numbers = []
         for _ in range(3):
@@ -31,7 +31,7 @@ def test_a_network_camera_gives_its_newest_frame_however_slow_the_consumer_is(ht
 
 
 def test_fps_drops_frames_of_a_network_camera(http_camera: HttpCamera) -> None:
-    with closing(open_source(http_camera.url, None, 5)) as source:
+    with closing(open_camera(http_camera.url, fps=5)) as source:
         take(source)
         started_s = time.monotonic()
         for _ in range(4):
@@ -40,23 +40,23 @@ def test_fps_drops_frames_of_a_network_camera(http_camera: HttpCamera) -> None:
 
 
 def test_a_network_camera_that_goes_away_is_lost_and_can_be_opened_again(http_camera: HttpCamera) -> None:
-    with closing(open_source(http_camera.url, None, None)) as source:
+    with closing(open_camera(http_camera.url)) as source:
         take(source)
         http_camera.unplug()
         with pytest.raises(CameraLost, match="unplugged, switched off or out of reach"):
             list(play(source))
     with pytest.raises(CameraError, match=rf"cannot open http://127\.0\.0\.1:{http_camera.port}: nothing listens"):
-        open_source(http_camera.url, None, None)
+        open_camera(http_camera.url)
     http_camera.plug_in()
-    with closing(open_source(http_camera.url, None, None)) as source:
+    with closing(open_camera(http_camera.url)) as source:
         take(source)
 
 
 def test_a_network_camera_that_falls_silent_is_lost_within_the_timeout(
     http_camera: HttpCamera, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(network, "NETWORK_TIMEOUT_S", 1.0)
-    with closing(open_source(http_camera.url, None, None)) as source:
+    monkeypatch.setattr(fetched, "NETWORK_TIMEOUT_S", 1.0)
+    with closing(open_camera(http_camera.url)) as source:
         take(source)
         http_camera.silent.set()
         started_s = time.monotonic()
@@ -67,7 +67,7 @@ def test_a_network_camera_that_falls_silent_is_lost_within_the_timeout(
 
 def test_a_recording_behind_a_url_is_no_camera(http_camera: HttpCamera) -> None:
     with pytest.raises(CameraError, match="is a recording, not a camera: download it"):
-        open_source(f"http://127.0.0.1:{http_camera.port}/clip.mp4", None, None)
+        open_camera(f"http://127.0.0.1:{http_camera.port}/clip.mp4")
 
 
 def test_a_closed_port_is_refused_quickly() -> None:
@@ -75,7 +75,7 @@ def test_a_closed_port_is_refused_quickly() -> None:
         reserved.bind(("127.0.0.1", 0))
         started_s = time.monotonic()
         with pytest.raises(CameraError, match="nothing listens at port"):
-            open_source(f"rtsp://127.0.0.1:{reserved.getsockname()[1]}/stream", None, None)
+            open_camera(f"rtsp://127.0.0.1:{reserved.getsockname()[1]}/stream")
         assert time.monotonic() - started_s < 5
 
 
@@ -94,45 +94,45 @@ def test_what_a_camera_refuses_is_said(scheme: str, status: str, words: str) -> 
     asks = f'WWW-Authenticate: {"Digest" if scheme == "rtsp" else "Basic"} realm="cam", nonce="a"\r\n'
     answer = f"{protocol} {status}\r\nCSEQ{asks if status.startswith('401') else ''}Content-Length: 0\r\n\r\n"
     with closing(Redirecting(answer.encode())) as camera, pytest.raises(CameraError, match=words):
-        open_source(f"{scheme}://127.0.0.1:{camera.port}/stream", None, None)
+        open_camera(f"{scheme}://127.0.0.1:{camera.port}/stream")
     if status.startswith("401"):
         with (
             closing(Redirecting(answer.encode())) as camera,
             pytest.raises(CameraError, match="the user name or the password is wrong") as caught,
         ):
-            open_source(f"{scheme}://root:s3cret@127.0.0.1:{camera.port}/stream", None, None)
+            open_camera(f"{scheme}://root:s3cret@127.0.0.1:{camera.port}/stream")
         assert "s3cret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("scheme", ["http", "rtsp", "https", "rtsps"])
 def test_a_camera_that_hangs_is_told_from_one_that_is_off(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "NETWORK_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(fetched, "NETWORK_TIMEOUT_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         words = "nobody answers within" if scheme.endswith("s") else "it was reached, but does not answer"
         with pytest.raises(CameraError, match=words):
-            open_source(f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/stream", None, None)
+            open_camera(f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/stream")
 
 
 @pytest.mark.parametrize("scheme", ["http", "rtsp"])
 def test_a_camera_that_answers_and_then_hangs_is_told_too(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(network, "NETWORK_TIMEOUT_S", 0.5)
+    monkeypatch.setattr(fetched, "NETWORK_TIMEOUT_S", 0.5)
     fine = b"HTTP/1.0 200 OK\r\nContent-Type: multipart/x-mixed-replace; boundary=frame\r\n\r\n"
     answers = (fine if scheme == "http" else b"RTSP/1.0 401 Unauthorized\r\nCSEQ\r\n", b"")
     with (
         closing(Redirecting(*answers, hold_s=3)) as camera,
         pytest.raises(CameraError, match="it was reached, but sends no video"),
     ):
-        open_source(f"{scheme}://127.0.0.1:{camera.port}/stream", None, None)
+        open_camera(f"{scheme}://127.0.0.1:{camera.port}/stream")
 
 
 def test_a_name_that_nobody_has_and_a_page_are_no_camera() -> None:
     with pytest.raises(CameraError, match=r"there is no host of the name camera\.invalid"):
-        open_source("rtsp://camera.invalid/stream", None, None)
+        open_camera("rtsp://camera.invalid/stream")
     page = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 15\r\n\r\n<html>no</html>"
     with closing(Redirecting(page)) as camera, pytest.raises(CameraError, match="what it sends is no video"):
-        open_source(f"http://127.0.0.1:{camera.port}/", None, None)
+        open_camera(f"http://127.0.0.1:{camera.port}/")
     with closing(Redirecting(b"hello\r\n\r\n")) as plain, pytest.raises(CameraError, match="it speaks no TLS"):
-        open_source(f"https://127.0.0.1:{plain.port}/", None, None)
+        open_camera(f"https://127.0.0.1:{plain.port}/")
 
 
 def test_sound_alone_is_no_camera(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_sound_alone_is_no_camera(tmp_path: Path) -> None:
     content = (tmp_path / "sound.mkv").read_bytes()
     head = f"HTTP/1.1 200 OK\r\nContent-Type: video/x-matroska\r\nContent-Length: {len(content)}\r\n\r\n"
     with closing(Redirecting(head.encode() + content)) as camera, pytest.raises(CameraError, match="it sends no video"):
-        open_source(f"http://127.0.0.1:{camera.port}/", None, None)
+        open_camera(f"http://127.0.0.1:{camera.port}/")
 
 
 class Elsewhere:
@@ -215,7 +215,7 @@ def test_a_network_camera_that_redirects_is_not_followed(scheme: str, status: st
     answer = f"{protocol} {status}\r\nCSEQLocation: {location}\r\nContent-Length: 0\r\n\r\n"
     with closing(Redirecting(answer.encode(), encryption=encryption)) as camera:
         with pytest.raises(CameraError) as caught:
-            open_source(f"{scheme}://root:s3cret@127.0.0.1:{camera.port}/s3cret", None, None)
+            open_camera(f"{scheme}://root:s3cret@127.0.0.1:{camera.port}/s3cret")
         assert camera.asked, "nobody asked it"
     message = str(caught.value)
     assert message.startswith(
@@ -236,7 +236,7 @@ def test_a_camera_that_redirects_only_the_second_question_is_not_followed_either
     moved = f"HTTP/1.0 302 Found\r\nLocation: http://127.0.0.1:{elsewhere.port}/\r\n\r\n".encode()
     with closing(Redirecting(fine, moved)) as camera:
         with pytest.raises(CameraError, match="cannot open"):
-            open_source(f"http://127.0.0.1:{camera.port}/", None, None)
+            open_camera(f"http://127.0.0.1:{camera.port}/")
         assert len(camera.asked) == 2
     assert elsewhere.close() == []
     report("a camera of http redirects the second question only", "not opened, the other address is not asked", 0)
@@ -257,7 +257,7 @@ def test_an_address_in_a_message_is_printable(location: bytes, words: str) -> No
         closing(Redirecting(b"HTTP/1.1 302 Found\r\n" + location + b"\r\n")) as camera,
         pytest.raises(CameraError, match=f"redirects to {words}, which is not followed") as caught,
     ):
-        open_source(f"http://127.0.0.1:{camera.port}/", None, None)
+        open_camera(f"http://127.0.0.1:{camera.port}/")
     assert str(caught.value).isprintable()
 
 
@@ -266,7 +266,7 @@ def test_an_address_in_a_message_is_printable(location: bytes, words: str) -> No
 )
 def test_what_is_no_camera_is_an_error(answer: bytes) -> None:
     with closing(Redirecting(answer)) as camera, pytest.raises(CameraError, match="cannot open http://127"):
-        open_source(f"http://127.0.0.1:{camera.port}/", None, None)
+        open_camera(f"http://127.0.0.1:{camera.port}/")
 
 
 @pytest.mark.parametrize("place", ["http", "file"])
@@ -281,6 +281,6 @@ def test_a_playlist_behind_a_url_opens_nothing_else(tmp_path: Path, place: str) 
     for kind, text in lists.items():
         answer = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(text)}\r\n\r\n{text}"
         with closing(Redirecting(answer.encode())) as camera, pytest.raises(CameraError, match="cannot open"):
-            open_source(f"http://127.0.0.1:{camera.port}/live.m3u8", None, None)
+            open_camera(f"http://127.0.0.1:{camera.port}/live.m3u8")
     assert elsewhere.close() == []
     report(f"a camera of http sends a playlist of {place} addresses", "not opened, nothing else is asked", 0)

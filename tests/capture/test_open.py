@@ -20,7 +20,7 @@ from edgesan.errors import CameraError, ConfigError
         ("/dev/video987654", CameraError, "there is no /dev/video987654; cameras here: .*demo"),
         ("no-such-clip", CameraError, "there is no no-such-clip; cameras here"),
         ("/tmp", CameraError, "/tmp is neither a camera nor a file"),
-        ("http://127.0.0.1:1/", CameraError, "nothing listens"),
+        ("http://127.0.0.1:1/", CameraError, "no process fetches from it"),
     ],
 )
 def test_what_cannot_be_opened_is_refused_with_what_to_do(spec: str, error: type[Exception], words: str) -> None:

@@ -21,7 +21,7 @@ from edgesan.config import load
 from edgesan.errors import CameraError, CameraLost, ConfigError
 from edgesan.faces import Detector
 from edgesan.frames import Pixels
-from tests.capture.support import PATIENCE_S, HttpCamera, flat, play, take
+from tests.capture.support import PATIENCE_S, HttpCamera, flat, open_camera, play, take
 from tests.support import COMMAND, report
 
 
@@ -203,7 +203,7 @@ def test_everything_that_can_be_a_camera_is_turned(
         assert source.size == ((270, 480) if across else (480, 270))
     with closing(LiveSource("script", Script(*[hung(clip[5], rotate)] * 9), None, None, rotate)) as source:
         assert (take(source)[0] == clip[5]).all()
-    with closing(open_source(http_camera.url, None, None, rotate)) as source:
+    with closing(open_camera(http_camera.url, rotate=rotate)) as source:
         assert source.size == ((240, 320) if across else (320, 240))
     with closing(open_source("picamera", (240, 320), None, rotate)) as source:
         assert source.size == (240, 320), "what is asked for is meant after the turn"

@@ -19,7 +19,8 @@ NOBODY = 65534
 
 def works() -> bool:
     """Whether this machine's kernel gives all of it; where it does not, edgesan must say so."""
-    commands = ([sys.executable, "-P", "-m", "edgesan.isolation", process] for process in ("sanitize", "transmit"))
+    processes = ("sanitize", "transmit", "fetch")
+    commands = ([sys.executable, "-P", "-m", "edgesan.isolation", process] for process in processes)
     printed = [subprocess.run(command, capture_output=True, check=True).stdout for command in commands]
     return all(claim["holds"] for each in printed for claim in json.loads(each))
 

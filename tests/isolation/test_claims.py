@@ -9,7 +9,7 @@ import pytest
 from edgesan import isolation
 from edgesan.errors import IsolationError
 from edgesan.isolation import IsolationClaim
-from edgesan.isolation.probes import KEPT, PROBES
+from edgesan.isolation.probes import PROBES
 from tests.isolation.support import SANITIZE
 
 
@@ -76,13 +76,15 @@ def test_every_claim_that_does_not_hold_is_a_sentence_about_what_it_means() -> N
             assert re.fullmatch(r"The process that [^:]+: [^:]+\.|The process that [^:]+\.", sentence), sentence
 
 
-def test_a_network_camera_is_one_sentence() -> None:
-    closed = [next(r for r in range(256) if r in p.closed and p.possible(r)) for p in PROBES["sanitize"]]
-    assert isolation.warnings(isolation.unpack(bytes(closed))) == []
-    kept = [KEPT if p.possible(KEPT) else r for p, r in zip(PROBES["sanitize"], closed, strict=True)]
-    claims = isolation.unpack(bytes(kept))
-    assert {claim.name for claim in claims if not claim.holds} == {"no network", "no socket"}
-    assert isolation.warnings(claims) == [
-        "The process that sees the camera can reach the network, because the camera is a network camera: a fault there"
-        " could send raw pictures."
-    ]
+def test_a_status_has_the_claims_of_one_process_or_of_two() -> None:
+    closed = {
+        process: bytes(next(r for r in range(256) if r in p.closed and p.possible(r)) for p in probes)
+        for process, probes in PROBES.items()
+    }
+    assert {claim.process for claim in isolation.unpack_all(closed["sanitize"])} == {"sanitize"}
+    both = isolation.unpack_all(closed["sanitize"] + closed["fetch"])
+    assert {claim.process for claim in both} == {"sanitize", "fetch"}
+    assert isolation.warnings(both) == []
+    for wrong in (b"", closed["fetch"][:-1], closed["sanitize"] + closed["fetch"][1:], closed["sanitize"] * 2 + b"0"):
+        with pytest.raises(ValueError, match="claims of the"):
+            isolation.unpack_all(wrong)

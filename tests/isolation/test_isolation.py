@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,6 @@ from typing import Any
 import pytest
 
 from edgesan.config import Config
-from edgesan.errors import ConfigError
 from edgesan.isolation import landlock
 from tests.isolation.support import SANITIZE, TRANSMIT, Target, program
 from tests.support import ROOT, Running, child, free_port, report
@@ -317,21 +317,64 @@ def test_an_early_landlock_lets_no_file_be_emptied_either(tmp_path: Path) -> Non
     assert (tmp_path / "model").read_text() == "weights"
 
 
-def test_a_camera_that_is_a_url_keeps_the_network_and_nothing_else() -> None:
+@pytest.mark.usefixtures("whole")
+def test_a_process_that_fetches_reaches_one_port_by_tcp_and_nothing_else() -> None:
+    """By code of its own, beside the probes."""
+    with socket.create_server(("127.0.0.1", 0)) as camera, socket.create_server(("127.0.0.1", 0)) as other:
+        done = program(
+            """
+            import errno, json, os, socket, sys
+            from edgesan import isolation
+            camera, other = map(int, sys.argv[1:])
+            claims = isolation.fetch(camera)
+            assert isolation.unpack(isolation.pack(claims), "fetch") == claims
+            tried = {}
+
+            def attempt(name, action):
+                try:
+                    action()
+                    tried[name] = "allowed"
+                except OSError as error:
+                    tried[name] = errno.errorcode[error.errno]
+
+            def stream(family=socket.AF_INET):
+                return socket.socket(family, socket.SOCK_STREAM)
+
+            attempt("camera", lambda: stream().connect(("127.0.0.1", camera)))
+            attempt("other port", lambda: stream().connect(("127.0.0.1", other)))
+            attempt("other port, fast open", lambda: stream().sendto(b"x", socket.MSG_FASTOPEN, ("127.0.0.1", other)))
+            attempt("packets", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            attempt("packets of IPv6", lambda: socket.socket(socket.AF_INET6, socket.SOCK_DGRAM))
+            attempt("a daemon", lambda: stream(socket.AF_UNIX))
+            attempt("serve", lambda: stream().bind(("127.0.0.1", 0)))
+            attempt("listen", lambda: stream().listen())
+            attempt("read", lambda: open("/etc/hostname"))
+            attempt("resolve", lambda: open("/etc/resolv.conf"))
+            attempt("write", lambda: open("/tmp/x", "w"))
+            attempt("run", lambda: os.execv("/bin/true", ["true"]))
+            print(json.dumps([all(claim.holds for claim in claims), tried]))
+            """,
+            str(camera.getsockname()[1]),
+            str(other.getsockname()[1]),
+        )
+    whole, tried = json.loads(done.stdout)
+    assert whole
+    assert tried.pop("camera") == "allowed"
+    assert tried.pop("other port") == "EACCES"
+    assert set(tried.values()) <= {"EPERM", "EACCES"}, tried
+
+
+def test_a_kernel_whose_landlock_knows_no_ports_is_said_to_hold_less() -> None:
     done = program("""
-        import json, socket
+        import json
         from edgesan import isolation
-        claims = isolation.sanitize(network=True)
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as away:
-            away.connect(("127.0.0.1", 9))
-        assert isolation.unpack(isolation.pack(claims)) == claims
-        print(json.dumps([isolation.plain(claim) for claim in claims]))
+        from edgesan.isolation import landlock
+        landlock.version = lambda: 3  # of Linux 6.2
+        print(json.dumps([isolation.plain(claim) for claim in isolation.fetch(554) if not claim.holds]))
     """)
-    said = {claim["name"]: claim for claim in json.loads(done.stdout)}
-    assert {name for name, claim in said.items() if not claim["holds"]} - {"no swap"} >= {"no network", "no socket"}
-    assert "the camera is a URL" in said["no network"]["detail"]
-    assert "AF_UNIX" in said["no socket"]["detail"]
-    assert said["no socket"]["cure"].startswith("use a camera of this machine")
+    missing = {claim["name"]: claim for claim in json.loads(done.stdout)}
+    assert "connect to port 1" in missing["no other port"]["detail"]
+    assert missing["no other port"]["cure"].startswith("use a kernel with Landlock 4")
 
 
 CRIPPLED = """
@@ -360,10 +403,8 @@ def test_what_does_not_hold_is_reported_and_can_be_refused(tmp_path: Path) -> No
     assert "(no network does not hold)" in done.stderr
 
 
-def test_a_url_camera_needs_the_network_and_is_refused_where_isolation_is_required() -> None:
-    with pytest.raises(ConfigError, match="the process that sees raw pixels would need the network"):
-        Config(camera="rtsp://192.0.2.1/stream", require_isolation=True)
-    assert Config(camera="rtsp://192.0.2.1/stream").camera_is_url
+def test_isolation_can_be_required_of_a_network_camera() -> None:
+    assert Config(camera="rtsp://192.0.2.1/stream", require_isolation=True).camera_is_url
     assert not Config(camera="/dev/video0").camera_is_url
 
 
