@@ -18,8 +18,10 @@ from edgesan.scene import Still
 
 PLAIN: Final = 64  # level of a canvas without a scene, of 255: a dark grey
 NOBODY: Final = (112, 104, 98)  # BGR of a silhouette without a face
+PARTS: Final = 2  # cells along a cell of the message, in which is drawn: a face moves in smaller steps than those
+BLUR: Final = 1.2  # cells: standard deviation
+COVERED: Final = 110  # of 255: share of its surroundings from which a place lies in a silhouette
 FINE: Final = 4  # pixels along a cell in which outlines are found
-BLUR: Final = 2.0  # of them: standard deviation
 SMOOTH: Final = 7  # points of an outline that are averaged
 MARGIN: Final = 8  # fine pixels around the picture, so that outlines leave it
 SUBPIXEL: Final = 4  # bits
@@ -105,21 +107,25 @@ def colour(track: int) -> tuple[int, int, int]:
 
 def head(track: int, place: Place, size: tuple[int, int], grid: Silhouette) -> Head:
     """Return a face in cells, for a picture of this size (width, height)."""
-    width, height = size
-    across, down = grid.columns / width, grid.rows / height
+    (width, height), columns, rows = size, PARTS * grid.columns, PARTS * grid.rows
+    across, down = columns / width, rows / height
     return Head(
         track,
-        min(grid.columns - 1, max(0, int(place.x * across))),
-        min(grid.rows - 1, max(0, int(place.y * down))),
+        min(columns - 1, max(0, int(place.x * across))),
+        min(rows - 1, max(0, int(place.y * down))),
         min(MOST_AXIS, math.ceil(place.side * HEAD[0] * across)),
         min(MOST_AXIS, math.ceil(place.side * HEAD[1] * down)),
     )
 
 
 def cells(silhouette: Silhouette, heads: tuple[Head, ...]) -> Cells:
-    """Return all cells that are covered: those of the silhouette, and those under a face."""
+    """Return which cells are covered: those of the silhouette, without the cell all around, and those under a face."""
     rows, columns = silhouette.rows, silhouette.columns
-    on = np.unpackbits(np.frombuffer(silhouette.bits, np.uint8), count=rows * columns).reshape(rows, columns)
+    told = np.unpackbits(np.frombuffer(silhouette.bits, np.uint8), count=rows * columns).reshape(rows, columns)
+    # Nobody is wider than they are told at a side; below, a body goes on.
+    around = cv2.copyMakeBorder(told, 1, 0, 1, 1, cv2.BORDER_CONSTANT)
+    inner = cv2.erode(around, np.ones((3, 3), np.uint8))[1:, 1:-1]
+    on = np.asarray(cv2.resize(inner, (PARTS * columns, PARTS * rows), interpolation=cv2.INTER_NEAREST), np.uint8)
     for each in heads:
         cv2.ellipse(on, (each.x, each.y), (each.across, each.down), 0, 0, 360, 1, -1)
     return on.view(bool)
@@ -148,8 +154,8 @@ def layers(on: Cells, heads: tuple[Head, ...]) -> list[tuple[Cells, tuple[int, i
 def smoothed(on: Cells) -> Cells:
     """Return cells in fine pixels, without their corners: bool [rows * FINE, columns * FINE]."""
     fine = (on.shape[1] * FINE, on.shape[0] * FINE)
-    opacity = cv2.resize(on.astype(np.uint8) * 255, fine, interpolation=cv2.INTER_LINEAR)
-    return np.asarray(cv2.GaussianBlur(opacity, (0, 0), BLUR, borderType=cv2.BORDER_REPLICATE) > 127)
+    share = cv2.GaussianBlur(on.view(np.uint8) * np.uint8(255), (0, 0), BLUR, borderType=cv2.BORDER_REPLICATE)
+    return np.asarray(cv2.resize(share, fine, interpolation=cv2.INTER_CUBIC) > COVERED)
 
 
 def outlines(inside: Cells, own: Cells, on: Cells, size: tuple[int, int]) -> list[NDArray[np.int32]]:
