@@ -17,13 +17,14 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks import check, compare, network, side_by_side
+from benchmarks import check, compare, network, scene, side_by_side
 from benchmarks.results import FOLDER, LabResults, load, store
 from edgesan import bench
 from edgesan.bench import Machine, WireRow
 from edgesan.config import DEMO_MODEL, Config
+from edgesan.model.load import load_model
 
-PARTS: Final = ("network", "stages", "wire", "idle", "side_by_side", "ratios")
+PARTS: Final = ("network", "stages", "wire", "idle", "side_by_side", "scene", "ratios")
 
 
 def _network(results: LabResults, field: str) -> float:
@@ -88,6 +89,7 @@ AIMS: Final = (
     ),
     Aim("pipeline against the sum of its kernels, 480x270", 1.2, "{:.2f}x", lambda r: _frame(r, "480x270")),
     Aim("pipeline against the sum of its kernels, 1280x720", 1.2, "{:.2f}x", lambda r: _frame(r, "1280x720")),
+    Aim("what the scene adds to a frame, 1280x720", 0.1, "{:.0%}", lambda r: np.nan if r.scene is None else r.scene),
     Aim("glass to wire, 640x480, 2 faces, p50", 12, "{:.1f} ms", lambda r: _wire(r, 2).glass_to_wire.p50),
     Aim("glass to wire, 640x480, 2 faces, p99", 33, "{:.1f} ms", lambda r: _wire(r, 2).glass_to_wire.p99),
     Aim("each further face", 1, "{:.2f} ms", _one_more_face),
@@ -113,7 +115,7 @@ def text(results: LabResults) -> str:
     lines = ["| | aim | measured | |", "|---|---|---|---|"]
     for aim in AIMS:
         value = aim.measured(results)
-        shown = "not installed" if np.isnan(value) else aim.form.format(value)
+        shown = "not measured" if np.isnan(value) else aim.form.format(value)
         met = value >= aim.limit if aim.more_is_better else value <= aim.limit
         limit = f"{'≥' if aim.more_is_better else '≤'} {aim.form.format(aim.limit)}"
         lines.append(f"| {aim.name} | {limit} | {shown} | {'met' if met else 'missed'} |")
@@ -135,6 +137,8 @@ def measure(parts: list[str], seconds: float) -> dict[str, Any]:
         found["network"] = network.measure(DEMO_MODEL.read_bytes(), seconds / 2)
     if "side_by_side" in parts:
         found["side_by_side"] = side_by_side.measure(seconds, side_by_side.san_network())
+    if "scene" in parts:
+        found["scene"] = scene.share(scene.measure(load_model(DEMO_MODEL), 2))
     if "ratios" in parts:
         found["ratios"] = check.ratios(2 * seconds)
     return found
@@ -158,7 +162,7 @@ def main() -> int:
         print(f"\n{network.text(results.network)}")
     if results.side_by_side:
         print(f"\n{side_by_side.text(results.side_by_side)}")
-    if all(getattr(results, part) for part in PARTS if part != "ratios"):
+    if all(getattr(results, part) for part in PARTS if part not in {"scene", "ratios"}):
         print(f"\n{text(results)}")
     if arguments.store:
         store(path, results)

@@ -28,6 +28,7 @@ SUBPIXEL: Final = 4  # bits
 HEAD: Final = (0.55, 0.7)  # half axes of what a face covers, in sides of its chip: its own feather lies within
 MOST_AXIS: Final = 1000  # cells: more covers everything, and no drawing overflows
 BESIDE: Final = 3.0  # how much farther away a face beside a cell counts than one above it
+NOTHING: Final = np.zeros((1, 1), bool)
 CLEAR: Final = (0, 0, 0, 255)  # of a layer: no colour, all transparent
 GOLDEN: Final = (math.sqrt(5) - 1) / 2
 
@@ -51,12 +52,13 @@ class Canvas:
     def __init__(self, still: Still | None = None) -> None:
         self.still = still
         self._room: Pixels = np.zeros((0, 0, 3), np.uint8)  # the still at the size of the frames
+        self._flat = self._room  # the colour
         self._key: object = None
         self._heads: tuple[Head, ...] = ()
         self._composed = self._room
 
     def __call__(self, size: tuple[int, int], scene: int, silhouette: Silhouette, faces: dict[int, Place]) -> Pixels:
-        """Return a canvas to paint on, uint8 [height, width, 3] in BGR.
+        """Return a canvas, uint8 [height, width, 3] in BGR: the same array as before if nothing has changed. Copy it.
 
         Args:
             size: width and height.
@@ -65,13 +67,15 @@ class Canvas:
             faces: where the face of each track lies.
         """
         if not self.still or scene != self.still.id:
-            return flat(*size)
+            if self._flat.shape[:2] != size[::-1]:
+                self._flat = flat(*size)
+            return self._flat
         heads = tuple(head(track, place, size, silhouette) for track, place in faces.items()) if silhouette.bits else ()
         key = (size, silhouette, *(each.track for each in heads))
         if key != self._key or not all(map(_near, heads, self._heads)):
             self._key, self._heads = key, heads
             self._composed = self._compose(self.still, size, silhouette, heads)
-        return self._composed.copy()
+        return self._composed
 
     def _compose(self, still: Still, size: tuple[int, int], silhouette: Silhouette, heads: tuple[Head, ...]) -> Pixels:
         width, height = size
@@ -79,10 +83,10 @@ class Canvas:
             shrinks = width < still.pixels.shape[1]
             way = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
             self._room = np.asarray(cv2.resize(still.pixels, size, interpolation=way), np.uint8)
-        if not silhouette.bits:
+        on = cells(silhouette, heads) if silhouette.bits else NOTHING
+        if not on.any():
             return self._room
         composed = self._room.copy()
-        on = cells(silhouette, heads)
         inside = smoothed(on)
         for own, tint in layers(on, heads):
             cv2.fillPoly(composed, outlines(inside, own, on, size), tint, cv2.LINE_AA, SUBPIXEL)

@@ -325,7 +325,7 @@ def test_any_size_and_place_that_a_message_can_hold_is_painted(
 ) -> None:
     codes = [FaceCode(i, Place(0, 0, side, 1), bytes(64)) for i, side in enumerate((4, 900, 15360))]
     codes.append(FaceCode(7, Place(size[0] - 1, size[1] - 1, 15360, 0), bytes(64)))
-    renderer = Renderer(sanitizer_model.decoder, (), still, fades=True)
+    renderer = Renderer(sanitizer_model.decoder, (), still, streams=True)
     for columns, rows in ((1, 1), (255, 12), (12, 255), (48, 27)):
         on = np.random.default_rng(columns).random((rows, columns)) < 0.5
         frame = renderer(told(sanitizer_model, still, on, *codes, size=size))
@@ -345,7 +345,7 @@ def test_each_face_tints_its_own_silhouette(sanitizer_model: Model, still: Still
 def test_a_face_fades_in_and_out_of_a_stream_and_never_into_the_still(sanitizer_model: Model, still: Still) -> None:
     on = np.zeros((27, 48), bool)
     code = FaceCode(1, Place(240, 135, 100, 0), bytes(64))
-    renderer = Renderer(sanitizer_model.decoder, (), still, fades=True)
+    renderer = Renderer(sanitizer_model.decoder, (), still, streams=True)
     tint = np.array(canvas.colour(1), int)
     strength = []
     for number in range(30):

@@ -109,7 +109,7 @@ class HttpSink:
         self._sockets, self._tls = server.sockets, server.tls
         self._metrics = Metrics()
         self._frame: SanitizedFrame | None = None
-        self._jpeg: tuple[int, bytes] | None = None  # frame count and picture of the newest one encoded
+        self._jpeg: bytes | None = None  # the newest frame, once it is encoded
         self._count = 0
         self._arrived = asyncio.Event()
         self._drawing = asyncio.Lock()
@@ -171,6 +171,8 @@ class HttpSink:
 
     async def send(self, frame: SanitizedFrame) -> None:
         """Make this the newest frame, and wake the viewers."""
+        if self._frame is None or frame.pixels is not self._frame.pixels:  # else nothing in the picture has changed
+            self._jpeg = None
         self._frame, self._count = frame, self._count + 1
         if not frame.stamps.slate:
             self._metrics.tick(time.monotonic_ns())
@@ -188,17 +190,17 @@ class HttpSink:
         await self._runner.cleanup()
 
     def _newest_jpeg(self) -> bytes:
-        """Return the newest frame as JPEG, encoded at most once. There must be a frame."""
+        """Return the newest frame as JPEG, encoded at most once for each picture. There must be a frame."""
         assert self._frame is not None
-        if self._jpeg is None or self._jpeg[0] != self._count:
+        if self._jpeg is None:
             started = time.monotonic_ns()
             done, picture = cv2.imencode(".jpg", self._frame.pixels, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
             if not done:
                 raise SinkError(f"cannot encode a picture of {self._frame.pixels.shape} as JPEG")
             self._metrics.span("encode", time.monotonic_ns() - started)
             self._metrics.count("encoded")
-            self._jpeg = self._count, picture.tobytes()
-        return self._jpeg[1]
+            self._jpeg = picture.tobytes()
+        return self._jpeg
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(
