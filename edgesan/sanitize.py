@@ -1,7 +1,8 @@
 """The only way from a RawFrame to Latents: detect, track, align, encode, and compare with the scene.
 
 No pixel of the frame goes further than this module: it returns places, codes that contain noise, and a bit for each
-coarse cell that differs from the still. A missed face leaves nothing else. Where nothing differs, the detector rests. A
+coarse cell that differs from the still. A missed face leaves nothing else. Where nothing differs, the detector rests.
+In a live run, faces that are known are followed, and searched every tenth of a second and when something is new. A
 person does not change thirty times a second, so a track is encoded when it is new, when its pose has
 changed, and otherwise a few times a second. Each frame encodes a limited number of faces, those that have waited
 longest first.
@@ -24,6 +25,10 @@ from edgesan.silhouette import Silhouettes
 from edgesan.zones import Zone, contain
 
 MOST_ENCODED: Final = 2  # faces encoded in one frame
+CONFIRM_NS: Final = 90_000_000  # for which faces are only followed: every third frame of 30 a second is searched
+LOST_NS: Final = 2_000_000_000  # for which a face that is lost is searched in each frame
+YOUNG: Final = 5  # times that a face must have been found before it is followed
+EARLY_NS: Final = 10_000_000  # by which a code may come before its time, as frames do
 REST_NS: Final = 1_000_000_000  # for which the detector rests at most, while nothing differs from the scene
 POSE: Final = 5.0  # pixels that a landmark may move on the aligned chip before the face is encoded again
 
@@ -56,6 +61,7 @@ class FrameSanitizer:
         self._alpha = message.grid_alpha(settings.alpha)
         self._detector, self._clock = detector, clock
         self.tracker = faces.Tracker(settings.hold_ns, lambda: noise.draw(encoder.noise_dimensions, entropy))
+        self._follower = faces.Follower()
         self._frames = 0
         self._detected_ns = 0  # when faces were searched last
         self.encoded = 0  # faces of the newest frame that were encoded
@@ -87,6 +93,7 @@ class FrameSanitizer:
     def forget(self) -> None:
         """Forget all faces: the next frame has nothing to do with the ones before."""
         self.tracker.tracks, self._late, self._frames = [], [], 0
+        self._follower.forget()
         if self.silhouettes:
             self.silhouettes.forget()
 
@@ -104,7 +111,8 @@ class FrameSanitizer:
         stamps = [raw.received_ns]
         height, width = raw.pixels.shape[:2]
         cells = self.silhouettes(raw.pixels, raw.captured_ns) if self.silhouettes else None
-        if self._frames % self.settings.detect_every == 0 and not self._rests(raw.captured_ns):
+        late = late and not self._turned and raw.captured_ns - self._before_ns <= SWIFT_NS
+        if self._searches(raw, swift=late):
             self.tracker.update(self._detector(raw.pixels), raw.captured_ns)
             self._detected_ns = raw.captured_ns
         else:
@@ -114,7 +122,6 @@ class FrameSanitizer:
 
         placed = self._placed(width, height)
         due = self._due(list(placed), raw.captured_ns)
-        late = late and not self._turned and raw.captured_ns - self._before_ns <= SWIFT_NS
         self._late = due if late else []
         self._turned, self._before_ns = False, raw.captured_ns
         stamps.append(self._clock())
@@ -135,6 +142,26 @@ class FrameSanitizer:
             *(raw.number, raw.captured_ns, age_us, width, height, self._alpha, self.encoder.id, codes),
             *(scene, cells or Silhouette()),
         )
+
+    def _searches(self, raw: RawFrame, *, swift: bool) -> bool:
+        """Return whether to search for faces in this frame; if not, move the tracks with their faces.
+
+        While nothing is new, faces are followed. A face is encoded only where it was found in the same frame, so codes
+        do not depend on how it was followed.
+        """
+        now_ns, tracks = raw.captured_ns, self.tracker.tracks
+        if self._frames % self.settings.detect_every != 0 or self._rests(now_ns):
+            return False
+        lost = 0 <= now_ns - self.tracker.lost_ns < LOST_NS
+        confirmed = 0 <= now_ns - self._detected_ns < CONFIRM_NS and not lost
+        settled = all(
+            track.seen_ns == self._detected_ns and track.found >= YOUNG and not self._is_due(track, now_ns)
+            for track in tracks
+        )
+        if not (swift and tracks and confirmed and settled):
+            self._follower.see(raw.pixels)
+            return True
+        return not self._follower(raw.pixels, tracks)
 
     def _rests(self, now_ns: int) -> bool:
         """Return whether no face can be there: nothing differs from the scene, and no face is followed."""
@@ -175,13 +202,13 @@ class FrameSanitizer:
         cells = self.silhouettes.cells if self.silhouettes else 0
         return {track: inside[track] for track in largest[: message.most_faces(self.encoder.code_bytes, cells)]}
 
+    def _is_due(self, track: faces.Track, now_ns: int) -> bool:
+        """Return whether a track has no code, or one from long ago."""
+        return not track.code or now_ns - track.encoded_ns >= self.settings.refresh_ns - EARLY_NS
+
     def _due(self, tracks: list[faces.Track], now_ns: int) -> list[faces.Track]:
         """Return the tracks to encode in this frame: those without a code first, then those that waited longest."""
-        waiting = [
-            track
-            for track in tracks
-            if not track.code or now_ns - track.encoded_ns >= self.settings.refresh_ns or _turned(track)
-        ]
+        waiting = [track for track in tracks if self._is_due(track, now_ns) or _turned(track)]
         waiting.sort(key=lambda track: (bool(track.code), track.encoded_ns))
         return waiting[: self.settings.most_encoded]
 
