@@ -1,11 +1,12 @@
 """The only way from a RawFrame to Latents: detect, track, align, encode, and compare with the scene.
 
 No pixel of the frame goes further than this module: it returns places, codes that contain noise, and a bit for each
-coarse cell that differs from the still. A missed face leaves nothing else. Where nothing differs, the detector rests.
-In a live run, faces that are known are followed, and searched every tenth of a second and when something is new. A
-person does not change thirty times a second, so a track is encoded when it is new, when its pose has
-changed, and otherwise a few times a second. Each frame encodes a limited number of faces, those that have waited
-longest first.
+coarse cell that differs from the still. A missed face leaves nothing else.
+
+A person does not change thirty times a second, so a track is encoded when it is new, when its pose has changed, and
+otherwise a few times a second. Each frame encodes a limited number of faces, those that have waited longest first. In a
+live run, faces that are known are followed, and searched every tenth of a second and when something is new; where
+nothing differs from the still, or nothing stirs, the detector rests.
 """
 
 import os
@@ -15,13 +16,14 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final
 
+import cv2
 import numpy as np
 
 from edgesan import faces, message, noise
-from edgesan.frames import SWIFT_NS, RawFrame
+from edgesan.frames import SWIFT_NS, Pixels, RawFrame
 from edgesan.message import PLAIN, FaceCode, Latents, Place, Silhouette
 from edgesan.model.load import Encoder
-from edgesan.silhouette import Silhouettes
+from edgesan.silhouette import Silhouettes, shrink
 from edgesan.zones import Zone, contain
 
 MOST_ENCODED: Final = 2  # faces encoded in one frame
@@ -29,7 +31,9 @@ CONFIRM_NS: Final = 90_000_000  # for which faces are only followed: every third
 LOST_NS: Final = 2_000_000_000  # for which a face that is lost is searched in each frame
 YOUNG: Final = 5  # times that a face must have been found before it is followed
 EARLY_NS: Final = 10_000_000  # by which a code may come before its time, as frames do
-REST_NS: Final = 1_000_000_000  # for which the detector rests at most, while nothing differs from the scene
+REST_NS: Final = 1_000_000_000  # for which the detector rests at most, while nothing differs from the scene or stirs
+COARSE: Final = (40, 30)  # pixels of the copy in which something stirs: a face that can be found covers one of them
+STIRS: Final = 6  # levels from which a pixel of it has changed
 POSE: Final = 5.0  # pixels that a landmark may move on the aligned chip before the face is encoded again
 
 
@@ -43,6 +47,21 @@ class Settings:
     most_encoded: int = MOST_ENCODED  # faces encoded in one frame
     hold_ns: int = 700_000_000  # for which a track keeps a face that is not found
     alpha: float = 0.5  # at the start; `FrameSanitizer.alpha` changes it
+
+
+class Watcher:
+    """Tells whether the picture is as it was when faces were searched: a coarse copy of that frame is its memory."""
+
+    def __init__(self) -> None:
+        self._before: Pixels | None = None
+
+    def see(self, pixels: Pixels) -> None:
+        """Remember a frame, uint8 [height, width, 3] in BGR."""
+        self._before = shrink(pixels, COARSE)
+
+    def __call__(self, pixels: Pixels) -> bool:
+        """Return whether a frame is like the one that was seen, but for the camera's noise."""
+        return self._before is not None and int(cv2.absdiff(shrink(pixels, COARSE), self._before).max()) < STIRS
 
 
 class FrameSanitizer:
@@ -61,7 +80,7 @@ class FrameSanitizer:
         self._alpha = message.grid_alpha(settings.alpha)
         self._detector, self._clock = detector, clock
         self.tracker = faces.Tracker(settings.hold_ns, lambda: noise.draw(encoder.noise_dimensions, entropy))
-        self._follower = faces.Follower()
+        self._follower, self._watcher = faces.Follower(), Watcher()
         self._frames = 0
         self._detected_ns = 0  # when faces were searched last
         self.encoded = 0  # faces of the newest frame that were encoded
@@ -115,6 +134,8 @@ class FrameSanitizer:
         if self._searches(raw, swift=late):
             self.tracker.update(self._detector(raw.pixels), raw.captured_ns)
             self._detected_ns = raw.captured_ns
+            if late and not self.tracker.tracks:
+                self._watcher.see(raw.pixels)
         else:
             self.tracker.expire(raw.captured_ns)
         self._frames += 1
@@ -150,7 +171,7 @@ class FrameSanitizer:
         do not depend on how it was followed.
         """
         now_ns, tracks = raw.captured_ns, self.tracker.tracks
-        if self._frames % self.settings.detect_every != 0 or self._rests(now_ns):
+        if self._frames % self.settings.detect_every != 0 or self._rests(raw, swift=swift):
             return False
         lost = 0 <= now_ns - self.tracker.lost_ns < LOST_NS
         confirmed = 0 <= now_ns - self._detected_ns < CONFIRM_NS and not lost
@@ -163,10 +184,11 @@ class FrameSanitizer:
             return True
         return not self._follower(raw.pixels, tracks)
 
-    def _rests(self, now_ns: int) -> bool:
-        """Return whether no face can be there: nothing differs from the scene, and no face is followed."""
-        quiet = self.silhouettes is not None and self.silhouettes.quiet and not self.tracker.tracks
-        return quiet and 0 <= now_ns - self._detected_ns < REST_NS
+    def _rests(self, raw: RawFrame, *, swift: bool) -> bool:
+        """Return whether no face can be new: none is followed, and nothing differs from the scene or has stirred."""
+        if self.tracker.tracks or not 0 <= raw.captured_ns - self._detected_ns < REST_NS:
+            return False
+        return bool(self.silhouettes and self.silhouettes.quiet) or (swift and self._watcher(raw.pixels))
 
     def catch_up(self, raw: RawFrame) -> None:
         """Encode what `late` has put off: the next frame brings these codes.
