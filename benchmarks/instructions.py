@@ -1,72 +1,125 @@
-"""How many instructions the network takes for a face: `python -m benchmarks.instructions`.
+"""How many instructions a frame takes on either side of the wall: `python -m benchmarks.instructions`.
 
-No busy machine can change this figure: valgrind (`apt install valgrind`) counts each instruction. Of two runs, one
-makes more calls than the other; the difference is what the calls took, and loading cancels out. valgrind 3.19 knows
-neither AVX-512 nor VNNI, and hides them from the program. So it counts onnxruntime's kernels for AVX2, which multiply
-int8 in three instructions where VNNI needs one: what a processor without dot products must do, such as a Pi 4's.
+No busy machine can change these figures: valgrind (`apt install valgrind`) counts each instruction. They are of
+640x480 with a scene, 30 frames/s: of six frames in a row, in which each face is encoded once if it can be, and one look
+for silhouettes is taken. The clip, the noise and the clock are fixed, and the count begins after all is warm.
+
+What makes counts comparable between machines: valgrind 3.19 knows neither AVX-512 nor VNNI, and hides them from the
+program. So every library takes its kernels for AVX2, on whatever x86 processor has that, and edgesan is told so, too.
+They multiply int8 in three instructions where VNNI needs one: what a processor without dot products must do. Other
+versions of the libraries or of the model have counts of their own.
 """
 
 import argparse
+import itertools
 import json
+import os
+import platform
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+import cv2
 import numpy as np
 import onnx
-from tqdm import tqdm
+import onnxruntime
 
-from benchmarks import network
+from benchmarks import counted, network
+from edgesan import bench
+from edgesan.bench import Clip
 from edgesan.config import DEMO_MODEL
-from edgesan.model.load import known_inputs
+from edgesan.model.load import known_inputs, load_model
 
-CALLS: Final = (1, 3)
-COUNTED: Final = """
-import os, sys
-os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-import numpy as np, onnxruntime as ort
-options = ort.SessionOptions()
-options.intra_op_num_threads = 1
-session = ort.InferenceSession(sys.argv[1] + "/network.onnx", options, ["CPUExecutionProvider"])
-feed = dict(np.load(sys.argv[1] + "/face.npz"))
-for _ in range(int(sys.argv[2])):
-    session.run(None, feed)
-"""
+STORED: Final = Path(__file__).parent / "results" / "instructions.json"
+SIZE: Final = (640, 480)
+FACES: Final = (0, 2, 16)
 
 
-def measure() -> dict[str, float]:
-    """Count the millions of instructions a face, for each precision.
+def versions() -> dict[str, str]:
+    """Return what must be the same where counts are compared."""
+    return {
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "onnxruntime": onnxruntime.__version__,
+        "opencv": cv2.__version__,
+        "numpy": np.__version__,
+        "model": load_model(DEMO_MODEL).sha256,
+    }
+
+
+def missing() -> str:
+    """Return what is missing for counting, or nothing."""
+    if platform.machine() != "x86_64":
+        return "instructions are counted on x86-64 only"
+    return "" if shutil.which("valgrind") else "valgrind is not installed (apt install valgrind)"
+
+
+def measure(faces: Sequence[int] = FACES, *, networks: bool = True) -> dict[str, float]:
+    """Count the millions of instructions of each part: of a face in the network, and of a frame.
+
+    Args:
+        faces: how many faces the frames have.
+        networks: whether the networks are counted, too.
 
     Raises:
         SystemExit: valgrind failed.
     """
-    shipped = onnx.load(DEMO_MODEL)
-    chips, noise = known_inputs(1, 64)
-    counts = {}
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        np.savez(folder / "face.npz", face=chips, noise=noise, alpha=np.full((1, 1), 0.5, np.float32))
-        for precision, proto in tqdm({"int8": shipped, "fp32": network.unquantized(shipped)}.items(), leave=False):
-            onnx.save(proto, folder / "network.onnx")
-            few, many = (counted(folder, calls) for calls in CALLS)
-            counts[precision] = round((many - few) / (CALLS[1] - CALLS[0]) / 1e6, 2)
+        _prepare(Path(name), faces, networks=networks)
+        options = ["--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={name}/out"]
+        # One hash seed: dictionaries take the same steps in each run.
+        environment = os.environ | {"PYTHONHASHSEED": "0", "ORT_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
+        command = ["valgrind", *options, sys.executable, "-m", "benchmarks.counted", name]
+        run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+        counts = dict(itertools.chain.from_iterable(map(_counted, sorted(Path(name).glob("out.*")))))
+    if run.returncode or not counts:
+        raise SystemExit(f"error: valgrind ended with {run.returncode}: {run.stderr[-600:]}")
     return counts
 
 
-def counted(folder: Path, calls: int) -> int:
-    """Count the instructions of a process that loads the network and makes so many calls."""
-    valgrind = ["valgrind", "--tool=callgrind", f"--callgrind-out-file={folder}/out"]
-    command = [*valgrind, sys.executable, "-c", COUNTED, str(folder), str(calls)]
-    # One hash seed: dictionaries take the same steps in each run.
-    run = subprocess.run(command, capture_output=True, text=True, check=False, env={"PYTHONHASHSEED": "0"})
-    found = re.search(r"Collected : (\d+)", run.stderr)
-    if run.returncode or found is None:
-        raise SystemExit(f"error: valgrind ended with {run.returncode}: {run.stderr[-600:]}")
-    return int(found[1])
+def _prepare(folder: Path, faces: Sequence[int], *, networks: bool) -> None:
+    """Write what the counted program reads."""
+    if networks:
+        shipped = onnx.load(DEMO_MODEL)
+        onnx.save(shipped, folder / "int8.onnx")
+        onnx.save(network.unquantized(shipped), folder / "fp32.onnx")
+    chips, noise = known_inputs(1, 64)
+    np.savez(folder / "feed.npz", face=chips, noise=noise, alpha=np.full((1, 1), 0.5, np.float32))
+    np.save(folder / "still.npy", bench.draw(Clip(SIZE, 0))[0])
+    for count in faces:
+        np.save(folder / f"{count}-faces.npy", bench.draw(Clip(SIZE, count))[: counted.WARM + counted.FRAMES])
+
+
+def _counted(path: Path) -> list[tuple[str, float]]:
+    """Return what a file of callgrind's holds: the part, and its millions of instructions."""
+    text = path.read_text(encoding="utf-8")
+    name = re.search(r"Client Request: (.+)/(\d+)$", text, re.MULTILINE)
+    total = re.search(r"^totals: (\d+)", text, re.MULTILINE)  # "summary" is wrong where threads have ended
+    return [(name[1], round(int(total[1]) / int(name[2]) / 1e6, 2))] if name and total else []
+
+
+def load(path: Path = STORED) -> tuple[Mapping[str, str], Mapping[str, float]]:
+    """Return the versions and counts that are stored."""
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    return stored["versions"], stored["millions"]
+
+
+def text(counts: Mapping[str, float]) -> str:
+    """Return the counts as tables; those that are not there are dashes."""
+    macs = network.cost(onnx.load(DEMO_MODEL))[0] / 1e6
+    networks: list[tuple[str | float, ...]] = [
+        (each, counts[each], f"{macs / counts[each]:.1f}") for each in ("int8", "fp32") if each in counts
+    ]
+    lines = bench.table(("network, one face", "million instructions", "multiplications in one"), networks)
+    both: list[tuple[str | float, ...]] = [
+        (f"{n} faces", *(counts.get(f"{side}, {n}-faces", "–") for side in ("sanitize", "transmit"))) for n in FACES
+    ]
+    return "\n".join([*lines, "", *bench.table(("million instructions a frame", "sanitize", "transmit"), both)])
 
 
 def main() -> int:
@@ -74,16 +127,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.instructions", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the counts here")
     arguments = parser.parse_args()
-    if shutil.which("valgrind") is None:
-        print("skipped: valgrind is not installed (apt install valgrind)")
+    reason = missing()
+    if reason:
+        print(f"skipped: {reason}")
         return 0
-    macs = network.cost(onnx.load(DEMO_MODEL))[0] / 1e6
     counts = measure()
-    print("| network, one face | million instructions | multiplications in one |\n|---|---|---|")
-    for precision, count in counts.items():
-        print(f"| {precision} | {count:g} | {macs / count:.1f} |")
+    print(text(counts))
     if arguments.json:
-        arguments.json.write_text(json.dumps(counts) + "\n")
+        arguments.json.write_text(json.dumps({"versions": versions(), "millions": counts}, indent=1) + "\n")
     return 0
 
 

@@ -10,19 +10,16 @@ counted here:
                          16 bytes, at 1 to 2 a cycle; with dot products, 16 multiplications an instruction
 """
 
-import json
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 import onnx
 
-from benchmarks import network
+from benchmarks import instructions, network
 from edgesan.bench import table
 from edgesan.config import DEMO_MODEL
 
-INSTRUCTIONS: Final = Path(__file__).parent / "results" / "instructions.json"
 NCNN: Final = "Tencent/ncnn, benchmark/README.md, 4 threads"
 ULTRALYTICS: Final = "Ultralytics docs, guides/raspberry-pi (8.3.39), ONNX"
 VISION: Final = "visionanalysis.org, ncnn-fp32-vs-onnx-fp32-rpi5, onnxruntime"
@@ -111,7 +108,7 @@ def main() -> int:
     """Print the projection and its check."""
     macs, moved = network.cost(onnx.load(DEMO_MODEL))
     gmac = macs / 1e9
-    million = json.loads(INSTRUCTIONS.read_text())["int8"]
+    million = instructions.load()[1]["int8"]
     counted = f"{macs / 1e6:.0f} MMAC, {moved['int8'] / 1e6:.2f} MB moved, {million:g} million instructions (AVX2)"
     print(f"PROJECTION, not measured: the network alone, int8, ms a face\n\ncounted: {counted}\n")
     rows = []

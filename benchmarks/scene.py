@@ -1,15 +1,15 @@
 """What the scene costs: `python -m benchmarks.scene`. Processor time a frame, in ms, without a scene and with one.
 
-The same frames go through both chains in turn, 30 at a time, so that a busy machine slows both alike. The faces sway,
-so that each look finds other cells. Left out is what the camera's driver and the server take.
+The same frames go through both chains in turn, BLOCK at a time, so that a busy machine slows both alike. The faces
+sway, so that each look finds other cells. Left out is what the camera's driver and the server take.
 """
 
 import time
 from dataclasses import dataclass, field
-from statistics import mean
 from typing import Final
 
 import cv2
+import numpy as np
 
 from edgesan import bench, faces, message, sanitize
 from edgesan.config import DEMO_MODEL
@@ -22,6 +22,7 @@ from edgesan.silhouette import Silhouettes
 
 SIZE: Final = (1280, 720)
 FRAME_NS: Final = 33_333_333
+BLOCK: Final = 30
 ROUNDS: Final = 20  # the first one is not counted
 STAGES: Final = ("sanitize", "render", "JPEG")
 
@@ -41,7 +42,7 @@ class Chain:
         sanitizer = sanitize.FrameSanitizer(
             model.encoder, faces.Detector(320), sanitize.Settings(), silhouettes=silhouettes
         )
-        return cls(sanitizer, Renderer(model.decoder, (), still, fades=True))
+        return cls(sanitizer, Renderer(model.decoder, (), still, streams=True))
 
     def frame(self, pixels: Pixels, number: int) -> None:
         """Pass a frame through, as the two processes do."""
@@ -61,33 +62,45 @@ class Chain:
             self.took[stage].append(ended - began)
 
 
-def measure(model: Model, count: int) -> dict[str, Chain]:
-    """Pass frames of so many faces through both chains."""
+def measure(model: Model, count: int, rounds: int = ROUNDS) -> dict[str, Chain]:
+    """Pass frames of so many faces through both chains, BLOCK in each round."""
     pictures, still = bench.draw(bench.Clip(SIZE, count)), Still(bench.draw(bench.Clip(SIZE, 0))[0], 1)
     chains = {"plain": Chain.of(model, None), "scene": Chain.of(model, still)}
-    for turn in range(ROUNDS):
+    for turn in range(rounds):
         for chain in chains.values():
-            for number in range(turn * 30, turn * 30 + 30):
+            for number in range(turn * BLOCK, (turn + 1) * BLOCK):
                 chain.frame(pictures[number % len(pictures)], number)
     return chains
+
+
+def means(chain: Chain) -> dict[str, float]:
+    """Return the ms that each stage takes: the median over rounds of its mean, without the first round."""
+    rounds = {stage: np.reshape(taken, (-1, BLOCK))[1:] for stage, taken in chain.took.items()}
+    return {stage: 1000 * float(np.median(taken.mean(1))) for stage, taken in rounds.items()}
+
+
+def share(chains: dict[str, Chain]) -> float:
+    """Return what the scene adds to a frame, as a share of the frame without it: the median over rounds."""
+    plain, scene = (
+        sum(np.reshape(taken, (-1, BLOCK))[1:].mean(1) for taken in chains[name].took.values())
+        for name in ("plain", "scene")
+    )
+    return float(np.median(scene / plain)) - 1
 
 
 def main() -> None:
     """Measure one face and two, and print a table."""
     cv2.setNumThreads(1)
     model = load_model(DEMO_MODEL)
-    print(
-        "| faces | " + " | ".join(f"{stage}: plain / scene" for stage in STAGES) + " | together: plain / scene | more |"
-    )
-    print("|---" * 6 + "|")
+    stages = [f"{stage}: plain / scene" for stage in STAGES]
+    rows = []
     for count in (1, 2):
         chains = measure(model, count)
-        ms = {name: [1000 * mean(chain.took[stage][30:]) for stage in STAGES] for name, chain in chains.items()}
-        cells = [f"{a:.2f} / {b:.2f}" for a, b in zip(ms["plain"], ms["scene"], strict=True)]
-        plain, scene = sum(ms["plain"]), sum(ms["scene"])
-        print(
-            f"| {count} | " + " | ".join(cells) + f" | {plain:.2f} / {scene:.2f} | {100 * (scene / plain - 1):.0f} % |"
-        )
+        ms = {name: means(chain) for name, chain in chains.items()}
+        cells = [f"{ms['plain'][stage]:.2f} / {ms['scene'][stage]:.2f}" for stage in STAGES]
+        together = f"{sum(ms['plain'].values()):.2f} / {sum(ms['scene'].values()):.2f}"
+        rows.append((count, *cells, together, f"{share(chains):.0%}"))
+    print(*bench.table(("faces", *stages, "together: plain / scene", "more"), rows), sep="\n")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
     stages  each stage of a frame: called alone, and as the running loop reports it
     wire    the real processes on a clip of 30 frames a second, at four sizes and with up to 16 faces: how old a frame
             is when it leaves, what it costs, and how many bytes cross from the camera's process to the network's
-    idle    as wire, with one face at 15 frames a second, with a viewer and without: the cost of waiting
+    idle    as wire, with one face or none at 15 frames a second, with a viewer and without: the cost of waiting
     long    as wire, for minutes, with temperature and clock rate: boards throttle when they are hot
 
 All times are medians in ms. Compare two of them only as a ratio of one run. The clips are made from the bundled one.
@@ -181,13 +181,13 @@ def run(parts: Sequence[str], config: Config, seconds: float, minutes: float) ->
     """
     model = load_model(config.model, config.threads, config.trusted_keys, allow_unsigned=config.allow_unsigned)
     clips = [Clip(size, count) for size, count in itertools.product(SIZES, FACES)]
-    idle = Clip((640, 480), 1, IDLE_RATE)
+    idle = itertools.product((Clip((640, 480), 1, IDLE_RATE), Clip((640, 480), 0, IDLE_RATE)), (0, 1))
     return Results(
         machine(),
         ModelName(model.metadata.name, model.metadata.version, model.sha256),
         stages=stages(model, config, seconds) if "stages" in parts else (),
         wire=[wire(clip, config, seconds) for clip in tqdm(clips, "wire", leave=False)] if "wire" in parts else (),
-        idle=[wire(idle, config, seconds, viewers) for viewers in (0, 1)] if "idle" in parts else (),
+        idle=[wire(clip, config, seconds, viewers) for clip, viewers in idle] if "idle" in parts else (),
         long=long_run(config, minutes) if "long" in parts else (),
     )
 
@@ -383,23 +383,27 @@ def pipeline(model: Model, config: Config, refresh_ns: int | None = None) -> Cal
     Args:
         model: the loaded model.
         config: the zones, the detector's settings, and how often a face is encoded.
-        refresh_ns: the time between two codes of a face, in place of the configuration's. 0: each frame encodes as many
-            faces as a frame may.
+        refresh_ns: the time between two codes of a face, in place of the configuration's. 0: each frame searches, and
+            encodes as many faces as a frame may. None: as a live run, where pixels of a frame hold until the next.
     """
+    live = refresh_ns is None
     wait_ns = round(config.refresh * 1e9) if refresh_ns is None else refresh_ns
     hold_ns = round(config.hold * 1e9)
     settings = sanitize.Settings(config.zones, config.detect_every, wait_ns, hold_ns=hold_ns)
     detector = faces.Detector(config.detect_size)
     sanitizer = sanitize.FrameSanitizer(model.encoder, detector, settings)
-    renderer = render.Renderer(model.decoder, config.zones)
+    renderer = render.Renderer(model.decoder, config.zones, streams=live)
     times = itertools.count(time.monotonic_ns(), FRAME_NS)
 
     def call(pixels: Pixels) -> SanitizedFrame:
         now_ns = next(times)
         with lend(pixels, 1, now_ns, now_ns) as raw:
-            latents = message.parse(message.pack(sanitizer(raw)))
+            latents = message.parse(message.pack(sanitizer(raw, late=live)))
+            sanitizer.catch_up(raw)
         assert isinstance(latents, Latents)
-        return renderer(latents)
+        frame = renderer(latents, late=live)
+        renderer.catch_up()
+        return frame
 
     return call
 
@@ -659,8 +663,8 @@ def text(results: Results) -> str:
         lines += ["", f"glass to wire, {RATE} frames a second, one viewer", *_fields(rows, names.split())]
     if results.idle:
         rows = [dataclasses.asdict(row) for row in results.idle]
-        lines += ["", f"idle: {IDLE_RATE} frames a second, one face"]
-        lines += _fields(rows, ["size", "viewers", "fps", "cpu_percent", "memory_mb"])
+        lines += ["", f"idle: {IDLE_RATE} frames a second, one face and none"]
+        lines += _fields(rows, ["size", "faces", "viewers", "fps", "cpu_percent", "memory_mb"])
     if results.long:
         rows = [_without_gaps(dataclasses.asdict(row)) for row in results.long]
         lines += ["", "long, 640x480, 2 faces", *_fields(rows[:: max(1, len(rows) // 10)], list(rows[0]))]

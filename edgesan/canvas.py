@@ -18,14 +18,17 @@ from edgesan.scene import Still
 
 PLAIN: Final = 64  # level of a canvas without a scene, of 255: a dark grey
 NOBODY: Final = (112, 104, 98)  # BGR of a silhouette without a face
+PARTS: Final = 2  # cells along a cell of the message, in which is drawn: a face moves in smaller steps than those
+BLUR: Final = 1.2  # cells: standard deviation
+COVERED: Final = 110  # of 255: share of its surroundings from which a place lies in a silhouette
 FINE: Final = 4  # pixels along a cell in which outlines are found
-BLUR: Final = 2.0  # of them: standard deviation
 SMOOTH: Final = 7  # points of an outline that are averaged
 MARGIN: Final = 8  # fine pixels around the picture, so that outlines leave it
 SUBPIXEL: Final = 4  # bits
 HEAD: Final = (0.55, 0.7)  # half axes of what a face covers, in sides of its chip: its own feather lies within
 MOST_AXIS: Final = 1000  # cells: more covers everything, and no drawing overflows
 BESIDE: Final = 3.0  # how much farther away a face beside a cell counts than one above it
+NOTHING: Final = np.zeros((1, 1), bool)
 CLEAR: Final = (0, 0, 0, 255)  # of a layer: no colour, all transparent
 GOLDEN: Final = (math.sqrt(5) - 1) / 2
 
@@ -49,12 +52,13 @@ class Canvas:
     def __init__(self, still: Still | None = None) -> None:
         self.still = still
         self._room: Pixels = np.zeros((0, 0, 3), np.uint8)  # the still at the size of the frames
+        self._flat = self._room  # the colour
         self._key: object = None
         self._heads: tuple[Head, ...] = ()
         self._composed = self._room
 
     def __call__(self, size: tuple[int, int], scene: int, silhouette: Silhouette, faces: dict[int, Place]) -> Pixels:
-        """Return a canvas to paint on, uint8 [height, width, 3] in BGR.
+        """Return a canvas, uint8 [height, width, 3] in BGR: the same array as before if nothing has changed. Copy it.
 
         Args:
             size: width and height.
@@ -63,13 +67,15 @@ class Canvas:
             faces: where the face of each track lies.
         """
         if not self.still or scene != self.still.id:
-            return flat(*size)
+            if self._flat.shape[:2] != size[::-1]:
+                self._flat = flat(*size)
+            return self._flat
         heads = tuple(head(track, place, size, silhouette) for track, place in faces.items()) if silhouette.bits else ()
         key = (size, silhouette, *(each.track for each in heads))
         if key != self._key or not all(map(_near, heads, self._heads)):
             self._key, self._heads = key, heads
             self._composed = self._compose(self.still, size, silhouette, heads)
-        return self._composed.copy()
+        return self._composed
 
     def _compose(self, still: Still, size: tuple[int, int], silhouette: Silhouette, heads: tuple[Head, ...]) -> Pixels:
         width, height = size
@@ -77,10 +83,10 @@ class Canvas:
             shrinks = width < still.pixels.shape[1]
             way = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
             self._room = np.asarray(cv2.resize(still.pixels, size, interpolation=way), np.uint8)
-        if not silhouette.bits:
+        on = cells(silhouette, heads) if silhouette.bits else NOTHING
+        if not on.any():
             return self._room
         composed = self._room.copy()
-        on = cells(silhouette, heads)
         inside = smoothed(on)
         for own, tint in layers(on, heads):
             cv2.fillPoly(composed, outlines(inside, own, on, size), tint, cv2.LINE_AA, SUBPIXEL)
@@ -105,21 +111,25 @@ def colour(track: int) -> tuple[int, int, int]:
 
 def head(track: int, place: Place, size: tuple[int, int], grid: Silhouette) -> Head:
     """Return a face in cells, for a picture of this size (width, height)."""
-    width, height = size
-    across, down = grid.columns / width, grid.rows / height
+    (width, height), columns, rows = size, PARTS * grid.columns, PARTS * grid.rows
+    across, down = columns / width, rows / height
     return Head(
         track,
-        min(grid.columns - 1, max(0, int(place.x * across))),
-        min(grid.rows - 1, max(0, int(place.y * down))),
+        min(columns - 1, max(0, int(place.x * across))),
+        min(rows - 1, max(0, int(place.y * down))),
         min(MOST_AXIS, math.ceil(place.side * HEAD[0] * across)),
         min(MOST_AXIS, math.ceil(place.side * HEAD[1] * down)),
     )
 
 
 def cells(silhouette: Silhouette, heads: tuple[Head, ...]) -> Cells:
-    """Return all cells that are covered: those of the silhouette, and those under a face."""
+    """Return which cells are covered: those of the silhouette, without the cell all around, and those under a face."""
     rows, columns = silhouette.rows, silhouette.columns
-    on = np.unpackbits(np.frombuffer(silhouette.bits, np.uint8), count=rows * columns).reshape(rows, columns)
+    told = np.unpackbits(np.frombuffer(silhouette.bits, np.uint8), count=rows * columns).reshape(rows, columns)
+    # Nobody is wider than they are told at a side; below, a body goes on.
+    around = cv2.copyMakeBorder(told, 1, 0, 1, 1, cv2.BORDER_CONSTANT)
+    inner = cv2.erode(around, np.ones((3, 3), np.uint8))[1:, 1:-1]
+    on = np.asarray(cv2.resize(inner, (PARTS * columns, PARTS * rows), interpolation=cv2.INTER_NEAREST), np.uint8)
     for each in heads:
         cv2.ellipse(on, (each.x, each.y), (each.across, each.down), 0, 0, 360, 1, -1)
     return on.view(bool)
@@ -148,8 +158,8 @@ def layers(on: Cells, heads: tuple[Head, ...]) -> list[tuple[Cells, tuple[int, i
 def smoothed(on: Cells) -> Cells:
     """Return cells in fine pixels, without their corners: bool [rows * FINE, columns * FINE]."""
     fine = (on.shape[1] * FINE, on.shape[0] * FINE)
-    opacity = cv2.resize(on.astype(np.uint8) * 255, fine, interpolation=cv2.INTER_LINEAR)
-    return np.asarray(cv2.GaussianBlur(opacity, (0, 0), BLUR, borderType=cv2.BORDER_REPLICATE) > 127)
+    share = cv2.GaussianBlur(on.view(np.uint8) * np.uint8(255), (0, 0), BLUR, borderType=cv2.BORDER_REPLICATE)
+    return np.asarray(cv2.resize(share, fine, interpolation=cv2.INTER_CUBIC) > COVERED)
 
 
 def outlines(inside: Cells, own: Cells, on: Cells, size: tuple[int, int]) -> list[NDArray[np.int32]]:

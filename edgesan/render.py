@@ -19,7 +19,7 @@ from edgesan.canvas import CLEAR, Canvas, lay
 from edgesan.errors import Reject
 from edgesan.faces import CHIP
 from edgesan.frames import SWIFT_NS, Pixels, SanitizedFrame, Stamps
-from edgesan.message import MOST_FACES, FaceCode, Latents, Place
+from edgesan.message import MOST_FACES, MOST_SIDE, FaceCode, Latents, Place
 from edgesan.model.load import Decoder
 from edgesan.scene import Still
 from edgesan.zones import Zone, mask
@@ -48,6 +48,9 @@ def _opacity() -> Pixels:
 
 
 OPACITY: Final = _opacity()
+Box = tuple[int, int, int, int]
+"""Left, top, right and bottom of a part of a picture, in pixels."""
+EVERYWHERE: Final = (0, 0, MOST_SIDE, MOST_SIDE)
 NOTHING: Final = np.full((CHIP, CHIP, 4), CLEAR, np.uint8)
 
 
@@ -117,7 +120,7 @@ class Renderer:
         still: Still | None = None,
         clock: Callable[[], int] = time.monotonic_ns,
         *,
-        fades: bool = False,
+        streams: bool = False,
     ) -> None:
         """Make a renderer of one stream.
 
@@ -126,11 +129,15 @@ class Renderer:
             zones: parts of the picture that stay black.
             still: the scene that frames may name.
             clock: CLOCK_MONOTONIC in ns.
-            fades: whether faces fade in and out, where frames follow each other fast.
+            streams: whether faces fade in and out, where frames follow each other fast; and whether the pixels of a
+                frame hold only until the next one is painted, so that only what changes need be.
         """
-        self.decoder, self.zones, self._clock, self._fades = decoder, tuple(zones), clock, fades
+        self.decoder, self.zones, self._clock, self._streams = decoder, tuple(zones), clock, streams
         self._open: tuple[tuple[Zone, ...], Pixels] | None = None  # what lies in no zone, 255 there
         self._canvas = Canvas(still)
+        self._picture = self._view = np.zeros((0, 0, 3), np.uint8)  # the newest frame of a stream
+        self._under: tuple[Pixels, tuple[Zone, ...]] | None = None  # the canvas on which it was painted, and the zones
+        self._boxes: list[Box] = []  # where its faces lie
         self._painted: dict[int, Painted] = {}
         self._born_ns: dict[int, int] = {}  # when each track was there first
         self._shown: list[Shown] = []  # in the newest frame, and those that fade out
@@ -177,17 +184,45 @@ class Renderer:
         self._shown = [*self._fading(latents, swift=swift), *self._living(latents, swift=swift)]
         if canvas is None:
             faces = {each.track: each.place for each in self._shown}
-            canvas = self._canvas((latents.width, latents.height), latents.scene, latents.silhouette, faces)
+            under = self._canvas((latents.width, latents.height), latents.scene, latents.silhouette, faces)
+            canvas = self._again(under) if self._streams else self._paint(under.copy())
+        else:
+            self._paint(canvas)
+        self.paint_ns = self._clock() - began_ns
+        return SanitizedFrame._create(canvas, Stamps(latents.number, latents.captured_ns, len(latents.faces)))
+
+    def _paint(self, canvas: Pixels) -> Pixels:
+        """Paint the faces and the zones on a canvas, and return it."""
         for each in self._shown:
             paint(canvas, each.chip, each.place, each.opacity)
         self._blacken(canvas)
-        self.paint_ns = self._clock() - began_ns
-        return SanitizedFrame._create(canvas, Stamps(latents.number, latents.captured_ns, len(latents.faces)))
+        return canvas
+
+    def _again(self, under: Pixels) -> Pixels:
+        """Paint the picture of a stream again, where it changes.
+
+        Args:
+            under: the canvas; the same array as for the frame before, if nothing in it has changed.
+
+        Returns:
+            The same view as for the frame before, if nothing in the picture has changed; else another one.
+        """
+        new = self._under is None or under is not self._under[0] or self.zones != self._under[1]
+        if not (new or self._boxes or self._shown):
+            return self._view
+        if self._picture.shape != under.shape:
+            self._picture = np.empty_like(under)
+        for left, top, right, bottom in [EVERYWHERE] if new else self._boxes:
+            self._picture[top:bottom, left:right] = under[top:bottom, left:right]
+        size = (under.shape[1], under.shape[0])
+        self._under, self._boxes = (under, self.zones), [box(each.place, size) for each in self._shown]
+        self._view = self._paint(self._picture).view()
+        return self._view
 
     def _living(self, latents: Latents, *, swift: bool) -> list[Shown]:
         """Return the faces of a frame whose chips are there, each at its smoothed place."""
         now_ns = latents.captured_ns
-        first_ns = now_ns if self._fades and swift else now_ns - FADE_NS
+        first_ns = now_ns if self._streams and swift else now_ns - FADE_NS
         self._born_ns = {face.track: self._born_ns.get(face.track, first_ns) for face in latents.faces}
         living = []
         for face in latents.faces:
@@ -200,7 +235,7 @@ class Renderer:
 
     def _fading(self, latents: Latents, *, swift: bool) -> list[Shown]:
         """Return the faces whose tracks have ended, and which are not gone yet. Their chips were painted before."""
-        if not (self._fades and swift):
+        if not (self._streams and swift):
             return []
         tracks = {face.track for face in latents.faces}
         fading = []
@@ -254,15 +289,20 @@ def fade(chip: NDArray[np.uint8]) -> Pixels:
 
 def paint(canvas: Pixels, faded: Pixels, place: Place, opacity: float = 1.0) -> None:
     """Paint a chip from `fade` on a canvas, uint8 [height, width, 3], at its place."""
-    height, width = canvas.shape[:2]
-    reach = place.side / 2 * (abs(math.cos(place.roll)) + abs(math.sin(place.roll)))
-    left, top = max(0, math.floor(place.x - reach)), max(0, math.floor(place.y - reach))
-    right, bottom = min(width, math.ceil(place.x + reach) + 1), min(height, math.ceil(place.y + reach) + 1)
+    left, top, right, bottom = box(place, (canvas.shape[1], canvas.shape[0]))
     if left >= right or top >= bottom:
         return  # smoothing has moved it out of the frame
     if opacity < 1:
         faded = np.asarray(cv2.addWeighted(faded, opacity, NOTHING, 1 - opacity, 0), np.uint8)
     lay(canvas, faded, to_frame(place), (left, top, right, bottom))
+
+
+def box(place: Place, size: tuple[int, int]) -> Box:
+    """Return what a chip covers of a picture of that size (width, height). Outside of it, the box is empty."""
+    reach = place.side / 2 * (abs(math.cos(place.roll)) + abs(math.sin(place.roll)))
+    left, top = max(0, math.floor(place.x - reach)), max(0, math.floor(place.y - reach))
+    right, bottom = min(size[0], math.ceil(place.x + reach) + 1), min(size[1], math.ceil(place.y + reach) + 1)
+    return left, top, max(left, right), max(top, bottom)
 
 
 def to_frame(place: Place) -> NDArray[np.float64]:

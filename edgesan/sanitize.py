@@ -1,10 +1,12 @@
 """The only way from a RawFrame to Latents: detect, track, align, encode, and compare with the scene.
 
 No pixel of the frame goes further than this module: it returns places, codes that contain noise, and a bit for each
-coarse cell that differs from the still. A missed face leaves nothing else. Where nothing differs, the detector rests. A
-person does not change thirty times a second, so a track is encoded when it is new, when its pose has
-changed, and otherwise a few times a second. Each frame encodes a limited number of faces, those that have waited
-longest first.
+coarse cell that differs from the still. A missed face leaves nothing else.
+
+A person does not change thirty times a second, so a track is encoded when it is new, when its pose has changed, and
+otherwise a few times a second. Each frame encodes a limited number of faces, those that have waited longest first. In a
+live run, faces that are known are followed, and searched every tenth of a second and when something is new; where
+nothing differs from the still, or nothing stirs, the detector rests.
 """
 
 import os
@@ -14,17 +16,24 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Final
 
+import cv2
 import numpy as np
 
 from edgesan import faces, message, noise
-from edgesan.frames import SWIFT_NS, RawFrame
+from edgesan.frames import SWIFT_NS, Pixels, RawFrame
 from edgesan.message import PLAIN, FaceCode, Latents, Place, Silhouette
 from edgesan.model.load import Encoder
-from edgesan.silhouette import Silhouettes
+from edgesan.silhouette import Silhouettes, shrink
 from edgesan.zones import Zone, contain
 
 MOST_ENCODED: Final = 2  # faces encoded in one frame
-REST_NS: Final = 1_000_000_000  # for which the detector rests at most, while nothing differs from the scene
+CONFIRM_NS: Final = 90_000_000  # for which faces are only followed: every third frame of 30 a second is searched
+LOST_NS: Final = 2_000_000_000  # for which a face that is lost is searched in each frame
+YOUNG: Final = 5  # times that a face must have been found before it is followed
+EARLY_NS: Final = 10_000_000  # by which a code may come before its time, as frames do
+REST_NS: Final = 1_000_000_000  # for which the detector rests at most, while nothing differs from the scene or stirs
+COARSE: Final = (40, 30)  # pixels of the copy in which something stirs: a face that can be found covers one of them
+STIRS: Final = 6  # levels from which a pixel of it has changed
 POSE: Final = 5.0  # pixels that a landmark may move on the aligned chip before the face is encoded again
 
 
@@ -38,6 +47,21 @@ class Settings:
     most_encoded: int = MOST_ENCODED  # faces encoded in one frame
     hold_ns: int = 700_000_000  # for which a track keeps a face that is not found
     alpha: float = 0.5  # at the start; `FrameSanitizer.alpha` changes it
+
+
+class Watcher:
+    """Tells whether the picture is as it was when faces were searched: a coarse copy of that frame is its memory."""
+
+    def __init__(self) -> None:
+        self._before: Pixels | None = None
+
+    def see(self, pixels: Pixels) -> None:
+        """Remember a frame, uint8 [height, width, 3] in BGR."""
+        self._before = shrink(pixels, COARSE)
+
+    def __call__(self, pixels: Pixels) -> bool:
+        """Return whether a frame is like the one that was seen, but for the camera's noise."""
+        return self._before is not None and int(cv2.absdiff(shrink(pixels, COARSE), self._before).max()) < STIRS
 
 
 class FrameSanitizer:
@@ -56,6 +80,7 @@ class FrameSanitizer:
         self._alpha = message.grid_alpha(settings.alpha)
         self._detector, self._clock = detector, clock
         self.tracker = faces.Tracker(settings.hold_ns, lambda: noise.draw(encoder.noise_dimensions, entropy))
+        self._follower, self._watcher = faces.Follower(), Watcher()
         self._frames = 0
         self._detected_ns = 0  # when faces were searched last
         self.encoded = 0  # faces of the newest frame that were encoded
@@ -87,6 +112,7 @@ class FrameSanitizer:
     def forget(self) -> None:
         """Forget all faces: the next frame has nothing to do with the ones before."""
         self.tracker.tracks, self._late, self._frames = [], [], 0
+        self._follower.forget()
         if self.silhouettes:
             self.silhouettes.forget()
 
@@ -104,9 +130,12 @@ class FrameSanitizer:
         stamps = [raw.received_ns]
         height, width = raw.pixels.shape[:2]
         cells = self.silhouettes(raw.pixels, raw.captured_ns) if self.silhouettes else None
-        if self._frames % self.settings.detect_every == 0 and not self._rests(raw.captured_ns):
+        late = late and not self._turned and raw.captured_ns - self._before_ns <= SWIFT_NS
+        if self._searches(raw, swift=late):
             self.tracker.update(self._detector(raw.pixels), raw.captured_ns)
             self._detected_ns = raw.captured_ns
+            if late and not self.tracker.tracks:
+                self._watcher.see(raw.pixels)
         else:
             self.tracker.expire(raw.captured_ns)
         self._frames += 1
@@ -114,7 +143,6 @@ class FrameSanitizer:
 
         placed = self._placed(width, height)
         due = self._due(list(placed), raw.captured_ns)
-        late = late and not self._turned and raw.captured_ns - self._before_ns <= SWIFT_NS
         self._late = due if late else []
         self._turned, self._before_ns = False, raw.captured_ns
         stamps.append(self._clock())
@@ -136,10 +164,31 @@ class FrameSanitizer:
             *(scene, cells or Silhouette()),
         )
 
-    def _rests(self, now_ns: int) -> bool:
-        """Return whether no face can be there: nothing differs from the scene, and no face is followed."""
-        quiet = self.silhouettes is not None and self.silhouettes.quiet and not self.tracker.tracks
-        return quiet and 0 <= now_ns - self._detected_ns < REST_NS
+    def _searches(self, raw: RawFrame, *, swift: bool) -> bool:
+        """Return whether to search for faces in this frame; if not, move the tracks with their faces.
+
+        While nothing is new, faces are followed. A face is encoded only where it was found in the same frame, so codes
+        do not depend on how it was followed.
+        """
+        now_ns, tracks = raw.captured_ns, self.tracker.tracks
+        if self._frames % self.settings.detect_every != 0 or self._rests(raw, swift=swift):
+            return False
+        lost = 0 <= now_ns - self.tracker.lost_ns < LOST_NS
+        confirmed = 0 <= now_ns - self._detected_ns < CONFIRM_NS and not lost
+        settled = all(
+            track.seen_ns == self._detected_ns and track.found >= YOUNG and not self._is_due(track, now_ns)
+            for track in tracks
+        )
+        if not (swift and tracks and confirmed and settled):
+            self._follower.see(raw.pixels)
+            return True
+        return not self._follower(raw.pixels, tracks)
+
+    def _rests(self, raw: RawFrame, *, swift: bool) -> bool:
+        """Return whether no face can be new: none is followed, and nothing differs from the scene or has stirred."""
+        if self.tracker.tracks or not 0 <= raw.captured_ns - self._detected_ns < REST_NS:
+            return False
+        return bool(self.silhouettes and self.silhouettes.quiet) or (swift and self._watcher(raw.pixels))
 
     def catch_up(self, raw: RawFrame) -> None:
         """Encode what `late` has put off: the next frame brings these codes.
@@ -175,13 +224,13 @@ class FrameSanitizer:
         cells = self.silhouettes.cells if self.silhouettes else 0
         return {track: inside[track] for track in largest[: message.most_faces(self.encoder.code_bytes, cells)]}
 
+    def _is_due(self, track: faces.Track, now_ns: int) -> bool:
+        """Return whether a track has no code, or one from long ago."""
+        return not track.code or now_ns - track.encoded_ns >= self.settings.refresh_ns - EARLY_NS
+
     def _due(self, tracks: list[faces.Track], now_ns: int) -> list[faces.Track]:
         """Return the tracks to encode in this frame: those without a code first, then those that waited longest."""
-        waiting = [
-            track
-            for track in tracks
-            if not track.code or now_ns - track.encoded_ns >= self.settings.refresh_ns or _turned(track)
-        ]
+        waiting = [track for track in tracks if self._is_due(track, now_ns) or _turned(track)]
         waiting.sort(key=lambda track: (bool(track.code), track.encoded_ns))
         return waiting[: self.settings.most_encoded]
 

@@ -23,7 +23,7 @@ from edgesan.message import MOST_CELLS, Silhouette
 from edgesan.scene import Still
 from edgesan.zones import Zone, mask
 
-COLUMNS: Final = 48  # cells from left to right; rows follow from the still's aspect
+COLUMNS: Final = 24  # cells from left to right; rows follow from the still's aspect
 CELL: Final = 4  # pixels of the working copy along a side of a cell
 PERIOD_NS: Final = 200_000_000  # from one look to the next
 HELD: Final = 3  # looks for which a cell stays on

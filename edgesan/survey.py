@@ -33,10 +33,11 @@ WARM_UP: Final = 0.1  # of the time, in which a camera finds its exposure
 SIZE: Final = 640  # longest side in pixels of the copy in which faces are searched: small ones count, too
 SCORE: Final = 0.45  # from which something may be a face
 LEAST_LIGHT: Final = 24.0  # mean level of the picture, of 255
+SMALL: Final = 192  # pixels across the small copy in which a movement would show
 KEPT: Final = 21  # frames of which the median is taken
 LEAST_KEPT: Final = 5
 MOST_BYTES: Final = 400_000_000  # of frames that are kept
-LOOKED: Final = 300  # small copies in which a movement would show
+LOOKED: Final = 300  # small copies
 NOISE: Final = 5.0  # times the usual jitter of a pixel, up to which it only jitters
 LEVELS: Final = 4.0  # by which it may be off, beside its noise
 PATCH: Final = 3  # pixels of the small copy that are one thing
@@ -65,7 +66,7 @@ class Survey:
             CameraError: the room is not empty, or dark.
         """
         height, width = pixels.shape[:2]
-        columns, rows = grid(width, height)
+        columns, rows = grid(width, height, SMALL // CELL)
         small = shrink(pixels, (columns * CELL, rows * CELL))
         counts = ~self._zone_pixels(small)
         light = float(small[counts].mean()) if counts.any() else 0.0

@@ -47,7 +47,7 @@ DECAY = 0.1  # of the regression's squared weights, in units of the components' 
 class Plan:
     """How much is measured."""
 
-    columns: tuple[int, ...] = (silhouette.COLUMNS // 2, silhouette.COLUMNS)
+    columns: tuple[int, ...] = (silhouette.COLUMNS, 2 * silhouette.COLUMNS)
     sides: tuple[int, ...] = (112, 224)  # pixels of a face
     size: tuple[int, int] = (640, 480)
     frames: int = 60  # looks: 360 frames at 30 a second

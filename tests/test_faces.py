@@ -80,3 +80,29 @@ def test_a_tilting_head_never_loses_its_track(clip: list[Pixels], detector: face
         tracker.update(detector(pixels), number * 83_000_000)
         assert len(tracker.tracks) == 2
     assert sorted(track.noise[0] for track in tracker.tracks) == [0, 1], "a track was lost and begun again"
+
+
+def test_a_face_is_followed_to_where_it_has_moved_and_a_cut_is_noticed(
+    detector: faces.Detector, clip: list[Pixels]
+) -> None:
+    def moved(by: float) -> Pixels:
+        matrix = np.array([[1, 0, by], [0, 1, by / 2]])
+        return np.asarray(
+            cv2.warpAffine(clip[0], matrix, clip[0].shape[1::-1], borderMode=cv2.BORDER_REPLICATE), np.uint8
+        )
+
+    first = detector(clip[0])
+    tracks = [faces.Track(i, f.landmarks, f.box, 0, np.zeros(1, np.float32)) for i, f in enumerate(first)]
+    assert len(tracks) == 2
+    follower = faces.Follower()
+    assert not follower(clip[0], tracks), "it has seen no frame before"
+    for step in range(1, 4):
+        assert follower(moved(1.5 * step), tracks)
+    for track, face in zip(tracks, first, strict=True):
+        away = track.landmarks - face.landmarks - (4.5, 2.25)
+        assert np.abs(away).max() < 0.5, "pixels"
+        np.testing.assert_allclose(track.box, face.box + np.array([4.5, 2.25, 0, 0]), atol=0.5)
+    assert not follower(clip[0][:, ::-1], tracks), "another picture"
+    assert not follower(clip[0][:100], tracks), "another size"
+    follower.see(clip[0])
+    assert not follower(moved(20), tracks), "farther than a tenth of a face: search"

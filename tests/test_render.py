@@ -45,6 +45,32 @@ def test_a_face_is_the_decoded_chip_at_its_place_in_an_oval(sanitizer_model: Mod
     assert (outside == PLAIN).all()
 
 
+def test_a_stream_paints_only_what_changes_and_the_same_picture(sanitizer_model: Model) -> None:
+    random = np.random.default_rng(2)
+    stream, whole = Renderer(sanitizer_model.decoder, streams=True), Renderer(sanitizer_model.decoder)
+    there: list[FaceCode] = []
+    for number in range(0, 60, 5):  # too slow for fading
+        if number % 10 == 0:
+            there = [
+                FaceCode(i, Place(*random.uniform(0, 239, 2), float(random.uniform(20, 300)), 1.0), CODE)
+                for i in range(number // 10 % 3)
+            ]
+        if number == 30:
+            stream.zones = whole.zones = (Zone.rectangle(0, 0, 0.5, 0.5),)
+        frame = latents(sanitizer_model, *there, number=number, size=(320, 240) if number < 50 else (160, 240))
+        np.testing.assert_array_equal(stream(frame).pixels, whole(frame).pixels)
+
+
+def test_a_stream_in_which_nothing_changes_shows_the_same_pixels_again(sanitizer_model: Model) -> None:
+    stream = Renderer(sanitizer_model.decoder, streams=True)
+    face = FaceCode(3, Place(160, 120, 112, 0), CODE)
+    frames = [stream(latents(sanitizer_model, *found, number=5 * i)) for i, found in enumerate([(), (), (face,), ()])]
+    assert frames[1].pixels is frames[0].pixels
+    assert frames[2].pixels is not frames[1].pixels
+    assert frames[3].pixels is not frames[2].pixels
+    assert (frames[3].pixels == PLAIN).all()
+
+
 def test_a_place_goes_to_the_frame_and_back() -> None:
     for place in (Place(160, 120, 112, 0), Place(50.5, 60.25, 80, 1.0), Place(3, 200, 400, 5.0)):
         matrix = render.to_frame(place)

@@ -56,6 +56,58 @@ def through(sanitizer: FrameSanitizer, pixels: Pixels, number: int = 1) -> Laten
         return sanitizer(raw)
 
 
+class Counting(faces.Detector):
+    """A real detector that counts its calls."""
+
+    calls = 0
+
+    def __call__(self, pixels: Pixels) -> list[faces.Face]:
+        self.calls += 1
+        return super().__call__(pixels)
+
+
+def test_a_live_run_follows_faces_between_searches_and_encodes_only_what_it_has_just_found(
+    sanitizer_with: Make, clip: list[Pixels]
+) -> None:
+    detector = Counting(320)
+    sanitizer = sanitizer_with(detector=detector)
+    searched = []
+    for number in range(60):  # two seconds; the picture glides to the right
+        pixels = np.roll(clip[0], round(number / 3), 1)
+        captured_ns, before = 10**12 + number * 33_333_333, detector.calls
+        with lend(pixels, number, captured_ns, captured_ns) as raw:
+            latents = sanitizer(raw, late=True)
+            sanitizer.catch_up(raw)
+        searched.append(detector.calls > before)
+        assert searched[-1] or not sanitizer.encoded
+        found = Counting(320)(pixels)
+        assert len(sanitizer.tracker.tracks) == len(found) == 2
+        assert number == 0 or len(latents.faces) == 2
+        for track in sanitizer.tracker.tracks:
+            off = min(float(np.abs(track.landmarks - face.landmarks).max()) for face in found)
+            assert off < 0.1 * track.box[2], number
+    assert sum(searched) <= 25, "of 60"
+
+
+def test_while_nothing_stirs_the_detector_of_a_live_run_rests(sanitizer_with: Make, clip: list[Pixels]) -> None:
+    random, detector = np.random.default_rng(0), Counting(320)
+    sanitizer = sanitizer_with(detector=detector)
+    wall = np.full_like(clip[0], 120)
+    calls = []
+    for number in range(60):
+        pixels = np.clip(wall + random.normal(0, 4, wall.shape), 0, 255).astype(np.uint8)
+        if number >= 50:
+            pixels[40:160, 320:410] = clip[0][40:160, 320:410]  # a face
+        captured_ns = 10**12 + number * 33_333_333
+        with lend(pixels, number, captured_ns, captured_ns) as raw:
+            sanitizer(raw, late=True)
+            sanitizer.catch_up(raw)
+        calls.append(detector.calls)
+    assert calls[49] <= 4, "the first frames, and once a second"
+    assert calls[50] == calls[49] + 1, "without delay"
+    assert len(sanitizer.tracker.tracks) == 1
+
+
 def test_each_face_of_the_clip_comes_out_as_a_code_at_its_place(sanitizer_with: Make, clip: list[Pixels]) -> None:
     sanitizer = sanitizer_with()
     for number, pixels in enumerate(clip[:12]):

@@ -206,7 +206,7 @@ class HttpSink:
         await self._runner.cleanup()
 
     def _newest_jpeg(self) -> bytes:
-        """Return the newest frame as JPEG, encoded at most once. There must be a frame."""
+        """Return the newest frame as JPEG, encoded at most once for each picture. There must be a frame."""
         assert self._frame is not None
         return self._jpeg(self._frame)
 

@@ -1,4 +1,4 @@
-"""JPEG for all who take it: each frame is encoded at most once, and not at all if nobody does."""
+"""JPEG for all who take it: each picture is encoded at most once, and not at all if nobody does."""
 
 import time
 from typing import Final
@@ -13,12 +13,15 @@ JPEG_QUALITY: Final = 85
 
 
 class JpegEncoder:
-    """Encodes frames, and keeps the picture of the newest one."""
+    """Encodes frames, and keeps the newest JPEG: a frame in which nothing has changed has the same pixels.
+
+    See `render.Renderer`.
+    """
 
     def __init__(self) -> None:
         self.metrics = Metrics()
         """How many were encoded, and how long it took."""
-        self._newest: tuple[SanitizedFrame, bytes] | None = None
+        self._newest: tuple[Pixels, bytes] | None = None
 
     def __call__(self, frame: SanitizedFrame) -> bytes:
         """Return a frame as JPEG.
@@ -26,9 +29,9 @@ class JpegEncoder:
         Raises:
             SinkError: it cannot be encoded.
         """
-        if self._newest is None or self._newest[0] is not frame:
+        if self._newest is None or self._newest[0] is not frame.pixels:
             started_ns = time.monotonic_ns()
-            self._newest = frame, encode(frame.pixels)
+            self._newest = frame.pixels, encode(frame.pixels)
             self.metrics.span("encode", time.monotonic_ns() - started_ns)
             self.metrics.count("encoded")
         return self._newest[1]

@@ -148,7 +148,7 @@ class Transmitter:
     def _new_renderer(self) -> "Renderer":
         from edgesan.render import Renderer
 
-        return Renderer(self._decoder, (*self._config.zones, *self._drawn), self._still, fades=True)
+        return Renderer(self._decoder, (*self._config.zones, *self._drawn), self._still, streams=True)
 
     def end(self) -> None:
         """Make `serve` finish its files and streams, and return."""

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import aims, check, compare, projection, results
+from benchmarks import aims, compare, projection, results
 from benchmarks.results import LabResults
 from edgesan import bench
 
@@ -15,8 +15,8 @@ FILES = sorted(results.FOLDER.glob("*-cores.json"))
 
 
 def stored() -> LabResults:
-    """Real results: of any machine that stored its ratios."""
-    return next(found for found in map(results.load, FILES) if found.ratios)
+    """Real results: of any machine that stored all of them."""
+    return next(found for found in map(results.load, FILES) if found.wire)
 
 
 def test_results_that_were_stored_are_read_as_they_were(tmp_path: Path) -> None:
@@ -30,32 +30,6 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
         (tmp_path / "machine.json").write_text(content)
         with pytest.raises(SystemExit, match=r"machine\.json holds no results of this version's benchmarks"):
             results.load(tmp_path / "machine.json")
-
-
-def test_a_ratio_that_is_worse_by_more_than_15_percent_is_named() -> None:
-    ratios = stored().ratios
-    assert check.worse(ratios, ratios) == []
-    assert check.worse(ratios, {name: 1.14 * ratio for name, ratio in ratios.items()}) == []
-    assert check.worse(ratios, {name: 0.1 * ratio for name, ratio in ratios.items()}) == [], "faster is no fault"
-    for name, ratio in ratios.items():
-        assert check.worse(ratios, {**ratios, name: 1.16 * ratio}) == [name]
-        assert check.worse(ratios, {**ratios, name: float("nan")}) == [name]
-        assert check.worse(ratios, {other: r for other, r in ratios.items() if other != name}) == [name]
-
-
-def test_ratios_are_compared_with_those_of_the_same_kind_of_machine_only() -> None:
-    found = stored()
-    assert check.stored_ratios(results.FOLDER, found.machine) == found.ratios
-    same = found.machine
-    others = [dataclasses.replace(same, processor="Abacus"), dataclasses.replace(same, cores=1000)]
-    for machine in (*others, dataclasses.replace(same, int8=["abacus"])):
-        with pytest.raises(SystemExit, match="holds no ratios of"):
-            check.stored_ratios(results.FOLDER, machine)
-
-
-@pytest.mark.slow
-def test_the_ratios_that_are_stored_are_those_that_are_measured() -> None:
-    assert check.ratios(0.1).keys() == stored().ratios.keys()
 
 
 def test_every_aim_has_a_measured_value() -> None:

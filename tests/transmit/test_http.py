@@ -12,12 +12,13 @@ from contextlib import closing
 
 import pytest
 
+from edgesan.frames import SanitizedFrame, Stamps
 from edgesan.message import FRESH_NS
 from edgesan.request import Privacy, Zones
 from edgesan.transmit.admission import Server, listen
 from edgesan.transmit.http import HttpSink
 from tests.support import ROOT, free_port
-from tests.transmit.server import STATUS, LiveServer, Serve, Viewer, Wishes, decode, read_parts
+from tests.transmit.server import STATUS, LiveServer, Make, Serve, Viewer, Wishes, decode, read_parts
 
 
 def test_a_viewer_sees_the_stream_move(serve: Serve) -> None:
@@ -52,6 +53,18 @@ def test_two_viewers_cost_one_encoding_per_frame_and_none_costs_none(serve: Serv
     totals = live.totals()
     assert totals["sent"] >= 38, "the last of each may not be counted yet"
     assert totals["encoded"] <= 0.75 * totals["sent"]
+
+
+def test_a_picture_that_does_not_change_is_encoded_once(serve: Serve, sanitized_frame: Make) -> None:
+    live = serve()
+    still = sanitized_frame(1, captured_ns=time.monotonic_ns())
+    for number in range(1, 4):
+        live.send(SanitizedFrame._create(still.pixels, Stamps(number, time.monotonic_ns())))
+        assert live.get("/snapshot.jpg")[0] == 200
+    assert live.totals()["encoded"] == 1
+    live.send(sanitized_frame(4, captured_ns=time.monotonic_ns(), level=80))
+    assert decode(live.get("/snapshot.jpg")[1]).mean() == 80
+    assert live.totals()["encoded"] == 2
 
 
 def watch_deaf(port: int) -> socket.socket:
