@@ -14,7 +14,6 @@ from typing import Final
 
 import cv2
 import numpy as np
-import onnxruntime
 
 from edgesan import message, ort, render, sanitize
 from edgesan.config import DEMO_MODEL, Config
@@ -65,9 +64,7 @@ def main(folder: Path) -> None:
     cv2.setNumThreads(1)
     valgrind, feed = Valgrind(), dict(np.load(folder / "feed.npz"))
     for path in sorted(folder.glob("*.onnx")):
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        session = onnxruntime.InferenceSession(path, options, ["CPUExecutionProvider"])
+        session = ort.session(path.read_bytes())
         session.run(None, feed)
         valgrind.count(f"{path.stem}/{CALLS}", lambda: [session.run(None, feed) for _ in range(CALLS)])  # noqa: B023
     model, still = load_model(DEMO_MODEL), Still(np.load(folder / "still.npy"), 1)

@@ -13,6 +13,7 @@ import argparse
 import datetime
 import shutil
 from pathlib import Path
+from typing import Any
 
 from cryptography.hazmat.primitives.serialization import load_ssh_private_key
 from securesystemslib.signer import CryptoSigner
@@ -24,7 +25,7 @@ MODEL = "model.onnx"
 
 def signer(path: Path) -> CryptoSigner:
     """Return what signs with a private key."""
-    return CryptoSigner(load_ssh_private_key(path.read_bytes(), None))  # type: ignore[arg-type]
+    return CryptoSigner(load_ssh_private_key(path.read_bytes(), None))
 
 
 class Repository:
@@ -35,13 +36,13 @@ class Repository:
         for place in (self.metadata, self.targets):
             place.mkdir(parents=True, exist_ok=True)
 
-    def newest(self, role: str) -> Metadata | None:
+    def newest(self, role: str) -> Metadata[Any] | None:
         """Return the newest metadata of a role; None if there is none."""
         files = [*self.metadata.glob(f"*.{role}.json"), *self.metadata.glob(f"{role}.json")]
         found = [Metadata.from_file(str(file)) for file in files]
         return max(found, key=lambda metadata: metadata.signed.version, default=None)
 
-    def write(self, metadata: Metadata, signers: list[CryptoSigner], days: float) -> None:
+    def write(self, metadata: Metadata[Any], signers: list[CryptoSigner], days: float) -> None:
         """Give metadata the next version, let it be valid for so many days, sign it, and write it."""
         signed = metadata.signed
         signed.expires = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=days)
@@ -54,7 +55,7 @@ class Repository:
         metadata.to_file(str(part))
         part.replace(self.metadata / f"{version}{signed.type}.json")  # a client sees the old file, or the new one
 
-    def check(self, metadata: Metadata) -> None:
+    def check(self, metadata: Metadata[Any]) -> None:
         """Refuse to write what no client would take: the root of before must trust these signatures."""
         root = self.newest(Root.type) or metadata
         try:

@@ -292,6 +292,7 @@ def test_every_option_is_on_the_command_line_and_in_the_file_and_none_switches_t
         "require_isolation",
         "embed_from",
         "name",
+        "announce",
         "log_level",
         "log_format",
         "role",

@@ -158,7 +158,6 @@ def test_sockets_are_made_where_they_belong() -> None:
         "isolation.limits",  # tries whether a stranger can be reached
         "isolation.probes",  # tries whether a socket can be made
         "outlets.mqtt",  # to the broker, and the name of the machine
-        "isolation.seccomp",  # the kinds of sockets, as numbers
         "outlets.announce",  # asks the kernel which address this machine has
         "outlets.process",  # its end of a pair
         "outlets.push",  # asks why a server is not reached

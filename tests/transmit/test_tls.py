@@ -167,7 +167,7 @@ def test_the_run_ends_with_those_words(files: tuple[Path, Path, Path], tmp_path:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"out": ("https://127.0.0.1:8443",)}, "https needs a certificate"),
+        ({"out": ("https://127.0.0.1:8443",)}, "it needs a certificate"),
         ({"tls_cert": Path("c.pem")}, "are for https"),
         ({"out": ("a.mkv",), "tls_key": Path("k.pem")}, "are for https"),
         ({"out": ("https://0.0.0.0:8443",), "tls_cert": Path("c.pem")}, "must present a secret"),
