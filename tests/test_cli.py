@@ -90,6 +90,7 @@ def test_a_run_ends_by_itself_after_its_frames(tmp_path: Path) -> None:
     assert cv2.VideoCapture(str(tmp_path / "walk.mkv")).read()[0]
 
 
+@pytest.mark.slow
 def test_a_run_ends_by_itself_after_its_duration_and_a_file_after_its_end(tmp_path: Path) -> None:
     assert run("run", "--camera", "demo", "--duration", "0.5", "--out", str(tmp_path / "a.mp4")).returncode == 0
     assert run("run", "--camera", str(CLIP), "--size", "160x90", "--out", str(tmp_path / "b.mkv")).returncode == 0

@@ -27,6 +27,7 @@ def test_each_line_of_the_json_log_is_an_object_of_one_of_the_three_processes(tm
     assert records[-1]["message"].startswith(str(tmp_path / "walk.mkv"))
 
 
+@pytest.mark.slow
 def test_quiet_says_only_what_is_wrong(tmp_path: Path) -> None:
     assert clip(tmp_path, "--quiet") == []
     assert clip(tmp_path, "-q", "--allow-rollback") == [

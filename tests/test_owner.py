@@ -69,6 +69,7 @@ def test_a_dark_room_and_a_short_look_are_refused(room: Pixels) -> None:
         surveyed(frames(room, 3))
 
 
+@pytest.mark.slow
 def test_a_still_is_taken_looked_at_accepted_and_cleared(room: Pixels, tmp_path: Path) -> None:
     camera, state = tmp_path / "room.png", tmp_path / "owner" / "state"
     cv2.imwrite(str(camera), room)

@@ -15,6 +15,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import psutil
+import pytest
 
 from edgesan.frames import Pixels
 from tests.capture.webcam import Webcam
@@ -131,6 +132,7 @@ def test_a_killed_transmit_process_is_back_within_5_s_and_leaks_nothing(tmp_path
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_killed_parent_or_sanitize_process_is_back_within_5_s_and_leaves_nothing(tmp_path: Path) -> None:
     shared = set(Path("/dev/shm").iterdir())
     with service(tmp_path) as running:
@@ -152,6 +154,7 @@ def test_a_killed_parent_or_sanitize_process_is_back_within_5_s_and_leaves_nothi
     assert len(kept) <= 1, f"the version floor alone is kept, not {kept}"
 
 
+@pytest.mark.slow
 def test_a_camera_that_was_away_for_a_while_is_back_within_5_s_and_nothing_old_is_shown_meanwhile(
     tmp_path: Path,
 ) -> None:

@@ -144,6 +144,7 @@ def test_a_killed_transmit_process_is_started_again_and_the_camera_never_stopped
     assert running.end() == 0
 
 
+@pytest.mark.slow
 def test_a_killed_transmit_process_leaves_its_file_and_goes_on_in_another(
     run: Callable[..., Run], tmp_path: Path
 ) -> None:
@@ -191,6 +192,7 @@ def test_the_children_end_with_their_parent(run: Callable[..., Run]) -> None:
     assert psutil.wait_procs(children, 8)[1] == []
 
 
+@pytest.mark.slow
 def test_a_parent_that_is_killed_at_once_leaves_nobody(run: Callable[..., Run]) -> None:
     for seconds in (0.05, 0.15, 0.3, 0.5):
         running = run()
@@ -201,6 +203,7 @@ def test_a_parent_that_is_killed_at_once_leaves_nobody(run: Callable[..., Run]) 
         assert psutil.wait_procs(children, 8)[1] == []
 
 
+@pytest.mark.slow
 def test_a_stopped_sanitize_process_leaves_nothing_old_as_live(run: Callable[..., Run]) -> None:
     running = run().ready()
     running.child("sanitize").suspend()

@@ -6,6 +6,7 @@ from benchmarks import scene
 from edgesan.model.load import Model
 
 
+@pytest.mark.slow
 def test_each_frame_goes_through_both_chains_and_every_stage_is_timed(
     sanitizer_model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:

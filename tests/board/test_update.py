@@ -125,6 +125,7 @@ def test_a_new_model_is_installed_watched_and_kept(running: Board) -> None:
     assert running.current().startswith("default-v3-")
 
 
+@pytest.mark.slow
 def test_a_model_that_stops_the_frames_is_taken_back_by_itself(running: Board, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its first frames come, then the unit ends."""
     assert running.version() == 2

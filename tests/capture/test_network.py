@@ -113,6 +113,7 @@ def test_a_camera_that_hangs_is_told_from_one_that_is_off(scheme: str, monkeypat
             open_camera(f"{scheme}://127.0.0.1:{silent.getsockname()[1]}/stream")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["http", "rtsp"])
 def test_a_camera_that_answers_and_then_hangs_is_told_too(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetched, "NETWORK_TIMEOUT_S", 0.5)

@@ -26,6 +26,7 @@ def measurement(
     return Measurement(model, compiled, Store(tmp_path, None, {}), Plan(draws=2), chips, chips, matchers)
 
 
+@pytest.mark.slow
 def test_all_stages_are_measured_in_the_order_in_which_a_face_passes_them(measurement: Measurement) -> None:
     stages = [*measurement.stages((0.0, 0.5))]
     expected: list[tuple[str, float | None]] = [

@@ -40,6 +40,7 @@ def heads() -> list[NDArray[np.uint8]]:
 WAY = missed.walk(missed.Plan())
 
 
+@pytest.mark.slow
 def test_clips_that_differ_only_in_a_missed_moving_face_come_out_byte_for_byte_the_same(
     sanitizer_model: Model,
 ) -> None:

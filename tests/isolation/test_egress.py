@@ -63,6 +63,7 @@ def test_the_bug_hears_who_calls_home() -> None:
     assert listened_to("-c", ask)["strangers"] == ["127.0.0.1:53"]
 
 
+@pytest.mark.slow
 def test_nothing_calls_home(tmp_path: Path) -> None:
     """Not onnxruntime, whose telemetry would, nor anything else; without CI, which switches some of them off."""
     port = "18080"

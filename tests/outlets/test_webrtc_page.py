@@ -14,7 +14,7 @@ from tests.outlets.video import Encoder
 from tests.transmit.server import LiveServer, Make, until
 from tests.transmit.test_browser import WHOLE, problems, start_chrome, text, wait
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]  # whole browsers, with video
 SEEN = "return document.getElementById('video').getVideoPlaybackQuality().totalVideoFrames"
 BY_WEBRTC = "return document.getElementById('way').textContent.includes('by WebRTC.')"
 BY_MJPEG = "return document.getElementById('way').textContent.includes('by MJPEG')"

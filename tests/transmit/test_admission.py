@@ -263,6 +263,7 @@ def test_a_short_token_is_refused_beyond_loopback(out: str) -> None:
     Config(out=("http://127.0.0.1:8080",), token="~")
 
 
+@pytest.mark.slow
 def test_guesses_from_one_address_become_few_and_nobody_else_waits(serve: Serve) -> None:
     live = serve(token=TOKEN)
     end = time.monotonic() + 3

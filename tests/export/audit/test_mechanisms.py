@@ -10,6 +10,7 @@ from export.audit import clip, mechanisms
 HALF = np.arange(64) % 2 == 0
 
 
+@pytest.mark.slow
 def test_float32_beside_int8_is_the_same_face_from_the_same_noise() -> None:
     """Of a model file alone: its own weights, in float32. Another draw of the noise is eight times as far away."""
     chips, model = clip.two_people()[0], prepare(DEMO_MODEL, DEMO_MODEL.read_bytes(), threads=1)

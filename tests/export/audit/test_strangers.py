@@ -92,6 +92,7 @@ def found(measurement: Callable[[], Measurement]) -> Strangers:
     return measurement().result()
 
 
+@pytest.mark.slow
 def test_everything_is_measured_and_read_again(found: Strangers, tmp_path: Path) -> None:
     assert (found.people, found.pictures, found.by_set) == (16, 64, {"clip": 64})
     assert found.matchers["embedder"].taught
