@@ -1,11 +1,13 @@
 """WebRTC: real peers (aiortc's own, and a relay where one is installed) are served with packets of one encoder."""
 
 import asyncio
+import gc
 import shutil
 import socket
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,15 @@ OFFER = str(
         addresses=(("192.0.2.7", 5000), ("2001:db8::7", 5001)),
     )
 )
+
+
+@pytest.fixture(autouse=True)
+def no_sockets_of_a_test_in_the_next_one() -> Iterator[None]:
+    """On a busy machine aioice leaves a socket open where a test ends while it looks for addresses."""
+    yield
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        gc.collect()
 
 
 class Viewer:
