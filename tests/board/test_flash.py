@@ -22,6 +22,8 @@ from edgesan.cli import main
 from edgesan.errors import ConfigError, SinkError
 from tests.support import COMMAND, ROOT, report
 
+pytestmark = pytest.mark.slow  # an image is written and read back
+
 GB = 10**9
 
 

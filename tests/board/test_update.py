@@ -19,6 +19,8 @@ from edgesan.errors import ConfigError, ModelError
 from edgesan.model import rollback
 from tests.support import COMMAND, Maker, free_port
 
+pytestmark = pytest.mark.slow  # whole units are started
+
 # Stands for systemctl: ends the sanitize process, waits until it has ended and starts the next one, as its unit would.
 RESTART = """
 import os, signal, subprocess, sys, time

@@ -21,6 +21,8 @@ from tests.board.test_settings import stock_image
 from tests.firmware_config.test_units import Units
 from tests.support import ROOT
 
+pytestmark = pytest.mark.slow  # whole units are started
+
 PROGRAM = slots.FILES / slots.PROGRAM
 CONFIG = "arm_64bit=1\nkernel=vmlinuz\ninitramfs initrd.img followkernel\nos_prefix=A/\n"
 # Stand for the system that reboots, and for RAUC, which hands mark-good on to the backend.

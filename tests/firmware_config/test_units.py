@@ -22,6 +22,8 @@ from edgesan.board import doctor
 from tests.isolation.support import program
 from tests.support import ROOT, free_port
 
+pytestmark = pytest.mark.slow  # whole units are started
+
 FILES = ROOT / "firmware_config" / "root"
 UNITS = sorted((FILES / "usr/lib/systemd/system").glob("*.service"))
 MOST_EXPOSED = 1.5

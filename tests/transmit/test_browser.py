@@ -17,7 +17,7 @@ from tests.support import Running
 from tests.transmit import server
 from tests.transmit.server import STATUS, LiveServer, Make
 
-pytestmark = pytest.mark.browser
+pytestmark = [pytest.mark.browser, pytest.mark.slow]  # whole browsers
 WALL = {"bytes": 186_000, "bytes_per_s": 9300.0, "messages": 600, "refused": 0}
 WHOLE = STATUS | {
     "wall": WALL,

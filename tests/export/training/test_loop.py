@@ -12,6 +12,8 @@ from export.errors import ExportError
 from export.training.loop import OLD_STAGES, Options, train
 from tests.export.support import small_recipe, small_training
 
+pytestmark = pytest.mark.slow  # networks are trained
+
 STAGES = ("distill", "privatize", "decode")
 
 

@@ -22,6 +22,8 @@ from export.training import batches, loop
 from export.training.stages import Decode, Privatize
 from tests.export.support import small_recipe, small_training
 
+pytestmark = pytest.mark.slow  # networks are trained
+
 
 def test_distillation_learns_from_new_pictures_beside_the_known_ones(
     people: data.Faces, tiny_networks: Path, targets: Path, tmp_path: Path
