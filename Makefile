@@ -18,7 +18,7 @@ FRAMES ?= 1000000
 PIP := $(BIN)/pip --disable-pip-version-check --quiet install --constraint constraints.txt
 CODE := edgesan export benchmarks firmware_config examples docs tests
 
-.PHONY: help demo test slow lint docs constraints browser data wall soak audit audit-quick figures bench bench-check side-by-side instructions arm fuzz screenshots sign board clean
+.PHONY: help demo test slow lint docs constraints browser data servers wall soak audit audit-quick figures bench bench-check side-by-side instructions arm fuzz screenshots sign board clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
 
@@ -29,7 +29,10 @@ test: $(VENV)/dev lint  ## install everything, lint, type-check, and run the qui
 	$(TESTS) -m "not slow"
 
 slow: $(VENV)/dev  ## only the tests that take minutes
-	$(TESTS) -m slow
+	$(TESTS) -m "slow and not servers"
+
+servers: $(VENV)/dev  ## only the tests of outputs with real servers and players (apt install ffmpeg mosquitto ..., see .ci/run): ten minutes
+	$(TESTS) -m servers
 
 lint: $(VENV)/dev  ## ruff and mypy
 	$(BIN)/ruff format --check $(wildcard $(CODE))

@@ -213,7 +213,8 @@ def begin(s: Sanitizer, r: Recipe, options: Options) -> Origin:
         if isinstance(s.encoder, ResidualEncoder):
             s.encoder.begin(read_contract(DLIB, options.networks).file)
         return Origin()
-    weights, readout = (start / checkpoint.FILE, start / "privatize.pt") if start.is_dir() else (start, None)
+    beside = start.with_suffix(".readout.pt")  # what a training's privatize.pt holds, without the rest
+    weights, readout = (start / checkpoint.FILE, start / "privatize.pt") if start.is_dir() else (start, beside)
     other = load_checkpoint(start).sanitizer if start.is_dir() else unpack(start)
     own, kept = ({k: v for k, v in net.state_dict().items() if k.split(".")[0] not in r.anew} for net in (s, other))
     mine, theirs = ({k: tuple(v.shape) for k, v in part.items()} for part in (own, kept))
@@ -224,10 +225,11 @@ def begin(s: Sanitizer, r: Recipe, options: Options) -> Origin:
         )
     s.load_state_dict(s.state_dict() | kept)
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()
-    if readout and readout.exists():
+    if readout.exists():
         return Origin(digest, checkpoint.load(readout)["readout"])
     if "privatize" in taken and "decode" not in taken:
         raise ExportError(
-            f"{start} holds no readout, which the decoder needs: give privatize_steps, or a training's folder"
+            f"{start} has no readout, which the decoder needs, and there is no {readout}: give privatize_steps, or a "
+            "training's folder"
         )
     return Origin(digest)

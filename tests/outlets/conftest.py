@@ -1,10 +1,20 @@
-"""Runs of edgesan for the tests of this folder."""
+"""Runs of edgesan for the tests of this folder, of which the slow ones have a verb of their own: `make servers`."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.support import Running
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the slow tests of this folder."""
+    for item in items:
+        if item.path.is_relative_to(HERE) and item.get_closest_marker("slow"):
+            item.add_marker(pytest.mark.servers)
 
 
 @pytest.fixture

@@ -293,7 +293,8 @@ class Stranger:
         self.port = self.listener.getsockname()[1]
         self.kept: list[socket.socket] = []
         self._wrong = wrong
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._thread = threading.Thread(target=self._accept)
+        self._thread.start()
 
     def _accept(self) -> None:
         with suppress(OSError):
@@ -303,6 +304,8 @@ class Stranger:
                 self._wrong(connection)
 
     def close(self) -> None:
+        self.listener.shutdown(socket.SHUT_RDWR)  # wakes the thread
+        self._thread.join()
         self.listener.close()
         for each in self.kept:
             each.close()
@@ -325,7 +328,7 @@ def test_a_silent_server_is_cut_off_said_once_and_costs_no_frame(edgesan: Start,
         until(lambda: "does not answer" in output(running).get("why", ""))
         before = status(running)["totals"]["sanitized"]
         until(lambda: len(server.kept) >= 3, 90)
-        assert status(running)["totals"]["sanitized"] > before + 50
+        assert status(running)["totals"]["sanitized"] > before + 20
         _, text, _ = running.end()
     words = "it was reached, but does not answer within 3 s" if scheme == "rtsp" else "the other side was asked"
     assert text.count(words) == 1

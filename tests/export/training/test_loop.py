@@ -44,8 +44,15 @@ def test_a_stage_of_no_steps_is_taken_over_from_a_model_file(
     assert torch.equal(taken["encoder.head.weight"], second["encoder.head.weight"])
     assert not torch.equal(taken["decoder.head.weight"], second["decoder.head.weight"])
     options = Options(tiny_networks, tmp_path / "third", start=compiled, cache=targets)
-    with pytest.raises(ExportError, match="holds no readout, which the decoder needs: give privatize_steps"):
+    with pytest.raises(ExportError, match=r"has no readout, which the decoder needs, .* give privatize_steps"):
         train(small_recipe(tmp_path, distill_steps=0, privatize_steps=0), people, options)
+    readout = checkpoint.load(tmp_path / "second" / "privatize.pt")["readout"]
+    model = tmp_path / "model.onnx"
+    model.write_bytes(compiled.read_bytes())
+    checkpoint.save(tmp_path / "model.readout.pt", {"readout": readout})
+    options = replace(options, start=model)
+    third = train(small_recipe(tmp_path, distill_steps=0, privatize_steps=0), people, options).state_dict()
+    assert torch.equal(taken["privatizer.linear.weight"], third["privatizer.linear.weight"])
 
 
 def test_a_part_begins_anew_where_the_recipe_says_so(
