@@ -180,7 +180,10 @@ class FrameSanitizer:
             for track in tracks
         )
         if not (swift and tracks and confirmed and settled):
-            self._follower.see(raw.pixels)
+            if swift and tracks:
+                self._follower.see(raw.pixels)
+            else:
+                self._follower.forget()  # nobody follows from here
             return True
         return not self._follower(raw.pixels, tracks)
 

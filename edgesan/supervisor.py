@@ -343,7 +343,7 @@ class Supervisor:
         # Any other descriptor, also one that edgesan itself inherited, could hold a picture.
         packets = [self._fetcher.packets] if self._fetcher else []
         keep = {0, 1, 2, pipes.frames_out, pipes.frames_in, pipes.requests_in, control.read_fd, control.write_fd}
-        _close_all_but({*keep, *packets})
+        isolation.close_all_but({*keep, *packets})
         c = self._config
         from edgesan.model.signing import signature_path
 
@@ -385,7 +385,7 @@ class Supervisor:
         """Run as an outlet."""
         self._end_with_parent(signal.SIGKILL)
         keep = {0, 1, 2, connection.fileno(), control.read_fd, control.write_fd}
-        _close_all_but(keep)
+        isolation.close_all_but(keep)
         return outlet_process.run(self._config, target, connection, control)
 
     def _end_with_parent(self, number: int) -> None:
@@ -705,10 +705,3 @@ class Supervisor:
                 if path.stat().st_size == 0:
                     path.unlink()
         self._files = []
-
-
-def _close_all_but(keep: set[int]) -> None:
-    """Close all other descriptors, also those that edgesan itself inherited."""
-    for fd in {int(name) for name in os.listdir("/proc/self/fd")} - keep:
-        with suppress(OSError):  # the descriptor of the listing is closed already
-            os.close(fd)

@@ -86,9 +86,7 @@ def _live(url: str, parent: int, pipes: tuple[int, int], redirect: Callable[[], 
             signal.signal(number, signal.SIG_IGN)
         Path("/proc/self/comm").write_text("edgesan-fetch")  # for ps and top: proc(5)
         redirect()
-        for fd in {int(name) for name in os.listdir("/proc/self/fd")} - {0, 1, 2, *pipes}:
-            with suppress(OSError):  # the descriptor of the listing is closed already
-                os.close(fd)
+        isolation.close_all_but({0, 1, 2, *pipes})
         code = _fetch(url, *pipes, required=required)
     except BrokenPipeError:
         code = 0  # nobody decodes any more

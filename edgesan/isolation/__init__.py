@@ -35,13 +35,14 @@ from edgesan.isolation.claims import (
     unpack_all,
     warnings,
 )
-from edgesan.isolation.limits import disk_swaps, end_with_parent, forbid_dumps, limit_memory
+from edgesan.isolation.limits import close_all_but, disk_swaps, end_with_parent, forbid_dumps, limit_memory
 from edgesan.isolation.probes import CAMERA_MEMORY, PROBES, ProbeContext
 
 __all__ = [
     "RESULTS",
     "IsolationClaim",
     "camera_nodes",
+    "close_all_but",
     "confine_program",
     "disk_swaps",
     "end_with_parent",

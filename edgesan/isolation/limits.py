@@ -120,6 +120,13 @@ def limit_memory(more: int = MOST_MEMORY) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
+def close_all_but(keep: set[int]) -> None:
+    """Close all other descriptors, also those that edgesan itself inherited: any could hold a picture."""
+    for fd in {int(name) for name in os.listdir("/proc/self/fd")} - keep:
+        with suppress(OSError):  # the descriptor of the listing is closed already
+            os.close(fd)
+
+
 def forbid_dumps() -> None:
     """Allow no core dump, and no debugger of the same user: a dump of this process would hold raw pixels (prctl(2)).
 
