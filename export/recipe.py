@@ -47,6 +47,7 @@ NOT_NEGATIVE = (
     "spectrum_weight",
     "realism_weight",
     "chroma_weight",
+    "mean_weight",
 )
 
 
@@ -115,6 +116,7 @@ class Recipe:
     smoothness_weight: float = 1.5  # of the total variation
     chroma_weight: float = 0.0  # of that of the colour alone
     spectrum_weight: float = 0.0  # of the distance between the power spectra of drawn and of raw faces
+    mean_weight: float = 0.0  # of the square distance between the means of a batch of drawn and of raw faces
     realism_weight: float = 0.0  # of what a critic, which learns with the decoder, holds against drawn faces
     critic_lr: float = 4e-4
     warmup_steps: int = 500  # steps before the provider's network comes in

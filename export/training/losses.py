@@ -120,19 +120,27 @@ def brightness(picture: Tensor) -> Tensor:
 def spectrum_loss(raw: Tensor, sanitized: Tensor, side: int = 28, cell: int = 4) -> Tensor:
     """Return how far the spectra of two batches [N, 3, S, S] are apart (a scalar), as logarithms of amplitudes.
 
-    They are compared place by place, in squares that overlap by half: else a single speck would make up for softness
-    everywhere. The power at a spatial frequency is its mean over the batch and `cell` x `cell` frequencies, under a
-    Hann window. What is too soft lacks power at high frequencies; a grid has too much at a few. The gradient is that
-    of `brightness_alone`.
+    The mean of each batch is taken off first: marks that all its faces share would make up for softness. They are
+    compared place by place, in squares that overlap by half: else a single speck would do so everywhere. The power at a
+    spatial frequency is its mean over the batch and `cell` x `cell` frequencies, under a Hann window. The gradient is
+    that of `brightness_alone`.
     """
     window = torch.hann_window(side, periodic=False, device=raw.device)
 
     def power(picture: Tensor) -> Tensor:
-        squares = brightness(picture)[:, 0].unfold(1, side, side // 2).unfold(2, side, side // 2).flatten(1, 2)
+        squares = brightness(picture - picture.mean(0))[:, 0].unfold(1, side, side // 2).unfold(2, side, side // 2).flatten(1, 2)
         waves = torch.fft.rfft2((squares - squares.mean((2, 3), keepdim=True)) * window[:, None] * window)
         return F.avg_pool2d(waves.abs().square().mean(0), cell).clamp(min=1e-6)
 
     return 0.5 * (power(brightness_alone(sanitized)).log() - power(raw).log()).abs().mean()
+
+
+def mean_loss(raw: Tensor, sanitized: Tensor) -> Tensor:
+    """Return the mean square distance (a scalar) between the mean pictures of two batches [N, 3, H, W].
+
+    It is large where all drawn faces have a mark in the same place, which no loss of a single face sees.
+    """
+    return (sanitized.mean(0) - raw.mean(0)).square().mean()
 
 
 def coarse_colour(picture: Tensor, block: int = 8) -> Tensor:

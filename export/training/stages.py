@@ -338,6 +338,8 @@ class Decode(Stage):
         appearance = r.detection_weight * detection + r.spectrum_weight * spectrum + r.realism_weight * realism
         loss = ramp * (recognition + appearance)
         loss = loss + r.reconstruction_weight * distance + r.smoothness_weight * variation
+        if r.mean_weight:
+            loss = loss + r.mean_weight * losses.mean_loss(x, y)
         if r.chroma_weight:
             loss = loss + r.chroma_weight * losses.total_variation(losses.chroma(y))
         backward_and_step(loss.mean(), self.learner, self.optimizer)
