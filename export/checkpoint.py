@@ -144,7 +144,8 @@ def _shape(graph: onnx.GraphProto, shapes: list[tuple[int, ...]]) -> tuple[int, 
     count = sum(isinstance(m, nn.Conv2d) for m in Sanitizer(1, Shape(encoder=encoder)).encoder.modules())
     (outputs, *_), (code, *_) = shapes[count - 1], shapes[count]
     privatizer = 3 if shapes[count + 3][:2] != (code, shapes[count + 1][0]) else 4
-    first, second, *levels = shapes[count + privatizer : -1]
+    coarse_colour = shapes[-1][2:] == (1, 1)
+    first, second, *levels = shapes[count + privatizer : -3 if coarse_colour else -1]
     decoder_hidden = first[0] if second[2:] == (1, 1) else 0
     levels = levels if decoder_hidden else [second, *levels]
     shape = Shape(
@@ -155,6 +156,7 @@ def _shape(graph: onnx.GraphProto, shapes: list[tuple[int, ...]]) -> tuple[int, 
         unit_code="Sqrt" in {node.op_type for node in graph.node},
         decoder_widths=tuple(level[0] for level in levels[::2]),
         decoder_hidden=decoder_hidden,
+        coarse_colour=coarse_colour,
     )
     return outputs - LANDMARKS - LIGHTING, shape
 

@@ -112,15 +112,27 @@ def rounded(code: Tensor, bits: int) -> Tensor:
 
 
 class Decoder(nn.Module):
-    """A face from a noisy code, and from nothing else: level by level, each twice as fine as the one before it."""
+    """A face from a noisy code, and from nothing else: level by level, each twice as fine as the one before it.
 
-    def __init__(self, code: int, widths: Sequence[int] = (80, 64, 48), hidden: int = 0, channels: int = 14) -> None:
+    With coarse colour, as pictures are often coded, the last level makes brightness pixel by pixel, and colour as means
+    over 5x5 of its cells: networks that judge a face would be pleased by coloured fringes, and people are not.
+    """
+
+    def __init__(
+        self,
+        code: int,
+        widths: Sequence[int] = (80, 64, 48),
+        hidden: int = 0,
+        coarse_colour: bool = False,
+        channels: int = 14,
+    ) -> None:
         """Build the levels.
 
         Args:
             code: numbers of the code.
             widths: channels of each level, from 7x7 upwards; three end at 28x28, and four at 56x56.
             hidden: units of a layer that sees the whole code before there is a map; 0 for none.
+            coarse_colour: True for coarse colour, False for three numbers of each pixel.
             channels: of the first map.
         """
         super().__init__()
@@ -132,7 +144,10 @@ class Decoder(nn.Module):
         self.levels = nn.ModuleList(
             nn.ModuleList([nn.Conv2d(i, o, 3, padding=1), nn.Conv2d(o, o, 3, padding=1)]) for i, o in pairs
         )
-        self.head = nn.Conv2d(widths[-1], 3 * self.block**2, 3, padding=1)
+        pixels = self.block**2
+        self.colour = nn.Conv2d(widths[-1], 3, 3, padding=1) if coarse_colour else None
+        self.head = nn.Conv2d(widths[-1], pixels if coarse_colour else 3 * pixels, 3, padding=1)
+        self.sum = sum_of_brightness_and_colour(pixels) if coarse_colour else None
         init_grey([m for m in self.levels.modules() if isinstance(m, nn.Conv2d)], self.head)
 
     def forward(self, code: Tensor, alpha: Tensor) -> Tensor:
@@ -145,7 +160,19 @@ class Decoder(nn.Module):
             enter, refine = level
             x = F.relu(enter(upsample(x) if number else x))
             x = F.relu(x + refine(x))
-        return clip(self.head(x), 0, 1)
+        if self.colour is None or self.sum is None:
+            return clip(self.head(x), 0, 1)
+        brightness = self.head(x)
+        colour = F.avg_pool2d(self.colour(x), 5, stride=1, padding=2, count_include_pad=False)
+        return clip(self.sum(torch.cat([brightness, colour], 1)), 0, 1)
+
+
+def sum_of_brightness_and_colour(pixels: int) -> nn.Conv2d:
+    """Return what adds to the brightness of each of a cell's pixels the three colours of the cell; it never learns."""
+    layer = nn.Conv2d(pixels + 3, 3 * pixels, 1, bias=False).requires_grad_(False)
+    brightness, colour = torch.eye(pixels).repeat(3, 1), torch.eye(3).repeat_interleave(pixels, 0)
+    layer.weight.copy_(torch.cat([brightness, colour], 1)[..., None, None])
+    return layer
 
 
 @dataclass(frozen=True)
@@ -161,6 +188,7 @@ class Shape:
         unit_code: as `unit` of `Privatizer`.
         decoder_widths: as `widths` of `Decoder`.
         decoder_hidden: as `hidden` of `Decoder`.
+        coarse_colour: as that of `Decoder`.
     """
 
     code: int = 64
@@ -171,6 +199,7 @@ class Shape:
     unit_code: bool = False
     decoder_widths: tuple[int, ...] = (80, 64, 48)
     decoder_hidden: int = 0
+    coarse_colour: bool = False
 
 
 class Sanitizer(nn.Module):
@@ -191,7 +220,7 @@ class Sanitizer(nn.Module):
         outputs = features + LANDMARKS + LIGHTING
         self.encoder = ResidualEncoder(outputs) if shape.encoder == "resnet" else Encoder(outputs)
         self.privatizer = Privatizer(features, shape.code, shape.privatizer_hidden, shape.unit_code)
-        self.decoder = Decoder(shape.code, shape.decoder_widths, shape.decoder_hidden)
+        self.decoder = Decoder(shape.code, shape.decoder_widths, shape.decoder_hidden, shape.coarse_colour)
         self.noise, self.noise_dim = shape.noise, shape.code if shape.stochastic else 0
 
     def privatize(self, description: Tensor, z: Tensor | None, alpha: Tensor) -> Tensor:

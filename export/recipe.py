@@ -72,6 +72,7 @@ class Recipe:
     encoder: str = "small"  # or "resnet", which begins from the weights of dlib's network among the providers' networks
     decoder_widths: tuple[int, ...] = (80, 64, 48)  # channels from 7x7 upwards; four levels end at 56x56
     decoder_hidden: int = 0  # units of a layer that sees the whole code before there is a map; 0: none
+    coarse_colour: bool = False  # the decoder makes brightness pixel by pixel, and colour in patches
     anew: tuple[str, ...] = ()  # parts that begin at random although --from has them: of "privatizer", "decoder"
     # the dial
     alpha_default: float = (
@@ -198,6 +199,7 @@ def shape(recipe: Recipe) -> Shape:
         unit_code=recipe.code_norm == "unit",
         decoder_widths=recipe.decoder_widths,
         decoder_hidden=recipe.decoder_hidden,
+        coarse_colour=recipe.coarse_colour,
     )
 
 

@@ -102,5 +102,31 @@ def test_encoders_have_the_multiplications_that_the_documents_name() -> None:
     text = (ROOT / "docs/training.md").read_text()
     assert f'`"small"`: {small:.0f} million' in text
     assert f'`"resnet"`: {residual + resized:.0f} million' in text
-    decoder = multiplications(Decoder(64, (96, 96, 64, 32), 256), torch.rand(1, 64, 1, 1), torch.rand(1, 1, 1, 1))
+    decoder = multiplications(Decoder(64, (96, 96, 64, 32), 256, True), torch.rand(1, 64, 1, 1), torch.rand(1, 1, 1, 1))
     assert residual + resized + decoder < 600, "what a board has time for"
+
+
+def test_coarse_colour_is_one_for_all_pixels_of_a_cell_and_smooth_between_cells() -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(8, (16, 12, 8, 8), coarse_colour=True)
+    assert decoder.colour
+    torch.nn.init.normal_(decoder.head.weight, std=0.003)
+    torch.nn.init.normal_(decoder.colour.weight, std=0.003)
+    with torch.no_grad():
+        y = decoder(torch.randn(4, 8, 1, 1), torch.zeros(4, 1, 1, 1))
+    cells = y.reshape(4, 3, 4, 56, 56)
+    assert cells.min() > 0, "nothing is clipped, which would change colours"
+    assert cells.max() < 1
+    chroma = cells - cells.mean(1, keepdim=True)
+    torch.testing.assert_close(chroma, chroma[:, :, :1].expand_as(chroma), atol=1e-6, rtol=0)
+    brightness = cells.mean(1)
+    assert brightness.std(1).mean() > 0.01, "each pixel has a brightness of its own"
+    steps = [(part[..., 1:] - part[..., :-1]).std() / part.std() for part in (chroma[:, :, 0], brightness[:, 0])]
+    assert steps[0] < 0.5 * steps[1]
+
+
+def test_what_adds_colour_to_brightness_never_learns() -> None:
+    decoder = Decoder(8, coarse_colour=True)
+    decoder(torch.randn(2, 8, 1, 1), torch.zeros(2, 1, 1, 1)).sum().backward()
+    assert decoder.sum
+    assert decoder.sum.weight.grad is None

@@ -18,7 +18,13 @@ from export.providers import Provider
 from export.resnet import ResidualEncoder
 
 SHAPE = Shape(
-    code=8, encoder="resnet", privatizer_hidden=12, unit_code=True, decoder_widths=(16, 12, 8, 8), decoder_hidden=10
+    code=8,
+    encoder="resnet",
+    privatizer_hidden=12,
+    unit_code=True,
+    decoder_widths=(16, 12, 8, 8),
+    decoder_hidden=10,
+    coarse_colour=True,
 )
 
 
@@ -51,7 +57,8 @@ def test_an_encoder_does_not_begin_from_another_network(tiny_networks: Path) -> 
 def test_a_residual_sanitizer_is_compiled_cut_and_read_back(people: data.Faces, tmp_path: Path) -> None:
     torch.manual_seed(0)
     s = Sanitizer(16, SHAPE).eval()
-    for parameter in s.decoder.head.parameters():
+    assert s.decoder.colour
+    for parameter in (*s.decoder.head.parameters(), *s.decoder.colour.parameters()):
         torch.nn.init.normal_(parameter, std=0.05)
     compiler.export_fp32(s, tmp_path / "fp32.onnx")
     model, width = compiler.quantize(tmp_path / "fp32.onnx", people.chips[:24], 8)
