@@ -162,7 +162,7 @@ class Decoder(nn.Module):
             x = F.relu(x + refine(x))
         if self.colour is None or self.sum is None:
             return clip(self.head(x), 0, 1)
-        brightness = self.head(x)
+        brightness = clip(self.head(x), 0, 1)  # what lies beyond would cost the others' precision in 8 bits
         colour = F.avg_pool2d(self.colour(x), 5, stride=1, padding=2, count_include_pad=False)
         return clip(self.sum(torch.cat([brightness, colour], 1)), 0, 1)
 
