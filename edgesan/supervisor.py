@@ -14,7 +14,7 @@ hangs is started again, too, later each time, and costs nobody else anything. A 
 ends the run with its exit code.
 
 With `--role sanitize` or `--role transmit` the parent has one child, and the two units meet at a Unix socket
-(`edgesan.transmit.unit`).
+(`edgesan.transmit.unit`). What fetches is a unit of its own then.
 """
 
 import json
@@ -291,8 +291,11 @@ class Supervisor:
         """Start the sanitize process and, for a network camera, before it the one that fetches."""
         self._log = Log()
         if self._config.camera_is_url and not self._standing.privacy:
-            required, redirect = self._config.require_isolation, self._log.redirect_output
-            self._fetcher = Fetcher.start(self._config.camera, required=required, redirect=redirect)
+            c, redirect = self._config, self._log.redirect_output
+            if c.role == "sanitize":  # its unit has no network
+                self._fetcher = Fetcher.ask(c.fetch_socket)
+            else:
+                self._fetcher = Fetcher.start(c.camera, required=c.require_isolation, redirect=redirect)
         self._sanitize = self._fork("sanitize", self._run_sanitize)
         self._log.close_child_end()
         if self._fetcher:

@@ -128,7 +128,12 @@ def spectrum_loss(raw: Tensor, sanitized: Tensor, side: int = 28, cell: int = 4)
     window = torch.hann_window(side, periodic=False, device=raw.device)
 
     def power(picture: Tensor) -> Tensor:
-        squares = brightness(picture - picture.mean(0))[:, 0].unfold(1, side, side // 2).unfold(2, side, side // 2).flatten(1, 2)
+        squares = (
+            brightness(picture - picture.mean(0))[:, 0]
+            .unfold(1, side, side // 2)
+            .unfold(2, side, side // 2)
+            .flatten(1, 2)
+        )
         waves = torch.fft.rfft2((squares - squares.mean((2, 3), keepdim=True)) * window[:, None] * window)
         return F.avg_pool2d(waves.abs().square().mean(0), cell).clamp(min=1e-6)
 

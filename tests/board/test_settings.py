@@ -141,7 +141,7 @@ WRONG = {
     "[edgesan]\nalpa = 1": "unknown key 'alpa'; did you mean 'alpha'",
     "[edgesan]\nalpha = 2": "alpha is 2: it must lie between 0",
     '[edgesan]\nout = "http://0.0.0.0:80"': "viewers must present a secret",
-    '[edgesan]\ncamera = "rtsp://192.0.2.1/"': "the unit that sees raw pixels has no network",
+    '[edgesan]\ncamera = "rtsp://me:a\\"b@192.0.2.1/"': "edgesan.camera is 'rtsp://192.0.2.1': write blanks, quotes",
     '[edgesan]\nstate_dir = "/x"': "state_dir.*not here: change it on the board",
     "[edgesan": "is not TOML",
 }

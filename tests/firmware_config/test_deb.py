@@ -16,7 +16,8 @@ FILES = [
     "./usr/bin/edgesan",
     "./etc/edgesan/edgesan.toml",
     "./usr/lib/sysusers.d/edgesan.conf",
-    *(f"./usr/lib/systemd/system/{unit}" for unit in (*install.UNITS, install.SETTLE, install.UPDATE)),
+    *(f"./usr/lib/systemd/system/{unit}" for unit in (*install.UNITS, install.FETCH, install.SETTLE, install.UPDATE)),
+    "./usr/lib/systemd/system-generators/edgesan-fetch",
 ]
 
 
