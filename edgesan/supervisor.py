@@ -205,6 +205,7 @@ class Supervisor:
             ConfigError: what the owner has set cannot be read, or the units cannot meet.
         """
         self._config, self._watchdog, self._pid = config, watchdog, os.getpid()
+        self._alone = isolation.is_alone()  # before it listens
         self._reload, self._hung_up = reload, False
         self._standing = standing.read(self._folder)._replace(still=scene.of_run(config))
         self._pipes: Pipes | None = None if config.role == "transmit" else Pipes.make()
@@ -352,7 +353,7 @@ class Supervisor:
 
         reads = [c.model, signature_path(c.model), self._folder, *c.camera_files]
         devices = isolation.camera_nodes() if c.camera.startswith("picamera") else c.camera_nodes
-        claims = isolation.sanitize(reads, devices=devices)
+        claims = isolation.sanitize(reads, devices=devices, alone=self._alone)
         if c.require_isolation:
             isolation.require(claims)
         from edgesan import pipeline

@@ -328,6 +328,35 @@ def test_a_network_namespace_that_the_service_manager_made_counts() -> None:
     assert done.stdout.split() == ["False"], "a namespace where others have sockets is the machine's own"
 
 
+ALONE = """
+import os, sys
+from edgesan.isolation import kernel, seccomp
+assert not kernel.unshare(kernel.CLONE_NEWNET)
+seccomp.deny({number})
+os.execv(sys.executable, [sys.executable, "-m", "edgesan", *sys.argv[1:]])
+"""
+
+
+def test_the_sanitize_unit_runs_in_the_namespace_that_it_was_given(units: Units) -> None:
+    """Though its parent has sockets in it: the one where it listens, and the one to systemd."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(units.folder / "notify"))
+        units.start("transmit")
+        number = UNSHARE[os.uname().machine]
+        program = [sys.executable, "-c", ALONE.format(number=number), "run", "--role", "sanitize"]
+        options = ["--socket", str(units.folder / "s"), "--camera", "demo", "--state-dir", str(units.folder / "state")]
+        environment = os.environ | {"NOTIFY_SOCKET": str(units.folder / "notify")}
+        with (units.folder / "sanitize.log").open("w") as log:
+            units.running["sanitize"] = subprocess.Popen(
+                [*program, *options, "--require-isolation"], stderr=log, text=True, env=environment
+            )
+        time.sleep(1)
+        if "AssertionError" in units.log("sanitize"):
+            units.running.pop("sanitize").wait(5)
+            pytest.skip("this kernel gives this user no network namespace")
+        assert "sanitize: no network" in units.until(flows)["isolation"]["summary"]
+
+
 def test_a_private_dev_counts_where_the_kernel_has_no_landlock() -> None:
     done = program("""
         import os
