@@ -522,16 +522,16 @@ class Supervisor:
     def _switch(self, child: Child, *, on: bool) -> None:
         """Record that privacy is on or off. On holds also where it cannot be recorded, and off does not."""
         try:
-            if on != self._standing.privacy:
+            if on != self._standing.privacy or not self._standing.recorded:
                 standing.record_privacy(self._folder, on=on)
         except ConfigError as error:
             outcome = "the camera is closed, but it is opened at the next start" if on else "the camera stays closed"
             logger.error("%s: %s", outcome, error)
             child.control.send(NOT_RECORDED)
-            self._standing = self._standing._replace(privacy=True)
+            self._standing = self._standing._replace(privacy=True, recorded=self._standing.recorded and not on)
         else:
             child.control.send(RECORDED)
-            self._standing = self._standing._replace(privacy=on)
+            self._standing = self._standing._replace(privacy=on, recorded=True)
 
     def _record_zones(self, child: Child, payload: bytes) -> None:
         """Record the zones that are drawn. Not more often than a disk bears: a process may have been taken over."""
