@@ -17,7 +17,7 @@ import pytest
 
 from edgesan.board import settings as settings_module
 from edgesan.board.settings import FIXED, Fat, Settings, inject, kernel_line, load_settings, seed
-from edgesan.config import DEMO_MODEL, Config, load
+from edgesan.config import DEMO_MODEL, Config, load, of_board
 from edgesan.errors import ConfigError, SinkError
 from firmware_config import build
 from firmware_config import install as installer
@@ -81,6 +81,20 @@ def test_the_settings_become_cloud_inits_files(tmp_path: Path) -> None:
     assert radio["access-points"] == {'Haus "am" See: ß': {"password": "correct horse: battery # staple"}}
     assert radio["regulatory-domain"] == "AT"
     assert files["edgesan/settings/token.env"] == b"EDGESAN_TOKEN=correct-horse-battery\n"
+
+
+def test_the_url_of_a_network_camera_goes_where_only_root_reads(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text('[edgesan]\ncamera = "rtsp://me:s3cret@192.168.1.20/1?user=me&pwd=s3cret"\n')
+    files = seed(load_settings(path))
+    whole = b"EDGESAN_CAMERA=rtsp://me:s3cret@192.168.1.20/1?user=me&pwd=s3cret\n"
+    assert files["edgesan/settings/camera.env"] == whole
+    assert b'camera = "rtsp://192.168.1.20"\n' in files["edgesan/settings/edgesan.toml"]
+    assert [name for name, content in files.items() if b"s3cret" in content] == ["edgesan/settings/camera.env"]
+    for name in ("edgesan.toml", "camera.env"):
+        (tmp_path / name).write_bytes(files[f"edgesan/settings/{name}"])
+    assert load(tmp_path / "edgesan.toml", {"role": "transmit"}).camera == "rtsp://192.168.1.20"
+    assert of_board(tmp_path / "edgesan.toml")["camera"] == whole.decode().strip().partition("=")[2]
 
 
 def test_what_is_written_as_json_is_the_same_as_yaml(tmp_path: Path) -> None:

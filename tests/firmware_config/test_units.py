@@ -103,6 +103,17 @@ def flows(status: dict[str, Any]) -> bool:
     return bool(status["ready"] and status.get("isolation", {}).get("summary", "").count(";"))
 
 
+def test_a_transmit_unit_tells_of_privacy_what_it_heard_last_and_nothing_before(units: Units) -> None:
+    units.start("transmit")
+    assert units.until(lambda status: "privacy" in status)["privacy"] is None
+    units.start("sanitize")
+    units.until(flows)
+    put(units, "/api/privacy", '{"on": true}')
+    units.until(lambda status: status["privacy"])
+    units.kill("sanitize")
+    assert units.until(lambda status: "camera" not in status)["privacy"] is True
+
+
 @pytest.mark.parametrize("first", ["sanitize", "transmit"])
 def test_the_units_find_each_other_whichever_comes_first(units: Units, first: str) -> None:
     units.start(first)
