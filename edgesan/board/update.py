@@ -84,12 +84,13 @@ def install(source: Path, config: Config, models: Path, restart: list[str], watc
     try:
         new, loaded = _copy(source, config, models)
         facts = loaded.metadata
-        rollback.check(state, facts.name, facts.version)
+        disk.as_owner(state, lambda: rollback.check(state, facts.name, facts.version))
         link = models / "current"
         old = os.readlink(link) if link.is_symlink() else None
         if old == new.name:
             return f"{facts.name} v{facts.version} is what runs already"
-        trial = Trial(new.name, old, facts.name, rollback.remembered(state, facts.name))
+        before = disk.as_owner(state, lambda: rollback.remembered(state, facts.name))
+        trial = Trial(new.name, old, facts.name, before)
         disk.write_whole(models / TRIAL, json.dumps(dataclasses.asdict(trial)).encode())
         switch(models, new.name)
     except OSError as error:

@@ -32,8 +32,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 class Camera(BaseHTTPRequestHandler):
     def do_GET(self):
         wanted = "Basic " + base64.b64encode(b"me:s3cret").decode()
-        if self.headers.get("Authorization") not in (None, wanted):
-            self.send_error(401)
+        if self.path == "/private" and self.headers.get("Authorization") != wanted:
+            self.send_response(401)
+            self.send_header("WWW-Authenticate", 'Basic realm="camera"')
+            self.end_headers()
             return
         self.send_response(200)
         self.send_header("Content-Type", "multipart/x-mixed-replace; boundary=frame")
@@ -217,12 +219,12 @@ def test_a_restart_of_the_sanitize_unit_keeps_the_socket_and_ends_what_fetched(c
 
 def test_a_password_in_camera_env_reaches_the_camera_and_no_log(container: Container) -> None:
     secret = container.folder / "etc/edgesan/camera.env"
-    secret.write_text("EDGESAN_CAMERA=http://me:s3cret@127.0.0.3:8554/video\n")
+    secret.write_text("EDGESAN_CAMERA=http://me:s3cret@127.0.0.3:8554/private\n")
     secret.chmod(0o600)
     container.run("systemctl", "restart", "edgesan-sanitize")
     shown(container)
     assert "s3cret" not in container.log()
-    secret.write_text("EDGESAN_CAMERA=http://me:wrong@127.0.0.3:8554/video\n")
+    secret.write_text("EDGESAN_CAMERA=http://me:wrong@127.0.0.3:8554/private\n")
     container.run("systemctl", "restart", "edgesan-sanitize", check=False)
     until(lambda: "the user name or the password is wrong (401)" in container.log(), container.log)
     secret.unlink()
