@@ -33,6 +33,7 @@ Architecture: {architecture}
 Maintainer: edgesan <edgesan@localhost>
 Depends: python3 (>= {python}), python3 (<< {next}), systemd
 Recommends: python3-picamera2
+Suggests: gir1.2-gst-rtsp-server-1.0, python3-gi, glib-networking
 Section: video
 Priority: optional
 Description: camera that sanitizes every face before anything leaves it
