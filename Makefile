@@ -97,8 +97,8 @@ fuzz: $(VENV)/dev  ## a million hostile messages, and as many hostile model file
 	$(BIN)/python -m tests.fuzz_request --cases $(or $(CASES),1000000) --seed $(or $(SEED),0)
 	$(BIN)/python -m tests.model.fuzz --cases $(or $(CASES),1000000) --seed $(or $(SEED),0)
 
-screenshots: $(VENV)/dev  ## the pictures of the documents, from the bundled clip: docs/assets/page/ and docs/before-after.jpg
-	$(BIN)/python docs/pictures.py
+screenshots: $(VENV)/dev  ## the pictures of the documents, from the bundled clip, in docs/; SFACE=FILE GENDER=FILE: also that of examples/recognise
+	$(BIN)/python docs/pictures.py $(if $(SFACE),--sface $(SFACE) --gender $(GENDER))
 
 sign: $(VENV)/runtime  ## sign the bundled model with EDGESAN_SIGNING_KEY (made where there is none), after each change of it
 	test -e "$(EDGESAN_SIGNING_KEY)" || { mkdir -p -m 700 "$(dir $(EDGESAN_SIGNING_KEY))" && $(BIN)/edgesan keys new "$(EDGESAN_SIGNING_KEY)"; }

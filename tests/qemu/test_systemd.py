@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import trustme
 
+from edgesan.outlets import rtsp_server
 from firmware_config import deb
 from tests.qemu.conftest import Row
 from tests.support import Maker
@@ -230,6 +231,24 @@ def test_a_password_in_camera_env_reaches_the_camera_and_no_log(container: Conta
     secret.unlink()
     container.run("systemctl", "restart", "edgesan-sanitize")
     shown(container)
+
+
+PLAYER = """
+import sys
+sys.path.insert(0, "/opt/edgesan/lib")
+import av
+with av.open("rtsp://127.0.0.1:8555/cam", options={"rtsp_transport": "tcp", "timeout": "5000000"}) as stream:
+    print(*(f"{frame.width}x{frame.height}" for _, frame in zip(range(3), stream.decode(video=0))))
+"""
+
+
+def test_the_transmit_unit_serves_rtsp(container: Container) -> None:
+    if lacking := rtsp_server.missing(tls=False):
+        pytest.skip(f"apt install {lacking}")
+    container.set(out=["http://127.0.0.1:8080", "serve+rtsp://127.0.0.1:8555/cam"])
+    container.run("systemctl", "restart", "edgesan-transmit")
+    (container.folder / "player.py").write_text(PLAYER)
+    until(lambda: container.run(PYTHON, "/player.py", check=False) == "320x240 320x240 320x240\n", container.log)
 
 
 def test_the_timer_takes_a_newer_model_from_a_repository(container: Container, tmp_path: Path, row: Row) -> None:
