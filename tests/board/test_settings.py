@@ -274,7 +274,7 @@ def test_a_payload_is_written_into_a_stock_image_and_read_back(image: Path, whee
     with tarfile.open(there / "edgesan/root.tar") as archive:
         names = archive.getnames()
     stock = ROOT / "firmware_config/root"
-    assert names == sorted(str(path.relative_to(stock)) for path in stock.rglob("*") if path.is_file())
+    assert names == [str(path.relative_to(stock)) for path in sorted(stock.rglob("*")) if path.is_file()]
     (entry,) = json.loads(listing.read_text())["os_list"]
     assert entry["init_format"] == "cloudinit-rpi"
     assert entry["extract_size"] == out.stat().st_size
