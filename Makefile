@@ -60,7 +60,7 @@ wall: $(VENV)/dev  ## nothing raw leaves: every way out tried, egress, every fau
 soak: $(VENV)/dev  ## a million frames (FRAMES=..., or MINUTES=...), root only: memory, open files and latency must not grow
 	$(BIN)/python -m benchmarks.soak $(if $(MINUTES),--minutes $(MINUTES),--frames $(FRAMES)) --json docs/soak.json --plot docs/soak.png
 
-BOARD_PACKAGES := mmdebstrap debian-archive-keyring arch-test qemu-system-arm qemu-system-x86 qemu-user-static binfmt-support genimage mtools dosfstools e2fsprogs bmap-tools zstd rauc squashfs-tools openssl openssh-client
+BOARD_PACKAGES := mmdebstrap debian-archive-keyring arch-test qemu-system-arm qemu-system-x86 qemu-user-static binfmt-support genimage mtools dosfstools e2fsprogs bmap-tools zstd rauc squashfs-tools systemd-container openssl openssh-client
 board: $(VENV)/dev  ## real boots of the image in QEMU, and the real picamera2: an hour, root only (installs what it needs); prints a table
 	if [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq --no-install-recommends $(BOARD_PACKAGES) && { mountpoint -q /proc/sys/fs/binfmt_misc || mount -t binfmt_misc binfmt_misc /proc/sys/fs/binfmt_misc; } && update-binfmts --enable qemu-aarch64; fi
 	EDGESAN_BOARD=1 nice -n 10 $(BIN)/python -m pytest -q -m board tests/qemu
@@ -97,8 +97,8 @@ fuzz: $(VENV)/dev  ## a million hostile messages, and as many hostile model file
 	$(BIN)/python -m tests.fuzz_request --cases $(or $(CASES),1000000) --seed $(or $(SEED),0)
 	$(BIN)/python -m tests.model.fuzz --cases $(or $(CASES),1000000) --seed $(or $(SEED),0)
 
-screenshots: $(VENV)/dev  ## the pictures of the documents, from the bundled clip: docs/assets/page/ and docs/before-after.jpg
-	$(BIN)/python docs/pictures.py
+screenshots: $(VENV)/dev  ## the pictures of the documents, from the bundled clip, in docs/; SFACE=FILE GENDER=FILE: also that of examples/recognise
+	$(BIN)/python docs/pictures.py $(if $(SFACE),--sface $(SFACE) --gender $(GENDER))
 
 sign: $(VENV)/runtime  ## sign the bundled model with EDGESAN_SIGNING_KEY (made where there is none), after each change of it
 	test -e "$(EDGESAN_SIGNING_KEY)" || { mkdir -p -m 700 "$(dir $(EDGESAN_SIGNING_KEY))" && $(BIN)/edgesan keys new "$(EDGESAN_SIGNING_KEY)"; }

@@ -1,7 +1,13 @@
-"""The pictures of the documents, from the bundled clip: `make screenshots`. Those of the page need Chromium."""
+"""The pictures of the documents, from the bundled clip: `make screenshots`. Those of pages need Chromium.
 
+With `--sface` and `--gender`, the networks of `examples/recognise`, the page of that example is among them.
+"""
+
+import argparse
 import itertools
+import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -12,8 +18,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -32,7 +40,10 @@ FLAGS = (
     "--disable-dev-shm-usage",
     "--hide-scrollbars",
 )
-DESKTOP, PHONE = (1280, 800), (390, 844)
+DESKTOP, PHONE, SERVICE = (1280, 800), (390, 844), (900, 480)
+BOTH = (("Anna", "F"), ("Ben", "M"))  # of the bundled clip, from left to right
+RETURNS = 8  # of both
+FACES = 4  # of each, before somebody is enrolled or named
 PATIENCE_S = 60.0
 LIVE = "status.textContent === 'live' && picture.naturalWidth && age.textContent !== '–' && faces.textContent === '2'"
 
@@ -99,6 +110,66 @@ const box = board.getBoundingClientRect();
 for (const [x, y] of [[.05, .7], [.25, .6], [.3, .95]]) board.dispatchEvent(new PointerEvent('pointerdown',
     {bubbles: true, clientX: box.x + x * box.width, clientY: box.y + y * box.height}));
 """
+
+
+def recognise(folder: Path, sface: Path, gender: Path, ports: tuple[int, int] = (8090, 8080)) -> None:
+    """Write recognise.webp: the page of `examples/recognise` after both people of the clip were enrolled and returned.
+
+    Each return is a run of its own. Who stands on the left is Anna.
+
+    Args:
+        folder: where it goes.
+        sface: OpenCV's face_recognition_sface_2021dec.onnx.
+        gender: dlib's gender classifier, gender-v1.onnx.
+        ports: of the service, and of edgesan.
+    """
+    secret, url = secrets.token_hex(16), f"http://127.0.0.1:{ports[0]}"
+    program = [sys.executable, str(HERE.parent / "examples" / "recognise" / "receiver.py"), "--port", str(ports[0])]
+    command, variables = (
+        [*program, "--sface", str(sface), "--gender", str(gender)],
+        os.environ | {"FEED_SECRET": secret},
+    )
+    feed = f"feed+http://:{secret}@127.0.0.1:{ports[0]}/faces"
+    with browser() as driver, subprocess.Popen(command, env=variables, stdout=subprocess.DEVNULL) as service:
+        try:
+            wait_for(url, service)
+            camera = Photographer(driver, folder, url)
+            camera.open()
+            for visit in range(RETURNS + 1):
+                with running(ports[1], "--camera", "demo", "--name", f"Visit {visit}", "--out", feed):
+                    for track, (name, its_gender) in zip(both_faces(url), BOTH, strict=True):
+                        told = {"track": track, "name": name} | ({"gender": its_gender} if visit else {})
+                        ask(url, "check" if visit else "people", told)
+                    if visit == RETURNS:
+                        shown = f"named.textContent.endsWith('of {2 * RETURNS}')"
+                        camera.take("recognise", f"{shown} && faces.children.length === 2", SERVICE)
+        finally:
+            service.terminate()
+
+
+def both_faces(url: str) -> list[int]:
+    """Wait until a service has seen both people for a while, from now on; return their tracks, from left to right."""
+    began, over_s = datetime.now(UTC), time.monotonic() + PATIENCE_S
+    while time.monotonic() < over_s:
+        seen = [
+            each
+            for each in ask(url, "state")["tracks"]
+            if datetime.fromisoformat(each["first"]) > began and each["faces"] >= FACES and each["age_s"] < 1
+        ]
+        if len(seen) == len(BOTH):
+            return [each["track"] for each in sorted(seen, key=lambda each: float(each["place"][0]))]
+        time.sleep(0.2)
+    raise SystemExit(f"error: {url} did not see both people within {PATIENCE_S:g} s")
+
+
+def ask(url: str, path: str, body: dict[str, Any] | None = None) -> Any:
+    """Read something from a service, or put something there."""
+    content = None if body is None else json.dumps(body).encode()
+    method, kind = "GET" if body is None else "PUT", {"Content-Type": "application/json"}
+    request = urllib.request.Request(f"{url}/api/{path}", content, kind, method=method)  # noqa: S310 - our own server
+    with urllib.request.urlopen(request, timeout=30) as answer:  # noqa: S310
+        text = answer.read()
+    return json.loads(text) if text else None
 
 
 class Photographer:
@@ -223,5 +294,13 @@ def wait_for(url: str, run: subprocess.Popen[bytes]) -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--sface", type=Path, metavar="FILE", help="face_recognition_sface_2021dec.onnx")
+    parser.add_argument("--gender", type=Path, metavar="FILE", help="gender-v1.onnx")
+    options = parser.parse_args()
     before_after()
     screenshots(HERE / "assets" / "page")
+    if options.sface and options.gender:
+        recognise(HERE / "assets", options.sface, options.gender)
+    else:
+        print("assets/recognise.webp stays as it is: it takes --sface and --gender")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from edgesan import __version__, log
-from edgesan.config import Config, board_token, found, kind_of, load
+from edgesan.config import VARIABLE, Config, found, kind_of, load, of_board
 from edgesan.errors import CameraError, ConfigError, EdgesanError, ModelError
 
 logger = logging.getLogger(__name__)
@@ -469,10 +469,11 @@ def configuration(arguments: argparse.Namespace) -> Config:
 
 
 def board_configuration(arguments: argparse.Namespace) -> Config:
-    """Return the configuration; on a board, with the token from the file beside it, so that root need not type it."""
+    """Return the configuration; on a board, with what only root can read beside it, so that nobody need type it."""
     path = arguments.config or found(os.environ)
-    if path and not arguments.token and "EDGESAN_TOKEN" not in os.environ:
-        arguments.token = board_token(path) or None
+    for name, value in (of_board(path) if path else {}).items():
+        if getattr(arguments, name, None) is None and f"{VARIABLE}{name.upper()}" not in os.environ:
+            setattr(arguments, name, value)
     return configuration(arguments)
 
 
@@ -512,6 +513,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
+    from edgesan import fetch
     from edgesan.supervisor import Supervisor
     from edgesan.watchdog import Watchdog
 
@@ -525,8 +527,11 @@ def _run(arguments: argparse.Namespace) -> int:
             )
         return config
 
+    config = camera_configuration()
+    if config.role == "fetch":
+        return fetch.serve(config.camera, required=config.require_isolation)
     with closing(Watchdog(os.environ)) as watchdog:
-        return Supervisor(camera_configuration(), watchdog, camera_configuration).run()
+        return Supervisor(config, watchdog, camera_configuration).run()
 
 
 def _sanitize(arguments: argparse.Namespace) -> int:
@@ -578,7 +583,8 @@ def _sanitize(arguments: argparse.Namespace) -> int:
 def _scene(arguments: argparse.Namespace) -> int:
     from edgesan import owner
 
-    config, step = configuration(arguments), arguments.step
+    step = arguments.step
+    config = board_configuration(arguments) if step == "take" else configuration(arguments)
     if not 1 <= arguments.seconds <= 600:
         raise ConfigError(f"--seconds is {arguments.seconds:g}: it must lie between 1 and 600")
     answer = {}
@@ -687,8 +693,7 @@ def _install(arguments: argparse.Namespace) -> int:
     if "://" not in (arguments.model or "") and (arguments.root or arguments.configure):
         raise ConfigError("--root and --configure are for a repository: edgesan install https://HOST/FOLDER")
     path = arguments.config or settings.CONFIG
-    token = board_token(path)  # by systemd's file, as the transmit unit has it
-    config = load(path, {"token": token} if token else {})
+    config = load(path, of_board(path))
     models = arguments.models or settings.MODELS
     if arguments.settle:
         say(update.settle(config, models))

@@ -28,6 +28,7 @@ from edgesan.zones import MOST_ZONES, Zone
 logger = logging.getLogger(__name__)
 
 SYSTEM_CONFIG = Path("/etc/edgesan/edgesan.toml")
+BOARD_SECRETS = ("token.env", "camera.env")  # which systemd gives to the units that need them
 VARIABLE = "EDGESAN_"  # and the name of an option in capitals
 SEPARATOR = ";"  # of the values of an option that can be repeated, in a variable
 TRUTH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
@@ -38,7 +39,7 @@ FILE_SUFFIXES = (".mkv", ".mp4", ".mov")
 SERVERS = ("http://", "https://")
 ANY = ("0.0.0.0", "::")  # hosts of a server that all networks of this machine reach  # noqa: S104
 TURNS = (0, 90, 180, 270)
-ROLES = ("both", "sanitize", "transmit")
+ROLES = ("both", "sanitize", "transmit", "fetch")
 ORIGIN = re.compile(r"https?://(?:[0-9a-z._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 LEAST_TOKEN = 16  # characters, if other machines can connect
 MOST_NAME = 64  # characters
@@ -70,12 +71,14 @@ class Config:
     name: str = option("", "name of the camera, for its page and its status", "NAME")
     role: str = option(
         "both",
-        "both processes, or one of them as a unit of its own: sanitize (no network) or transmit (no camera)",
+        "both processes, or one of them as a unit of its own: sanitize (no network) or transmit (no camera); and for a"
+        " network camera fetch, which a service manager starts for each connection",
         "ROLE",
     )
     socket: Path = option(
         Path("/run/edgesan/frames.sock"),
-        "where the two units meet; users who may open its folder may see the stream",
+        "where the two units meet; the one that fetches is asked at fetch.sock beside it; users who may open its folder"
+        " may see the stream",
         "FILE",
     )
     alpha: float | None = option(None, "privacy dial from 0 (useful) to 1 (private) (default: the model's own)", "A")
@@ -156,6 +159,11 @@ class Config:
     def camera_is_url(self) -> bool:
         """Whether `camera` is reached through the network."""
         return "://" in self.camera
+
+    @property
+    def fetch_socket(self) -> Path:
+        """Where a sanitize unit asks for a process that fetches."""
+        return self.socket.with_name("fetch.sock")
 
     @property
     def camera_name(self) -> str:
@@ -257,7 +265,7 @@ def check(c: Config) -> None:
             raise ConfigError(f"{name} is {getattr(c, name)!r}: choose one of {', '.join(map(str, known))}")
     check_safety(c)
     check_zones_and_name(c)
-    if c.role != "sanitize":  # which sends nothing to a network, and needs no secret
+    if c.role not in ("sanitize", "fetch"):  # which sends nothing to a network, and needs no secret
         check_sinks(c)
 
 
@@ -463,21 +471,22 @@ def _is_union(hint: Any) -> bool:
     return isinstance(hint, types.UnionType)
 
 
-def board_token(config: Path) -> str:
-    """Return the token of a board, which is in a file beside the configuration that only root can read; empty if none.
+def of_board(config: Path) -> dict[str, Any]:
+    """Return the options of a board that lie in files beside its configuration, which only root can read.
 
     Raises:
-        ConfigError: the file cannot be read.
+        ConfigError: a file cannot be read, or a value is not of the option's type.
     """
-    file = config.with_name("token.env")
-    try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return ""
-    except OSError as error:
-        raise ConfigError(f"cannot read {file}: {error.strerror}; run it with sudo") from error
-    values = [line.partition("=")[2].strip() for line in lines if line.startswith("EDGESAN_TOKEN=")]
-    return values[-1] if values else ""
+    lines: list[str] = []
+    for file in map(config.with_name, BOARD_SECRETS):
+        try:
+            lines += file.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise ConfigError(f"cannot read {file}: {error.strerror}; run it with sudo") from error
+    pairs = (line.partition("=") for line in lines)
+    return of_environment({name: value.strip() for name, _, value in pairs})
 
 
 def typed(path: Path, table: dict[str, Any]) -> dict[str, Any]:

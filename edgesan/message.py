@@ -8,7 +8,7 @@ Numbers only, in a fixed layout, little-endian. No field can hold a picture, a p
              a bit for each cell of the silhouette, row by row
     status   version, kind | the counters, in the order of `COUNTERS` | seconds since the start | frame rate | alpha |
              latencies, in the order of `SPANS` | model | camera size, 0x0 while none is open | whether privacy is on |
-             restrictions (`edgesan.isolation.pack`)
+             number of the last switch, and whether it is recorded | restrictions (`edgesan.isolation.pack`)
 
 A message has at most 2,048 bytes, so that one write to a pipe carries all of it (PIPE_BUF, pipe(7)). Only `pack` and
 `pack_status` make a message, and only `parse` reads one: it returns a frame or a status that needs no second check, or
@@ -48,7 +48,7 @@ encoded after the message (`FrameSanitizer.catch_up`).
 
 _HEAD: Final = struct.Struct("<BBBBIQIHHHIIBB")
 _FACE: Final = struct.Struct("<HHHHH")
-_STATUS: Final = struct.Struct(f"<BB{len(COUNTERS)}QdfH{3 * len(SPANS)}fIHHBH")
+_STATUS: Final = struct.Struct(f"<BB{len(COUNTERS)}QdfH{3 * len(SPANS)}fIHHBBBH")
 MOST_RESULTS: Final = 192
 
 
@@ -116,6 +116,8 @@ class Status:
     height: int
     results: bytes  # edgesan.isolation.pack
     privacy: bool = False  # no camera is open, because the owner wants none to be
+    switch: int = 0  # number of the last request to close or open the camera (`edgesan.request`); 0: none
+    recorded: bool = True  # whether what it asked for outlives a restart
 
 
 def most_faces(code_bytes: int, cells: int = 0) -> int:
@@ -179,7 +181,8 @@ def pack_status(status: Status) -> bytes:
         head = _STATUS.pack(
             *(VERSION, STATUS, *status.counters, status.uptime_s, status.fps, round(status.alpha * ALPHA_STEPS)),
             *(value for span in status.spans_ms for value in span),
-            *(status.model, status.width, status.height, status.privacy, len(status.results)),
+            *(status.model, status.width, status.height, status.privacy, status.switch, status.recorded),
+            len(status.results),
         )
     except (struct.error, ValueError, OverflowError) as error:
         raise Reject("message", f"a value does not fit its field ({error})") from error
@@ -247,7 +250,8 @@ def _status(content: bytes) -> Status:
         raise Reject("message", f"{len(content)} bytes; a status has at least {_STATUS.size}")
     _, _, *values = _STATUS.unpack_from(content)
     counters, values = values[: len(COUNTERS)], values[len(COUNTERS) :]
-    (uptime_s, fps, alpha), spans, (model, width, height, privacy, length) = values[:3], values[3:-5], values[-5:]
+    (uptime_s, fps, alpha), spans, facts = values[:3], values[3:-7], values[-7:]
+    model, width, height, privacy, switch, recorded, length = facts
     results = content[_STATUS.size :]
     if length > MOST_RESULTS or len(results) != length:
         raise Reject("message", f"{len(results)} bytes follow the status; it says {length}, at most {MOST_RESULTS}")
@@ -257,6 +261,8 @@ def _status(content: bytes) -> Status:
         raise Reject("message", f"a camera of {width}x{height}; each side has at most {MOST_SIDE} pixels")
     if privacy > 1 or (privacy and (width or height)):
         raise Reject("message", f"privacy is {privacy}, and a camera of {width}x{height} is open")
+    if recorded > 1:
+        raise Reject("message", f"whether a switch is recorded is {recorded}; expected 0 or 1")
     triples = tuple((spans[i], spans[i + 1], spans[i + 2]) for i in range(0, len(spans), 3))
-    facts = (model, width, height, results, privacy == 1)
-    return Status(tuple(counters), uptime_s, fps, alpha / ALPHA_STEPS, triples, *facts)
+    kept = (model, width, height, results, privacy == 1, switch, recorded == 1)
+    return Status(tuple(counters), uptime_s, fps, alpha / ALPHA_STEPS, triples, *kept)

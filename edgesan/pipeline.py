@@ -139,8 +139,8 @@ def run(
                 counters = tuple({**metrics.totals, "faces_now": faces_now}.get(name, 0) for name in COUNTERS)
                 spans = tuple(metrics.percentiles_ms(name) for name in SPANS)
                 fps, uptime_s = metrics.fps(now_ns), (now_ns - started_ns) / 1e9
-                alpha = sanitizer.alpha
-                sender.send_status(Status(counters, uptime_s, fps, alpha, spans, encoder.id, width, height, results))
+                facts = (encoder.id, width, height, results, *owner.switched_to)
+                sender.send_status(Status(counters, uptime_s, fps, sanitizer.alpha, spans, *facts))
                 status_due_ns = now_ns + STATUS_NS
 
 
@@ -181,6 +181,7 @@ class Owner:
     ) -> None:
         self._config, self._sanitizer, self._control = config, sanitizer, control
         self._before = self.privacy = standing.privacy
+        self._switch, self._recorded = 0, standing.recorded
         self._draw(standing.zones)
         if standing.alpha is not None:
             self._turn(standing.alpha)
@@ -189,6 +190,11 @@ class Owner:
     def switched(self) -> bool:
         """Whether privacy was switched, so that this process must end: the next one opens the camera, or does not."""
         return self.privacy != self._before
+
+    @property
+    def switched_to(self) -> tuple[bool, int, bool]:
+        """What a status says: privacy, the last request for it, and whether that outlives a restart."""
+        return self.privacy, self._switch, self._recorded
 
     def switches(self, requests: Iterable[Request]) -> bool:
         """Do what is asked for, until privacy is switched: return whether it was."""
@@ -201,9 +207,13 @@ class Owner:
                     self._draw(zones)
                     if self._config.role == "sanitize":  # else the other process has them recorded
                         self._record(RECORD_ZONES, pack(zones))
-                case Privacy(on) if on != self.privacy:
+                case Privacy(on, number):
+                    self._switch = number
+                    if on == self.privacy and self._recorded:
+                        continue
+                    self._recorded = self._record(RECORD_PRIVACY, b"1" if on else b"0")
                     # The camera is closed in any case, and opened only if that outlives a power cut.
-                    if self._record(RECORD_PRIVACY, b"1" if on else b"0") or on:
+                    if on != self.privacy and (self._recorded or on):
                         self.privacy = on
                         break  # the parent ends this process; the next one does the rest
         return self.switched
@@ -225,7 +235,7 @@ class Owner:
         """Return the status of a process that has no camera open."""
         nothing = ((0.0, 0.0, 0.0),) * len(SPANS)
         model, alpha = self._sanitizer.encoder.id, self._sanitizer.alpha
-        return Status((0,) * len(COUNTERS), uptime_s, 0.0, alpha, nothing, model, 0, 0, results, self.privacy)
+        return Status((0,) * len(COUNTERS), uptime_s, 0.0, alpha, nothing, model, 0, 0, results, *self.switched_to)
 
 
 def rest(owner: Owner, sender: Sender, control: ControlChannel, results: bytes, stop: Stop) -> None:

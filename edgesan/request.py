@@ -3,7 +3,7 @@
 Numbers only, in a fixed layout:
 
     alpha      version, kind | the dial, a float64
-    privacy    version, kind | 1: close the camera, 0: open it
+    privacy    version, kind | 1: close the camera, 0: open it | a number
     zones      version, kind | the zones that are drawn, as numbers (`edgesan.zones.pack`)
 
 The process that serves the network is the one that an attacker reaches first, so `parse` is the one place where these
@@ -25,7 +25,7 @@ ZONES: Final = 3
 MOST_BYTES: Final = 2 + zones.MOST_BYTES  # below PIPE_BUF, pipe(7): one write carries all of it
 
 _ALPHA: Final = struct.Struct("<BBd")
-_PRIVACY: Final = struct.Struct("<BBB")
+_PRIVACY: Final = struct.Struct("<BBBB")
 _HEAD: Final = struct.Struct("<BB")
 
 
@@ -41,6 +41,7 @@ class Privacy:
     """Close the camera, until the opposite is asked for."""
 
     on: bool
+    number: int = 0  # 1..255, by which the status answers (`edgesan.message.Status.switch`); 0: nobody waits
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +59,8 @@ def pack(request: Request) -> bytes:
     match request:
         case Alpha(alpha):
             return _ALPHA.pack(VERSION, ALPHA, alpha)
-        case Privacy(on):
-            return _PRIVACY.pack(VERSION, PRIVACY, on)
+        case Privacy(on, number):
+            return _PRIVACY.pack(VERSION, PRIVACY, on, number)
         case Zones(drawn):
             return _HEAD.pack(VERSION, ZONES) + zones.pack(drawn)
 
@@ -80,7 +81,7 @@ def parse(content: bytes) -> Request:
             return Alpha(alpha)
         raise Reject("request", f"alpha is {alpha}; expected 0..1")
     if content[1] == PRIVACY and len(content) == _PRIVACY.size and content[2] <= 1:
-        return Privacy(content[2] == 1)
+        return Privacy(content[2] == 1, content[3])
     if content[1] == ZONES:
         try:
             return Zones(zones.parse(content[_HEAD.size :]))

@@ -24,6 +24,7 @@ class Standing(NamedTuple):
     zones: tuple[Zone, ...] = ()
     privacy: bool = False  # the camera is off
     alpha: float | None = None  # the dial as it was turned, which does not outlive the run
+    recorded: bool = True  # whether `privacy` is so after a restart
     still: bytes | None = None  # the file's bytes of the scene, the same for both processes; None: there is none
 
 

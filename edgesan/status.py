@@ -24,6 +24,7 @@ class Transmission:
     links: list[dict[str, str]]  # what the server offers: kind and url
     zones: int  # how many are closed
     scene: dict[str, Any]  # whether a still is in force, its number, and whether most of the picture differs from it
+    privacy: bool | None  # whether the owner has the camera closed, as was heard last; None: nothing was heard yet
 
 
 def report(config: Config, model: Verified, status: Status | None, transmission: Transmission) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def report(config: Config, model: Verified, status: Status | None, transmission:
         "zones": transmission.zones,
         "warnings": [*isolation.warnings(both), *warnings(config, model)],
         "isolation": isolation.report(both),
-        "privacy": status is not None and status.privacy,
+        "privacy": transmission.privacy,
         "faces": None,
     }
     if status is None:

@@ -14,7 +14,7 @@ hangs is started again, too, later each time, and costs nobody else anything. A 
 ends the run with its exit code.
 
 With `--role sanitize` or `--role transmit` the parent has one child, and the two units meet at a Unix socket
-(`edgesan.transmit.unit`).
+(`edgesan.transmit.unit`). What fetches is a unit of its own then.
 """
 
 import json
@@ -205,6 +205,7 @@ class Supervisor:
             ConfigError: what the owner has set cannot be read, or the units cannot meet.
         """
         self._config, self._watchdog, self._pid = config, watchdog, os.getpid()
+        self._alone = isolation.is_alone()  # before it listens
         self._reload, self._hung_up = reload, False
         self._standing = standing.read(self._folder)._replace(still=scene.of_run(config))
         self._pipes: Pipes | None = None if config.role == "transmit" else Pipes.make()
@@ -291,8 +292,11 @@ class Supervisor:
         """Start the sanitize process and, for a network camera, before it the one that fetches."""
         self._log = Log()
         if self._config.camera_is_url and not self._standing.privacy:
-            required, redirect = self._config.require_isolation, self._log.redirect_output
-            self._fetcher = Fetcher.start(self._config.camera, required=required, redirect=redirect)
+            c, redirect = self._config, self._log.redirect_output
+            if c.role == "sanitize":  # its unit has no network
+                self._fetcher = Fetcher.ask(c.fetch_socket)
+            else:
+                self._fetcher = Fetcher.start(c.camera, required=c.require_isolation, redirect=redirect)
         self._sanitize = self._fork("sanitize", self._run_sanitize)
         self._log.close_child_end()
         if self._fetcher:
@@ -349,7 +353,7 @@ class Supervisor:
 
         reads = [c.model, signature_path(c.model), self._folder, *c.camera_files]
         devices = isolation.camera_nodes() if c.camera.startswith("picamera") else c.camera_nodes
-        claims = isolation.sanitize(reads, devices=devices)
+        claims = isolation.sanitize(reads, devices=devices, alone=self._alone)
         if c.require_isolation:
             isolation.require(claims)
         from edgesan import pipeline
@@ -518,16 +522,16 @@ class Supervisor:
     def _switch(self, child: Child, *, on: bool) -> None:
         """Record that privacy is on or off. On holds also where it cannot be recorded, and off does not."""
         try:
-            if on != self._standing.privacy:
+            if on != self._standing.privacy or not self._standing.recorded:
                 standing.record_privacy(self._folder, on=on)
         except ConfigError as error:
             outcome = "the camera is closed, but it is opened at the next start" if on else "the camera stays closed"
             logger.error("%s: %s", outcome, error)
             child.control.send(NOT_RECORDED)
-            self._standing = self._standing._replace(privacy=True)
+            self._standing = self._standing._replace(privacy=True, recorded=self._standing.recorded and not on)
         else:
             child.control.send(RECORDED)
-            self._standing = self._standing._replace(privacy=on)
+            self._standing = self._standing._replace(privacy=on, recorded=True)
 
     def _record_zones(self, child: Child, payload: bytes) -> None:
         """Record the zones that are drawn. Not more often than a disk bears: a process may have been taken over."""

@@ -37,6 +37,7 @@ PYTHON: Final = "3.13"  # of Raspberry Pi OS and Debian trixie
 MACHINE: Final = "aarch64"
 GLIBC: Final = range(17, 42)  # trixie has 2.41; a wheel for an older one runs, too
 CHUNK: Final = 2**20
+PROGRAMS: Final = ("usr/bin/edgesan", "usr/lib/systemd/system-generators/edgesan-fetch")
 DEVICES: Final = ["pi5-64bit", "pi4-64bit", "pi3-64bit"]  # the Imager's names
 
 
@@ -94,7 +95,7 @@ def payload(folder: Path, settings: Settings, ready: Path | None = None) -> None
     with tarfile.open(folder / "root.tar", "w", format=tarfile.USTAR_FORMAT) as archive:
         for file in sorted(path for path in (HERE / "root").rglob("*") if path.is_file()):
             member = tarfile.TarInfo(file.relative_to(HERE / "root").as_posix())
-            member.size, member.mode = file.stat().st_size, 0o755 if file.parent.name == "bin" else 0o644
+            member.size, member.mode = file.stat().st_size, 0o755 if member.name in PROGRAMS else 0o644
             with file.open("rb") as stream:
                 archive.addfile(member, stream)
     shutil.copy(HERE / "install.py", folder)

@@ -21,7 +21,7 @@ from edgesan.config import DEMO_MODEL
 from edgesan.errors import EdgesanError, SinkError
 from edgesan.model.signing import signature_path
 from firmware_config import install
-from firmware_config.build import HERE, MACHINE, PYTHON, wheels
+from firmware_config.build import HERE, MACHINE, PROGRAMS, PYTHON, wheels
 
 ARCHITECTURES: Final = {"aarch64": "arm64", "x86_64": "amd64"}
 EPOCH: Final = "1767225600"  # of all files: the same tree gives the same bytes
@@ -33,6 +33,7 @@ Architecture: {architecture}
 Maintainer: edgesan <edgesan@localhost>
 Depends: python3 (>= {python}), python3 (<< {next}), systemd
 Recommends: python3-picamera2
+Suggests: gir1.2-gst-rtsp-server-1.0, python3-gi, glib-networking
 Section: video
 Priority: optional
 Description: camera that sanitizes every face before anything leaves it
@@ -60,7 +61,7 @@ if [ -d /run/systemd/system ]; then
 fi
 systemctl enable --quiet {enabled}
 if [ -d /run/systemd/system ]; then
-    systemctl restart --no-block {units}
+    systemctl restart --no-block {fetch} {units}
     systemctl start --no-block {timer}
 fi
 """
@@ -68,7 +69,7 @@ PRERM: Final = """\
 #!/bin/sh
 set -e
 [ "$1" = remove ] || exit 0
-[ ! -d /run/systemd/system ] || systemctl stop {timer} {units}
+[ ! -d /run/systemd/system ] || systemctl stop {timer} {fetch} {units}
 systemctl disable --quiet {enabled}
 """
 POSTRM: Final = """\
@@ -98,7 +99,8 @@ def build(out: Path, python: str, machine: str, ready: Path | None = None) -> No
             wheels(source, python, machine)
         install.unpack(ready or source, tree / "opt/edgesan/lib")
         shutil.copytree(HERE / "root", tree, dirs_exist_ok=True)
-        (tree / "usr/bin/edgesan").chmod(0o755)
+        for program in PROGRAMS:
+            (tree / program).chmod(0o755)
         model = tree / "opt/edgesan/model"
         model.mkdir(parents=True)
         shutil.copyfile(DEMO_MODEL, model / "model.onnx")
@@ -123,7 +125,8 @@ def _describe(folder: Path, python: str, machine: str) -> None:
     """Write what dpkg reads: the description, the conffile and what is run before and after."""
     major, _, minor = python.partition(".")
     units = " ".join(install.UNITS)
-    words = {"units": units, "timer": install.UPDATE, "enabled": f"{units} {install.SETTLE} {install.UPDATE}"}
+    words = {"units": units, "fetch": install.FETCH, "timer": install.UPDATE}
+    words["enabled"] = f"{units} {install.FETCH} {install.SETTLE} {install.UPDATE}"
     folder.mkdir()
     (folder / "control").write_text(
         CONTROL.format(

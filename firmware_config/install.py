@@ -6,7 +6,7 @@ Python and nothing else. Running it twice does no harm.
 
     wheels/    unpacked to /opt/edgesan/lib; nothing of the system's Python is touched
     root.tar   units, users, rules, configuration: unpacked over /
-    settings/  edgesan.toml and token.env, for /etc/edgesan
+    settings/  edgesan.toml, token.env and camera.env, for /etc/edgesan
     model/     model.onnx and its signature, for /var/lib/edgesan/models; `current` points to it
     SHA256SUMS of the wheels and root.tar, as a worn SD card changes files
 """
@@ -29,15 +29,17 @@ from py_compile import PycInvalidationMode
 
 BUNDLE = Path("/opt/edgesan/BUNDLE")
 UNITS = ("edgesan-sanitize.service", "edgesan-transmit.service")
+FETCH = "edgesan-fetch.socket"  # starts nothing until a network camera is opened
 SETTLE = "edgesan-settle.service"  # at boot only
 UPDATE = "edgesan-update.timer"  # does nothing until a repository is named
-SECRETS = ("token.env",)
+SECRETS = ("token.env", "camera.env")
 # What the units import: compiled at the installation, see `compile_imports`.
 IMPORTED = (
     "edgesan.cli",
     "edgesan.pipeline",
     "edgesan.sanitize",
     "edgesan.capture.opencv",
+    "edgesan.fetch.camera",
     "edgesan.transmit.unit",
     "edgesan.transmit.http",
     "edgesan.board.doctor",
@@ -153,7 +155,7 @@ def install(source: Path, root: Path) -> None:
     subprocess.run(
         ["systemd-sysusers", f"--root={root}", str(root.absolute() / "usr/lib/sysusers.d/edgesan.conf")], check=True
     )
-    for target, units in (("multi-user", (*UNITS, SETTLE)), ("timers", (UPDATE,))):
+    for target, units in (("multi-user", (*UNITS, SETTLE)), ("sockets", (FETCH,)), ("timers", (UPDATE,))):
         wants = root / f"etc/systemd/system/{target}.target.wants"
         wants.mkdir(parents=True, exist_ok=True)
         for unit in units:
@@ -192,7 +194,7 @@ def start() -> None:
         ["udevadm", "control", "--reload"],
         ["udevadm", "trigger", "--subsystem-match=dma_heap", "--subsystem-match=misc"],
         ["sysctl", "--quiet", "--load=/usr/lib/sysctl.d/60-edgesan.conf"],
-        ["systemctl", "restart", "--no-block", *UNITS],
+        ["systemctl", "restart", "--no-block", FETCH, *UNITS],
     ):
         done = subprocess.run(command, check=False)
         if done.returncode:

@@ -23,7 +23,7 @@ def zone(rng: random.Random) -> Zone:
 def seeds() -> list[bytes]:
     """What is changed: the same requests each time."""
     rng = random.Random(0)
-    made: list[Request] = [Alpha(rng.random()) for _ in range(5)] + [Privacy(on) for on in (True, False)]
+    made: list[Request] = [Alpha(rng.random()) for _ in range(5)] + [Privacy(on, 255) for on in (True, False)]
     made += [Zones(tuple(zone(rng) for _ in range(count))) for count in (0, 1, 1, 1, 2, 2, 5, MOST_ZONES)]
     return [request.pack(each) for each in made]
 

@@ -458,18 +458,42 @@ def test_an_install_that_fails_as_root_changes_nothing_but_the_models(
     report("`sudo edgesan install` fails, the sanitize unit has planted a link for root", "taken back", 0)
 
 
-@as_root
-def test_the_unit_that_settles_a_trial_at_boot_needs_three_capabilities_and_no_more(
-    attack: Attack, tmp_path: Path
-) -> None:
-    """By the very words of its unit; on a board its folder of state is open to its user alone."""
+def as_unit(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run a command as root with the capabilities that a unit of the board keeps, by the very words of the unit."""
     if shutil.which("setpriv") is None:
         pytest.skip("setpriv is not here: apt install util-linux")
-    unit = (ROOT / "firmware_config/root/usr/lib/systemd/system/edgesan-settle.service").read_text()
+    unit = (ROOT / f"firmware_config/root/usr/lib/systemd/system/{name}").read_text()
     kept = re.findall(
         r"CAP_(\w+)", next(line for line in unit.splitlines() if line.startswith("CapabilityBoundingSet="))
     )
     assert sorted(kept) == ["KILL", "SETGID", "SETUID"]
+    bounding = ",".join(["-all", *(f"+{name.lower()}" for name in kept)])
+    without = ["setpriv", f"--bounding-set={bounding}", "--inh-caps=-all", "--no-new-privs"]
+    return subprocess.run([*without, *COMMAND, *arguments], capture_output=True, text=True, check=False)
+
+
+@as_root
+def test_the_unit_that_updates_needs_three_capabilities_and_no_more(attack: Attack, tmp_path: Path) -> None:
+    """On a board the folder of state is open to its user alone, to root without its capabilities, too."""
+    maker = Maker(tmp_path, "mine")
+    _, models = board(attack, maker)
+    attack.as_attacker(lambda: rollback.remember(attack.state, "default", 7))
+    attack.state.chmod(0o700)
+    toml = attack.victim.parent / "edgesan.toml"
+    toml.write_text(f'state_dir = "{attack.state}"\ntrusted_keys = ["{maker.key.line}"]\n')
+    options = (f"--config={toml}", f"--models={models}", "--restart", "false")
+    done = as_unit("edgesan-update.service", "install", str(maker.model("b.onnx", version=6)), *options)
+    assert "version 6, but version 7 has run here" in done.stderr
+    done = as_unit("edgesan-update.service", "install", str(maker.model("b.onnx", version=9)), *options)
+    assert "was taken back" in done.stderr
+    assert (os.readlink(models / "current"), rollback.remembered(attack.state, "default")) == ("first", 7)
+
+
+@as_root
+def test_the_unit_that_settles_a_trial_at_boot_needs_three_capabilities_and_no_more(
+    attack: Attack, tmp_path: Path
+) -> None:
+    """Likewise."""
     maker = Maker(tmp_path, "mine")
     _, models = board(attack, maker)
     (models / "new").mkdir()
@@ -480,10 +504,7 @@ def test_the_unit_that_settles_a_trial_at_boot_needs_three_capabilities_and_no_m
     toml = attack.victim.parent / "edgesan.toml"
     toml.write_text(f'state_dir = "{attack.state}"\n')
     before = seen(attack.victim)
-    bounding = ",".join(["-all", *(f"+{name.lower()}" for name in kept)])
-    without = ["setpriv", f"--bounding-set={bounding}", "--inh-caps=-all", "--no-new-privs"]
-    settle = [*COMMAND, "install", "--settle", f"--config={toml}", f"--models={models}"]
-    done = subprocess.run([*without, *settle], capture_output=True, text=True, check=False)
+    done = as_unit("edgesan-settle.service", "install", "--settle", f"--config={toml}", f"--models={models}")
     assert done.returncode == 0, done.stderr
     assert "was taken back" in done.stdout
     assert (os.readlink(models / "current"), rollback.remembered(attack.state, "default")) == ("first", 3)

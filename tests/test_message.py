@@ -235,6 +235,7 @@ STATUS_OUT_OF_RANGE: dict[str, dict[str, Any]] = {
     "a counter below zero": {"counters": (-1, *STATUS.counters[1:])},
     "a counter beyond its field": {"counters": (2**64, *STATUS.counters[1:])},
     "privacy while a camera is open": {"privacy": True},
+    "the number of a switch that does not fit": {"switch": 256},
     "a duration too many": {"spans_ms": (*STATUS.spans_ms, (1.0, 2.0, 3.0))},
     "a duration below zero": {"spans_ms": ((-1.0, 2.0, 3.0), *STATUS.spans_ms[1:])},
     "a duration that is no number": {"spans_ms": ((math.nan, 2.0, 3.0), *STATUS.spans_ms[1:])},

@@ -5,6 +5,8 @@ import hashlib
 import hmac
 import json
 import os
+import runpy
+import shutil
 import subprocess
 import sys
 import urllib.error
@@ -129,6 +131,18 @@ def test_the_interval_is_that_of_wilson() -> None:
     count = Count(8, 10)
     assert count.report()["interval"] == pytest.approx([0.49, 0.943], abs=0.001)
     assert Count().report() == {"right": 0, "of": 0, "share": None, "interval": None}
+
+
+@pytest.mark.browser
+@pytest.mark.slow
+def test_the_picture_of_the_documents_can_be_made(networks: Networks, tmp_path: Path) -> None:
+    if not shutil.which("chromedriver"):
+        pytest.skip("chromium and chromedriver are not installed (apt install chromium chromium-driver)")
+    ports = free_port(), free_port()
+    runpy.run_path(str(ROOT / "docs" / "pictures.py"))["recognise"](tmp_path, *networks, ports)
+    for path in (tmp_path / "recognise.webp", ROOT / "docs" / "assets" / "recognise.webp"):
+        assert path.stat().st_size < 100_000
+        assert cv2.imread(str(path)).shape == (480, 900, 3)
 
 
 @pytest.mark.slow

@@ -126,7 +126,7 @@ def test_privacy_closes_the_camera_says_so_and_outlives_everything(tmp_path: Pat
     put(running, "alpha", {"alpha": 0.75})
     running.until("alpha", 0.75)
     viewer = Viewer(running.port)
-    assert put(running, "privacy", {"on": True}) == {"asked": True}
+    assert put(running, "privacy", {"on": True}) == {"asked": True, "recorded": True}
     running.until("privacy", True)
     assert readiness(running) == "privacy is on: the camera is off"
     sanitizer = next_one(running, before)
@@ -142,7 +142,12 @@ def test_privacy_closes_the_camera_says_so_and_outlives_everything(tmp_path: Pat
     assert standing.read(state).privacy
 
     running = Running(*options)
+    resting = child(running.process.pid, "sanitize")
+    resting.suspend()
     running.until("privacy", True)
+    assert "camera" not in running.status(), "it has told nothing yet"
+    resting.resume()
+    running.until("size", [0, 0])
     assert readiness(running) == "privacy is on: the camera is off", "a card is there before any frame"
     put(running, "privacy", {"on": False})
     running.until("ready", True)
@@ -161,14 +166,18 @@ def test_a_switch_that_cannot_be_recorded_closes_the_camera_and_does_not_open_it
     running.until("ready", True)
     state.write_text("a file, where the folder should be")
     before = child(running.process.pid, "sanitize")
-    put(running, "privacy", {"on": True})
+    assert put(running, "privacy", {"on": True}) == {"asked": True, "recorded": False}
     running.until("privacy", True)
     resting = next_one(running, before)
-    put(running, "privacy", {"on": False})
+    assert put(running, "privacy", {"on": True}) == {"asked": True, "recorded": False}, "it is tried again"
+    assert put(running, "privacy", {"on": False}) == {"asked": False, "recorded": False}
     rested_s = seconds_up(running)
     until(lambda: seconds_up(running) > rested_s + 1)
     assert running.status()["privacy"] is True
     assert child(running.process.pid, "sanitize").pid == resting.pid
+    state.unlink()
+    assert put(running, "privacy", {"on": True}) == {"asked": True, "recorded": True}
+    assert standing.read(state / "below").privacy
     code, said, _ = running.end(signal.SIGTERM)
     assert code == 0
     assert "the camera is closed, but it is opened at the next start: cannot record it" in said
@@ -211,17 +220,19 @@ def test_what_is_asked_for_is_done_until_privacy_is_switched(sanitizer_model: Mo
     assert (sanitizer.settings.zones, sanitizer.alpha) == ((*config.zones, TRIANGLE), message.grid_alpha(0.25))
     for kind in (NOT_RECORDED, RECORDED):
         parent.send(kind)
-    wishes = iter([Zones(()), Alpha(0.5), Privacy(on=False), Privacy(on=True), Alpha(1.0)])
+    wishes = iter([Zones(()), Alpha(0.5), Privacy(on=False), Privacy(on=True, number=7), Alpha(1.0)])
     assert owner.switches(wishes)
     assert list(wishes) == [Alpha(1.0)], "the rest is the next process's"
     assert sanitizer.settings.zones == config.zones, "those of the configuration stay"
+    assert owner.switched_to == (True, 7, True)
     asked = [parent.receive() for _ in range(4)]
     half = repr(message.grid_alpha(0.5)).encode()
     assert asked == [(RECORD_ZONES, b"\0"), (TURNED, half), (RECORD_PRIVACY, b"1"), None]
     closed = Owner(config, sanitizer, control, Standing(privacy=True))
     parent.send(NOT_RECORDED)
-    assert not closed.switches([Privacy(on=False)]), "it is not opened before that is recorded"
-    assert closed.resting(b"").privacy
+    assert not closed.switches([Privacy(on=False, number=8)]), "it is not opened before that is recorded"
+    rests = closed.resting(b"")
+    assert (rests.privacy, rests.switch, rests.recorded) == (True, 8, False)
     parent.close()
     control.close()
 

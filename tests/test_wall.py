@@ -153,6 +153,7 @@ def test_sockets_are_made_where_they_belong() -> None:
     assert users("socket") == {
         "bench",  # a viewer of its own
         "board.doctor",  # tries whether a port is free
+        "fetch",  # the connection between the sanitize unit and the one that fetches
         "fetch.address",  # looks up where a network camera is
         "fetch.camera",  # asks it before FFmpeg does
         "isolation.limits",  # tries whether a stranger can be reached

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal
+from urllib.parse import urlsplit
 
 from edgesan import standing
 from edgesan.config import ANY, Config, http_address
@@ -45,6 +46,7 @@ PACKAGES: Final = {
     "shtab": "shtab",
     "tqdm": "tqdm",
 }
+FETCH_ADDRESS: Final = "run/systemd/generator/edgesan-fetch@.service.d/camera.conf"
 LEAST_CMA_KB: Final = 64 * 1024
 LEAST_CMA_FREE_KB: Final = 16 * 1024
 LEAST_DISK_BYTES: Final = 2**30
@@ -84,7 +86,7 @@ def examine(config: Config, root: Path = Path("/")) -> list[Finding]:
         found += [signed] if signed and signed.level == "fail" else [signed, model(config)]
     if not missing & {"numpy", "cv2"}:
         found += [*cameras(config, root), ribbon(config, root), pi_libraries(root), dma_heaps(root)]
-    found += [privacy(config), contiguous_memory(root), power(root), temperature(root)]
+    found += [fetching(config, root), privacy(config), contiguous_memory(root), power(root), temperature(root)]
     found += [] if "onnxruntime" in missing else [dot_products(root)]
     found += [*sinks(config), swap(root), core_dumps(root), *isolation(config), clock(root), time_of_day(root)]
     found += [card(root), *radios(root)]
@@ -233,6 +235,21 @@ def ribbon(config: Config, root: Path) -> Finding | None:
         return Finding("ribbon", "fail", said, f"{cure}; or it is another sensor: camera_auto_detect=1 finds it")
     cure += f"; a camera that is not Raspberry Pi's own needs its line, such as dtoverlay=imx290, in {place}"
     return Finding("ribbon", "fail", "the firmware looked for a camera, but none answers", cure)
+
+
+def fetching(config: Config, root: Path) -> Finding | None:
+    """Check that a board's fetch unit can be asked for a network camera, and that systemd lets it reach that camera."""
+    if not config.camera_is_url or not (root / "usr/lib/systemd/system/edgesan-fetch.socket").exists():
+        return None
+    if not os.path.lexists(root / str(config.fetch_socket).lstrip("/")):
+        cure = "sudo systemctl enable --now edgesan-fetch.socket"
+        return Finding("fetch unit", "fail", f"nothing listens at {config.fetch_socket}", cure)
+    allowed = re.findall(r"^IPAddressAllow=(\S+)$", _text(root / FETCH_ADDRESS) or "", re.MULTILINE)
+    host = urlsplit(config.camera).hostname
+    if allowed and allowed != [host]:
+        detail = f"systemd lets it reach {', '.join(allowed)}, and the camera is at {host}"
+        return Finding("fetch unit", "fail", detail, "sudo systemctl daemon-reload: it reads edgesan.toml again")
+    return Finding("fetch unit", "ok", f"it may reach {', '.join(allowed) or 'the local network'}")
 
 
 def privacy(config: Config) -> Finding | None:

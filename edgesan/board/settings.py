@@ -11,7 +11,7 @@
     country = "AT"
 
     [edgesan]                          # options of `edgesan run`; `model` is a file of this machine, beside its .sig
-    camera = "picamera"
+    camera = "picamera"                # the URL of a network camera may have a password: it goes where only root reads
     out = "http://0.0.0.0:8080"
     token = "..."                      # of at least 16 characters: openssl rand -hex 16
 
@@ -132,9 +132,8 @@ def _wrong(s: Settings) -> Iterator[tuple[str, str, str]]:
         yield from _wrong_wifi(s)
     if fixed := [key for key in ON_THE_BOARD_ONLY if key in s.given]:
         yield "edgesan", ", ".join(fixed), "not here: change it on the board, in /etc/edgesan/edgesan.toml"
-    if s.run.camera_is_url:
-        wanted = "the unit that sees raw pixels has no network: use a camera of the board"
-        yield "edgesan.camera", s.run.camera, wanted
+    if s.run.camera_is_url and re.search(r"[\s\"'\\]", s.run.camera):
+        yield "edgesan.camera", s.run.camera_name, "write blanks, quotes and backslashes of a URL as %XX"
 
 
 def _wrong_wifi(s: Settings) -> Iterator[tuple[str, str, str]]:
@@ -150,10 +149,14 @@ def seed(s: Settings) -> dict[str, bytes]:
     """Return the files for the FAT partition, by their names there. The same settings give the same bytes."""
     files: dict[str, bytes] = {}
     options = {key: getattr(s.run, key) for key in s.given if key not in ("token", "model")}
+    if s.run.camera_is_url:  # the rest of it may hold a password
+        options["camera"] = s.run.camera_name
     lines = ["# Made from the settings of the image. `edgesan run --help` describes each option, under the same name."]
     lines += [f"{key} = {_toml(value)}" for key, value in ({"require_isolation": True} | options | FIXED).items()]
     files["edgesan/settings/edgesan.toml"] = ("\n".join(lines) + "\n").encode()
     files["edgesan/settings/token.env"] = f"EDGESAN_TOKEN={s.run.token}\n".encode() if s.run.token else b""
+    camera = f"EDGESAN_CAMERA={s.run.camera}\n" if s.run.camera_is_url else ""
+    files["edgesan/settings/camera.env"] = camera.encode()
     signature = Path(f"{s.run.model}.sig")
     try:
         files["edgesan/model/model.onnx"] = s.run.model.read_bytes()

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from edgesan import disk
-from edgesan.config import SERVERS, Config, board_token, http_address, load
+from edgesan.config import SERVERS, Config, http_address, load, of_board
 from edgesan.errors import ConfigError, ModelError, SinkError
 from edgesan.model import rollback, signing
 from edgesan.model.load import Model, load_model, read
@@ -84,12 +84,13 @@ def install(source: Path, config: Config, models: Path, restart: list[str], watc
     try:
         new, loaded = _copy(source, config, models)
         facts = loaded.metadata
-        rollback.check(state, facts.name, facts.version)
+        disk.as_owner(state, lambda: rollback.check(state, facts.name, facts.version))
         link = models / "current"
         old = os.readlink(link) if link.is_symlink() else None
         if old == new.name:
             return f"{facts.name} v{facts.version} is what runs already"
-        trial = Trial(new.name, old, facts.name, rollback.remembered(state, facts.name))
+        before = disk.as_owner(state, lambda: rollback.remembered(state, facts.name))
+        trial = Trial(new.name, old, facts.name, before)
         disk.write_whole(models / TRIAL, json.dumps(dataclasses.asdict(trial)).encode())
         switch(models, new.name)
     except OSError as error:
@@ -135,8 +136,7 @@ def configure(content: bytes, path: Path, restart: list[str], watching: Watch) -
         with tempfile.TemporaryDirectory() as folder:
             new = Path(folder, path.name)
             new.write_bytes(content)
-            token = board_token(path)
-            read_status = status_reader(load(new, {"token": token} if token else {}))
+            read_status = status_reader(load(new, of_board(path)))
         disk.write_whole(path, content, CONFIG_MODE)
         failure = _restart(restart) or watch(read_status, None, watching)
         if not failure:

@@ -29,7 +29,7 @@ MOST_PACKET: Final = 2**24  # bytes of one compressed picture
 MOST_CLAIMS: Final = 255
 PLACE: Final = re.compile(rb"[\x20-\x7e]{0,200}")
 ROOM_MS: Final = 1000  # a process that decodes may be slow for a moment: a drop costs all until the next key frame
-CLAIMED_S: Final = 10.0  # until the claims come: the name of the camera is looked up before
+CLAIMED_S: Final = 20.0  # until the claims come: a unit starts, and the name of the camera is looked up, before
 READ_BYTES: Final = 2**18
 
 _RECORD: Final = struct.Struct("<cI")  # kind, bytes that follow

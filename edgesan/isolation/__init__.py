@@ -35,7 +35,7 @@ from edgesan.isolation.claims import (
     unpack_all,
     warnings,
 )
-from edgesan.isolation.limits import close_all_but, disk_swaps, end_with_parent, forbid_dumps, limit_memory
+from edgesan.isolation.limits import close_all_but, disk_swaps, end_with_parent, forbid_dumps, is_alone, limit_memory
 from edgesan.isolation.probes import CAMERA_MEMORY, PROBES, ProbeContext
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "end_with_parent",
     "fetch",
     "forbid_dumps",
+    "is_alone",
     "limit_memory",
     "outlet",
     "outlet_process",
@@ -70,6 +71,8 @@ def sanitize(
     reads: Iterable[Path] = (),
     writes: Iterable[Path] = (),
     devices: Iterable[Path] = (),
+    *,
+    alone: bool = False,
 ) -> list[IsolationClaim]:
     """Give up all that a process which sees raw pixels does not need.
 
@@ -77,6 +80,7 @@ def sanitize(
         reads: files and folders that it reads, beside those of Python and the system.
         writes: folders that it makes files in; none in a run.
         devices: cameras. A node that appears later is another one, which it cannot open: see `camera_nodes`.
+        alone: what `is_alone` said before this run made sockets of its own.
 
     Returns:
         What holds, and what does not.
@@ -89,7 +93,7 @@ def sanitize(
     context = ProbeContext.now([*reads, *writes], writes)
     context.swap = limits.lock_memory()
     context.session = limits.leave_terminal()
-    context.network = limits.leave_network()
+    context.network = limits.leave_network(alone=alone)
     limits.forbid_dumps()  # after the namespace, whose maps only a dumpable process may write: proc(5)
     limits.drop_privileges(FILES_AND_SEARCH)
     limits.limit_memory(limits.MOST_MEMORY_LOADING)

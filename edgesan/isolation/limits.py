@@ -23,8 +23,11 @@ MOST_MEMORY_LOADING: Final = 2**34  # libraries with a pool of threads for each 
 STRANGER: Final = ("192.0.2.1", 9)  # TEST-NET-1 (RFC 5737). Connecting UDP looks up a route, and sends nothing
 
 
-def leave_network() -> tuple[int, int, int]:
+def leave_network(*, alone: bool = False) -> tuple[int, int, int]:
     """Move into a network namespace with nothing in it.
+
+    Args:
+        alone: what `is_alone` said before this run made sockets of its own.
 
     Returns:
         The results of the probes of "no network": the errno if the kernel refused, whether other interfaces than lo are
@@ -32,7 +35,7 @@ def leave_network() -> tuple[int, int, int]:
     """
     before = os.readlink("/proc/self/ns/net")
     refused = kernel.unshare(kernel.CLONE_NEWNET)
-    apart = os.readlink("/proc/self/ns/net") != before or _is_alone()
+    apart = os.readlink("/proc/self/ns/net") != before or alone or is_alone()
     interfaces = {line.partition(":")[0].strip() for line in kernel.proc("self/net/dev").splitlines()[2:]}
     names = {name: number for number, name in errno.errorcode.items()}
     return 0 if apart else names.get(refused, errno.EPERM), int(not interfaces <= {"lo"}), kernel.errno_of(_reach)
@@ -43,11 +46,12 @@ def _reach() -> None:
         probe.connect(STRANGER)
 
 
-def _is_alone() -> bool:
+def is_alone() -> bool:
     """Return whether no other process has a socket in this network namespace.
 
     Then a service manager made it for this process alone, which may make no other namespace itself
-    (RestrictNamespaces=). In the machine's own namespace, systemd at least would have some.
+    (RestrictNamespaces=). In the machine's own namespace, systemd at least would have some. To be asked early: a
+    connection's far end counts as a socket of the namespace that it came from, too.
     """
     links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
     mine = {os.readlink(link) for link in links if os.path.lexists(link)}

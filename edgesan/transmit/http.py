@@ -31,7 +31,7 @@ from edgesan.errors import ConfigError
 from edgesan.frames import SanitizedFrame
 from edgesan.message import FRESH_NS
 from edgesan.metrics import Metrics
-from edgesan.request import Alpha, Privacy, Request, Zones
+from edgesan.request import Alpha, Request, Zones
 from edgesan.transmit.admission import Server, Tokens, authorized, host_name, is_embedded, is_foreign
 from edgesan.transmit.jpeg import JpegEncoder
 from edgesan.transmit.prometheus import Exporter
@@ -47,6 +47,7 @@ MOST_OFFERS: Final = 16  # that wait for their answer
 HANDSHAKE_S: Final = 5.0
 REQUEST_S: Final = 10.0  # from the connection, or the last answer, to the end of a request's head
 BODY_S: Final = 5.0
+NOBODY: Final = "the sanitizer does not answer; ask again\n"
 # Browsers send some twenty fields, and cookies of other servers on this host.
 LIMITS: Final = {"max_line_size": 4096, "max_field_size": 8190, "max_headers": 48, "read_bufsize": 16384}
 # A page cannot present its token for these. They hold nothing of the camera.
@@ -85,6 +86,9 @@ class Controls(Protocol):
 
     def request(self, wanted: Request) -> bool:
         """Pass a request on; False if no sanitize process listens."""
+
+    async def switch(self, *, on: bool) -> bool | None:
+        """Close or open the camera; return whether that is recorded, None without an answer. Raises ConnectionError."""
 
     async def draw(self, zones: tuple[Zone, ...]) -> str:
         """Blacken zones and have them recorded; return why they were not, or nothing."""
@@ -320,17 +324,20 @@ class HttpSink:
 
     def _ask(self, wanted: Request) -> None:
         if not self._controls.request(wanted):
-            raise web.HTTPServiceUnavailable(text="the sanitizer does not answer; ask again\n")
+            raise web.HTTPServiceUnavailable(text=NOBODY)
 
     async def _get_privacy(self, request: web.Request) -> web.Response:
-        return web.json_response({"on": bool(self._status().get("privacy"))})
+        return web.json_response({"on": self._status().get("privacy")})
 
     async def _put_privacy(self, request: web.Request) -> web.Response:
         on = await _value(request, "on", "true")
         if not isinstance(on, bool):
             raise web.HTTPBadRequest(text='send {"on": true}, and the camera is off, or {"on": false}\n')
-        self._ask(Privacy(on))
-        return web.json_response({"asked": on}, status=202)
+        try:
+            recorded = await self._controls.switch(on=on)
+        except ConnectionError as error:
+            raise web.HTTPServiceUnavailable(text=NOBODY) from error
+        return web.json_response({"asked": on, "recorded": recorded}, status=202)
 
     async def _get_zones(self, request: web.Request) -> web.Response:
         fixed, drawn = self._controls.zones

@@ -13,7 +13,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 from edgesan import isolation, scene
@@ -22,6 +22,7 @@ from edgesan.control import ALIVE, NOT_RECORDED, READY, RECORD_ZONES, RECORDED, 
 from edgesan.errors import ModelError, Reject
 from edgesan.isolation import IsolationClaim
 from edgesan.message import FRESH_NS, PLAIN
+from edgesan.request import Privacy
 from edgesan.standing import NOTHING_SET, Standing
 from edgesan.transmit import sinks
 from edgesan.transmit.directions import directions, links, visible_url
@@ -44,6 +45,7 @@ RATE_S: Final = 5.0  # over which bytes a second are counted
 LOG_S: Final = 60.0  # between two lines of counters in the log, with -v
 RELOAD_S: Final = 2.0  # between two attempts to load another model
 RECORD_S: Final = 2.0  # for the parent to record zones
+ANSWER_S: Final = 2.0  # for the sanitize process to close or open the camera
 CARD: Final = (640, 360)  # size of a card before the first frame
 
 
@@ -131,6 +133,9 @@ class Transmitter:
         self._receiver: Receiver | None = None
         self._descriptors: list[int] = []
         self._status: Status | None = None
+        # Of a unit of its own only the other one knows.
+        self._closed = None if config.role == "transmit" else standing.privacy
+        self._switches, self._told = 0, asyncio.Event()  # it is set whenever a status has come
         self._arrived, self._ending = asyncio.Event(), False
         self._size = CARD
         self._newest_ns = 0  # when the newest live frame was captured
@@ -241,7 +246,9 @@ class Transmitter:
         except ValueError:
             self._metrics.count("rejected_status")
         else:
-            self._status = status
+            self._status, self._closed = status, status.privacy
+            self._told.set()
+            self._told.clear()
 
     def _reload(self) -> None:
         """Load the model again, as `edgesan install` may have replaced it. A model that may not run changes nothing."""
@@ -326,7 +333,7 @@ class Transmitter:
     @property
     def _privacy(self) -> bool:
         """Whether the owner has the camera closed."""
-        return self._status is not None and self._status.privacy
+        return bool(self._closed)
 
     def request(self, wanted: "Request") -> bool:
         """Ask the sanitize process for something. Return False if none listens."""
@@ -340,6 +347,25 @@ class Transmitter:
     async def ask_webrtc(self, question: dict[str, Any]) -> dict[str, Any] | None:
         """Pass a question on to the outlet of WebRTC; None if there is none, or it does not answer."""
         return await self.outlets.ask("webrtc", question)
+
+    async def switch(self, *, on: bool) -> bool | None:
+        """Have the camera closed or opened, and wait for the answer.
+
+        Returns:
+            Whether what was asked for outlives a restart; None if nobody has answered yet.
+
+        Raises:
+            ConnectionError: no sanitize process listens.
+        """
+        self._switches = number = self._switches % 255 + 1
+        if not self.request(Privacy(on, number)):
+            raise ConnectionError
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ANSWER_S):
+                while self._status is None or self._status.switch != number:
+                    await self._told.wait()
+                return self._status.recorded
+        return None
 
     async def draw(self, zones: tuple[Zone, ...]) -> str:
         """Blacken these zones from the next frame on, and have the parent record them; return why it did not."""
@@ -383,6 +409,8 @@ class Transmitter:
             "differs": known and fresh and self._scene == PLAIN,
         }
         claims = [*self._claims, *self.outlets.claims]
-        transmission = status.Transmission(claims, own, wall, fresh, self.links, len(self._renderer.zones), room)
+        transmission = status.Transmission(
+            claims, own, wall, fresh, self.links, len(self._renderer.zones), room, self._closed
+        )
         said = status.report(self._config, self._decoder, self._status, transmission)
         return said | {"outputs": self.outlets.report(), "encodes": self.outlets.encodes}

@@ -46,6 +46,13 @@ function copyable({ kind, text, url }) {
   return row;
 }
 
+/** What to tell of an answer to the privacy switch that could not be recorded. */
+function forgotten({ asked, recorded }) {
+  if (recorded !== false) return "";
+  return asked ? "The camera is off, but only until its next start: this could not be recorded."
+    : "The camera stays off: it is turned on only if that can be recorded.";
+}
+
 /** Puts something to the server. Returns what is wrong, in the server's words; empty if nothing. */
 async function ask(path, body) {
   try {
@@ -54,7 +61,7 @@ async function ask(path, body) {
       headers: { ...headers, "Content-Type": "application/json" },
       body: JSON.stringify(body),
     });
-    return answer.ok ? "" : (await answer.text()).trim();
+    return answer.ok ? forgotten(await answer.json()) : (await answer.text()).trim();
   } catch (error) {
     return `the camera does not answer (${error.message})`;
   }

@@ -363,6 +363,21 @@ def test_what_is_required_and_missing_is_a_failure(monkeypatch: pytest.MonkeyPat
         assert {finding.cure for finding in found} == {"sysctl"}
 
 
+def test_on_a_board_the_unit_that_fetches_must_listen_and_may_reach_the_camera(machine: Machine) -> None:
+    config = Config(camera="rtsp://me:s3cret@192.168.1.20/1")
+    root = machine({"run": None})
+    assert doctor.fetching(config, root) is None, "no board"
+    machine({"usr/lib/systemd/system/edgesan-fetch.socket": ""})
+    assert doctor.fetching(Config(camera="0"), root) is None
+    assert one(doctor.fetching(config, root)).detail == "nothing listens at /run/edgesan/fetch.sock"
+    machine({"run/edgesan/fetch.sock": ""})
+    assert one(doctor.fetching(config, root)).detail == "it may reach the local network"
+    machine({doctor.FETCH_ADDRESS: "[Service]\nIPAddressAllow=\nIPAddressAllow=192.168.1.20\n"})
+    assert one(doctor.fetching(config, root)).detail == "it may reach 192.168.1.20"
+    moved = one(doctor.fetching(Config(camera="rtsp://me:s3cret@192.168.1.30/1"), root))
+    assert (moved.level, "daemon-reload" in moved.cure, "s3cret" in moved.detail) == ("fail", True, False)
+
+
 def test_of_a_network_camera_the_process_that_fetches_is_tried_too() -> None:
     assert "fetch process" not in {finding.name for finding in doctor.isolation(Config(camera="demo"))}
     found = list(doctor.isolation(Config(camera="rtsp://192.0.2.1/")))

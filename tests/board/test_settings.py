@@ -17,7 +17,7 @@ import pytest
 
 from edgesan.board import settings as settings_module
 from edgesan.board.settings import FIXED, Fat, Settings, inject, kernel_line, load_settings, seed
-from edgesan.config import DEMO_MODEL, Config, load
+from edgesan.config import DEMO_MODEL, Config, load, of_board
 from edgesan.errors import ConfigError, SinkError
 from firmware_config import build
 from firmware_config import install as installer
@@ -83,6 +83,20 @@ def test_the_settings_become_cloud_inits_files(tmp_path: Path) -> None:
     assert files["edgesan/settings/token.env"] == b"EDGESAN_TOKEN=correct-horse-battery\n"
 
 
+def test_the_url_of_a_network_camera_goes_where_only_root_reads(tmp_path: Path) -> None:
+    path = tmp_path / "settings.toml"
+    path.write_text('[edgesan]\ncamera = "rtsp://me:s3cret@192.168.1.20/1?user=me&pwd=s3cret"\n')
+    files = seed(load_settings(path))
+    whole = b"EDGESAN_CAMERA=rtsp://me:s3cret@192.168.1.20/1?user=me&pwd=s3cret\n"
+    assert files["edgesan/settings/camera.env"] == whole
+    assert b'camera = "rtsp://192.168.1.20"\n' in files["edgesan/settings/edgesan.toml"]
+    assert [name for name, content in files.items() if b"s3cret" in content] == ["edgesan/settings/camera.env"]
+    for name in ("edgesan.toml", "camera.env"):
+        (tmp_path / name).write_bytes(files[f"edgesan/settings/{name}"])
+    assert load(tmp_path / "edgesan.toml", {"role": "transmit"}).camera == "rtsp://192.168.1.20"
+    assert of_board(tmp_path / "edgesan.toml")["camera"] == whole.decode().strip().partition("=")[2]
+
+
 def test_what_is_written_as_json_is_the_same_as_yaml(tmp_path: Path) -> None:
     yaml = pytest.importorskip("yaml", reason="PyYAML, which cloud-init reads with, is not here")
     files = seed(settings(tmp_path))
@@ -141,7 +155,7 @@ WRONG = {
     "[edgesan]\nalpa = 1": "unknown key 'alpa'; did you mean 'alpha'",
     "[edgesan]\nalpha = 2": "alpha is 2: it must lie between 0",
     '[edgesan]\nout = "http://0.0.0.0:80"': "viewers must present a secret",
-    '[edgesan]\ncamera = "rtsp://192.0.2.1/"': "the unit that sees raw pixels has no network",
+    '[edgesan]\ncamera = "rtsp://me:a\\"b@192.0.2.1/"': "edgesan.camera is 'rtsp://192.0.2.1': write blanks, quotes",
     '[edgesan]\nstate_dir = "/x"': "state_dir.*not here: change it on the board",
     "[edgesan": "is not TOML",
 }
@@ -260,7 +274,7 @@ def test_a_payload_is_written_into_a_stock_image_and_read_back(image: Path, whee
     with tarfile.open(there / "edgesan/root.tar") as archive:
         names = archive.getnames()
     stock = ROOT / "firmware_config/root"
-    assert names == sorted(str(path.relative_to(stock)) for path in stock.rglob("*") if path.is_file())
+    assert names == [str(path.relative_to(stock)) for path in sorted(stock.rglob("*")) if path.is_file()]
     (entry,) = json.loads(listing.read_text())["os_list"]
     assert entry["init_format"] == "cloudinit-rpi"
     assert entry["extract_size"] == out.stat().st_size

@@ -16,7 +16,8 @@ FILES = [
     "./usr/bin/edgesan",
     "./etc/edgesan/edgesan.toml",
     "./usr/lib/sysusers.d/edgesan.conf",
-    *(f"./usr/lib/systemd/system/{unit}" for unit in (*install.UNITS, install.SETTLE, install.UPDATE)),
+    *(f"./usr/lib/systemd/system/{unit}" for unit in (*install.UNITS, install.FETCH, install.SETTLE, install.UPDATE)),
+    "./usr/lib/systemd/system-generators/edgesan-fetch",
 ]
 
 
@@ -43,6 +44,7 @@ def test_the_package_has_the_units_the_libraries_and_the_model(wheels: Path, tmp
     assert "Architecture: arm64" in control
     assert "python3 (>= 3.13), python3 (<< 3.14)" in control
     assert f"Version: {__version__}" in control
+    assert "Suggests: gir1.2-gst-rtsp-server-1.0, python3-gi, glib-networking" in control, "612 MB: not recommended"
     listed = [line.split() for line in described(package, "--contents").splitlines()]
     assert {owner for _, owner, *_ in listed} == {"root/root"}
     assert set(FILES) <= {words[5] for words in listed}

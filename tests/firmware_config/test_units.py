@@ -1,5 +1,6 @@
 """The two units: really separate processes that find each other and outlive each other; and the unit files."""
 
+import ipaddress
 import json
 import os
 import re
@@ -19,8 +20,10 @@ import pytest
 
 from edgesan import owner, standing
 from edgesan.board import doctor
+from edgesan.errors import CameraError, ConfigError
+from tests.capture.support import HttpCamera
 from tests.isolation.support import program
-from tests.support import ROOT, free_port
+from tests.support import COMMAND, ROOT, free_port
 
 pytestmark = pytest.mark.slow  # whole units are started
 
@@ -28,11 +31,12 @@ FILES = ROOT / "firmware_config" / "root"
 UNITS = sorted((FILES / "usr/lib/systemd/system").glob("*.service"))
 MOST_EXPOSED = 1.5
 REACHES_OUT = {"edgesan-update": 2.5}  # as root, and for minutes a day
-TIMERS = sorted((FILES / "usr/lib/systemd/system").glob("*.timer"))
+OTHERS = sorted(path for kind in ("timer", "socket") for path in (FILES / "usr/lib/systemd/system").glob(f"*.{kind}"))
+GENERATOR = FILES / "usr/lib/systemd/system-generators/edgesan-fetch"
 
 
 class Units:
-    """Both processes, started by hand as systemd would."""
+    """The processes, started by hand as systemd would."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.port = folder, free_port()
@@ -43,8 +47,11 @@ class Units:
         own = {
             "sanitize": ["--camera", "demo", "--state-dir", str(self.folder / "state")],
             "transmit": ["--out", f"http://{'0.0.0.0' if self.token else '127.0.0.1'}:{self.port}"],
+            "fetch": [],
         }[role]
         command = [sys.executable, "-m", "edgesan", "run", "--role", role, "--socket", str(self.folder / "s"), *own]
+        if role == "fetch":
+            command = [*socket_activate(self.folder / "fetch.sock"), *command]
         with (self.folder / f"{role}.log").open("a") as log:
             self.running[role] = subprocess.Popen(
                 [*command, *more], stderr=log, text=True, env=os.environ | environment, start_new_session=True
@@ -87,8 +94,24 @@ def units(tmp_path: Path) -> Iterator[Units]:
         both.kill(role)
 
 
+def put(units: Units, path: str, body: str) -> None:
+    url, kind = f"http://127.0.0.1:{units.port}{path}", {"Content-Type": "application/json"}
+    urllib.request.urlopen(urllib.request.Request(url, body.encode(), kind, method="PUT"), timeout=5).close()
+
+
 def flows(status: dict[str, Any]) -> bool:
     return bool(status["ready"] and status.get("isolation", {}).get("summary", "").count(";"))
+
+
+def test_a_transmit_unit_tells_of_privacy_what_it_heard_last_and_nothing_before(units: Units) -> None:
+    units.start("transmit")
+    assert units.until(lambda status: "privacy" in status)["privacy"] is None
+    units.start("sanitize")
+    units.until(flows)
+    put(units, "/api/privacy", '{"on": true}')
+    units.until(lambda status: status["privacy"])
+    units.kill("sanitize")
+    assert units.until(lambda status: "camera" not in status)["privacy"] is True
 
 
 @pytest.mark.parametrize("first", ["sanitize", "transmit"])
@@ -124,18 +147,14 @@ def test_a_viewer_turns_the_dial_of_the_other_unit(units: Units) -> None:
 def test_a_viewer_switches_the_camera_off_and_draws_zones_in_the_other_unit(units: Units) -> None:
     """Each unit has its own record, also where systemd gives both the same configuration."""
 
-    def put(path: str, body: str) -> None:
-        url, kind = f"http://127.0.0.1:{units.port}{path}", {"Content-Type": "application/json"}
-        urllib.request.urlopen(urllib.request.Request(url, body.encode(), kind, method="PUT"), timeout=5).close()
-
     folder = units.folder / "transmit"
     options = ("--state-dir", "/proc/nowhere")
     units.start("sanitize")
     units.start("transmit", *options, STATE_DIRECTORY=str(folder))
     units.until(flows)
-    put("/api/zones", '{"zones": [[[0, 0], [1, 0], [1, 1], [0, 1]]]}')
+    put(units, "/api/zones", '{"zones": [[[0, 0], [1, 0], [1, 1], [0, 1]]]}')
     units.until(lambda status: status["faces"] == 0)
-    put("/api/privacy", '{"on": true}')
+    put(units, "/api/privacy", '{"on": true}')
     units.until(lambda status: status["privacy"])
     for role in ("sanitize", "transmit"):
         units.kill(role)
@@ -144,7 +163,7 @@ def test_a_viewer_switches_the_camera_off_and_draws_zones_in_the_other_unit(unit
     units.start("sanitize")
     units.start("transmit", *options, STATE_DIRECTORY=str(folder))
     units.until(lambda status: status["privacy"] and status["zones"] == 1)
-    put("/api/privacy", '{"on": false}')
+    put(units, "/api/privacy", '{"on": false}')
     assert units.until(flows)["faces"] == 0
 
 
@@ -208,6 +227,94 @@ def test_systemd_hears_of_both(units: Units) -> None:
             words.append(systemd.recv(100))
 
 
+# --- a network camera: a third unit, for each opening of it -----------------------------------------------------------
+
+
+def socket_activate(place: Path) -> list[str]:
+    """systemd's own stand-in for a socket unit with Accept=yes. It passes no variables but those that are named."""
+    program = shutil.which("systemd-socket-activate")
+    if program is None:
+        pytest.skip("systemd-socket-activate is not here: apt install systemd")
+    return [
+        program,
+        "--seqpacket",
+        "--accept",
+        "--inetd",
+        f"--listen={place}",
+        "--setenv=PYTHONPATH",
+        "--setenv=EDGESAN_CAMERA",
+    ]
+
+
+def fetchers(units: Units) -> list[psutil.Process]:
+    """The processes that fetch. One that does not begin to any more has no name of its own yet, or none any more."""
+    children = psutil.Process(units.running["fetch"].pid).children()
+    return [each for each in children if each.status() != psutil.STATUS_ZOMBIE and each.name() == "edgesan-fetch"]
+
+
+def until(condition: Callable[[], object], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def up(status: dict[str, Any]) -> bool:
+    return flows(status) and bool(status["camera_up"])
+
+
+def test_a_unit_without_a_network_shows_a_network_camera_that_another_one_fetches(
+    units: Units, http_camera: HttpCamera
+) -> None:
+    units.start("fetch", "--require-isolation", EDGESAN_CAMERA=http_camera.url)
+    units.start("sanitize", "--camera", http_camera.url, "--require-isolation")
+    units.start("transmit")
+    status = units.until(up)
+    assert "sanitize: no network, no socket" in status["isolation"]["summary"]
+    assert "fetch: no camera, no other port" in status["isolation"]["summary"]
+    assert status["isolation"]["whole"]
+    (first,) = fetchers(units)
+    assert [connection.raddr.port for connection in first.net_connections("tcp")] == [http_camera.port]
+    assert [each.name() for each in psutil.Process(units.running["sanitize"].pid).children()] == ["edgesan-sanitiz"]
+
+    first.kill()
+    until(lambda: [each.pid for each in fetchers(units)] not in ([], [first.pid]))
+    units.until(up)
+
+    (second,) = fetchers(units)
+    units.kill("sanitize")
+    until(lambda: not second.is_running() or second.status() == psutil.STATUS_ZOMBIE, 2)
+    log = units.log("fetch") + units.log("sanitize") + units.log("transmit")
+    assert "Traceback" not in log
+    assert "s3cret" not in log
+
+
+def test_a_process_that_fetches_ends_with_the_camera_of_the_other_unit(units: Units, http_camera: HttpCamera) -> None:
+    """Also while the camera is silent, and nothing is written that could fail."""
+    units.start("fetch", EDGESAN_CAMERA=http_camera.url)
+    units.start("sanitize", "--camera", http_camera.url)
+    units.start("transmit")
+    units.until(up)
+    http_camera.silent.set()
+    put(units, "/api/privacy", '{"on": true}')
+    units.until(lambda status: status["privacy"])
+    until(lambda: not fetchers(units), 2)
+    http_camera.silent.clear()
+    put(units, "/api/privacy", '{"on": false}')
+    units.until(up)
+
+
+def test_without_the_unit_that_fetches_the_other_one_says_so(units: Units, http_camera: HttpCamera) -> None:
+    units.start("sanitize", "--camera", http_camera.url)
+    assert units.running.pop("sanitize").wait(30) == CameraError.exit_code
+    assert "start the fetch unit: sudo systemctl start edgesan-fetch.socket" in units.log("sanitize")
+
+
+def test_by_hand_no_unit_fetches() -> None:
+    done = subprocess.run([*COMMAND, "run", "--role", "fetch"], capture_output=True, text=True, check=False, stdin=-3)
+    assert (done.returncode, "for a connection: edgesan-fetch.socket" in done.stderr) == (ConfigError.exit_code, True)
+
+
 # --- what a service manager has done already, the process says, too ---------------------------------------------------
 
 UNSHARE = {"x86_64": 272, "aarch64": 97}
@@ -230,6 +337,35 @@ def test_a_network_namespace_that_the_service_manager_made_counts() -> None:
     assert done.stdout.split() == ["True"], done.stderr
     done = program(text.format(own="others = socket.socketpair(); os.close(others[0].detach())", number=number))
     assert done.stdout.split() == ["False"], "a namespace where others have sockets is the machine's own"
+
+
+ALONE = """
+import os, sys
+from edgesan.isolation import kernel, seccomp
+assert not kernel.unshare(kernel.CLONE_NEWNET)
+seccomp.deny({number})
+os.execv(sys.executable, [sys.executable, "-m", "edgesan", *sys.argv[1:]])
+"""
+
+
+def test_the_sanitize_unit_runs_in_the_namespace_that_it_was_given(units: Units) -> None:
+    """Though its parent has sockets in it: the one where it listens, and the one to systemd."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(units.folder / "notify"))
+        units.start("transmit")
+        number = UNSHARE[os.uname().machine]
+        program = [sys.executable, "-c", ALONE.format(number=number), "run", "--role", "sanitize"]
+        options = ["--socket", str(units.folder / "s"), "--camera", "demo", "--state-dir", str(units.folder / "state")]
+        environment = os.environ | {"NOTIFY_SOCKET": str(units.folder / "notify")}
+        with (units.folder / "sanitize.log").open("w") as log:
+            units.running["sanitize"] = subprocess.Popen(
+                [*program, *options, "--require-isolation"], stderr=log, text=True, env=environment
+            )
+        time.sleep(1)
+        if "AssertionError" in units.log("sanitize"):
+            units.running.pop("sanitize").wait(5)
+            pytest.skip("this kernel gives this user no network namespace")
+        assert "sanitize: no network" in units.until(flows)["isolation"]["summary"]
 
 
 def test_a_private_dev_counts_where_the_kernel_has_no_landlock() -> None:
@@ -269,14 +405,14 @@ def systemd(*arguments: str) -> str:
 @pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.stem)
 def test_a_unit_is_little_exposed(unit: Path) -> None:
     said = systemd("security", "--offline=true", "--no-pager", str(unit))
-    score = re.search(r"Overall exposure level for [\w.-]+: ([\d.]+)", said)
+    score = re.search(r"Overall exposure level for [\w.@-]+: ([\d.]+)", said)
     assert score, said
     assert float(score[1]) <= REACHES_OUT.get(unit.stem, MOST_EXPOSED)
 
 
 def test_systemd_understands_every_line_of_the_units(tmp_path: Path) -> None:
     copies = []
-    for unit in (*UNITS, *TIMERS):
+    for unit in (*UNITS, *OTHERS):
         copies.append(tmp_path / unit.name)
         copies[-1].write_text(unit.read_text().replace("/usr/bin/edgesan", "/bin/sh"))
     assert systemd("verify", "--man=no", *map(str, copies)).strip() == ""
@@ -290,12 +426,54 @@ def setting(unit: str, name: str) -> list[str]:
 def test_the_units_hold_the_wall_between_them() -> None:
     assert {unit.name for unit in UNITS} >= {"edgesan-sanitize.service", "edgesan-transmit.service"}
     assert setting("edgesan-sanitize.service", "PrivateNetwork") == ["yes"]
-    assert setting("edgesan-sanitize.service", "EnvironmentFile") == [], "the token is the other unit's"
+    given = {name: setting(f"edgesan-{name}.service", "EnvironmentFile") for name in ("sanitize", "transmit", "fetch@")}
+    camera, token = ["-/etc/edgesan/camera.env"], ["-/etc/edgesan/token.env"]
+    assert given == {"sanitize": camera, "transmit": token, "fetch@": camera}, "the token is the transmit unit's"
     assert setting("edgesan-transmit.service", "PrivateDevices") == ["yes"]
     assert setting("edgesan-transmit.service", "SupplementaryGroups") == []
     for unit in ("edgesan-sanitize.service", "edgesan-transmit.service"):
         assert any("ORT_DISABLE_TELEMETRY=1" in line for line in setting(unit, "Environment"))
         assert int(setting(unit, "WatchdogSec")[0]) <= 30
+
+
+def test_only_the_sanitize_unit_has_a_camera_fetched_and_only_from_the_local_network() -> None:
+    from edgesan.config import load
+
+    board = load(FILES / "etc/edgesan/edgesan.toml", {})
+    assert setting("edgesan-fetch.socket", "ListenSequentialPacket") == [str(board.fetch_socket)]
+    assert setting("edgesan-fetch.socket", "SocketUser") == setting("edgesan-sanitize.service", "User")
+    assert setting("edgesan-fetch.socket", "SocketMode") == ["0600"]
+    assert setting("edgesan-sanitize.service", "RuntimeDirectoryPreserve") == ["yes"], "or a restart removes the socket"
+    assert setting("edgesan-fetch@.service", "IPAddressDeny") == ["any"]
+    allowed = setting("edgesan-fetch@.service", "IPAddressAllow")[0].split()
+    networks = [ipaddress.ip_network(each) for each in allowed if each not in ("localhost", "link-local")]
+    assert all(network.is_private for network in networks)
+    assert setting("edgesan-fetch@.service", "PrivateDevices") == ["yes"]
+    assert setting("edgesan-fetch@.service", "Group") == [], "it may not see the stream"
+
+
+@pytest.mark.parametrize(
+    ("camera", "address"),
+    [
+        ('"rtsp://192.168.1.20/1"', "192.168.1.20"),
+        ('"rtsp://192.168.1.20"  # porch', "192.168.1.20"),
+        ("'http://me:s3@10.0.0.7:8080/video?x=1'", "10.0.0.7"),
+        ('"rtsps://[fd00::20]:322/1"', "fd00::20"),
+        ('"rtsp://camera.local/1"', ""),
+        ('"rtsp://192.168.1.20.example/1"', ""),
+        ('"rtsp://192.168.1.20@camera.local/1"', ""),
+        ('"0"', ""),
+    ],
+)
+def test_the_unit_that_fetches_reaches_the_cameras_address_alone(tmp_path: Path, camera: str, address: str) -> None:
+    """Where it is a number: a name is looked up later, and may then be another machine."""
+    (tmp_path / "edgesan.toml").write_text(f"alpha = 0.5\ncamera = {camera}\n")
+    variables = {"EDGESAN_CONFIG": str(tmp_path / "edgesan.toml"), "PATH": "/usr/bin:/bin"}
+    subprocess.run([str(GENERATOR), str(tmp_path), "early", "late"], check=True, env=variables)
+    made = tmp_path / "edgesan-fetch@.service.d/camera.conf"
+    assert (made.read_text() if made.exists() else "") == (
+        f"[Service]\nIPAddressAllow=\nIPAddressAllow={address}\n" if address else ""
+    )
 
 
 def test_a_board_asks_no_repository_until_its_owner_names_one() -> None:
@@ -342,7 +520,7 @@ def test_only_root_writes_the_still_and_both_units_may_read_it() -> None:
         assert not setting(unit, "ReadWritePaths")
 
 
-def test_sysusers_makes_both_users(tmp_path: Path) -> None:
+def test_sysusers_makes_the_users(tmp_path: Path) -> None:
     program = shutil.which("systemd-sysusers")
     if program is None:
         pytest.skip("systemd-sysusers is not here: apt install systemd")
@@ -350,4 +528,5 @@ def test_sysusers_makes_both_users(tmp_path: Path) -> None:
     subprocess.run([program, f"--root={tmp_path}", str(FILES / "usr/lib/sysusers.d/edgesan.conf")], check=True)
     groups = dict(line.split(":")[::3] for line in (tmp_path / "etc/group").read_text().splitlines())
     assert set(groups["edgesan"].split(",")) == {"edgesan-sanitize", "edgesan-transmit"}
+    assert groups["edgesan-fetch"] == "", "it belongs to no other group"
     assert groups["video"] == "edgesan-sanitize", "the transmit user opens no camera"

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from edgesan.frames import Pixels, SanitizedFrame
-from edgesan.request import Alpha, Request
+from edgesan.request import Alpha, Privacy, Request
 from edgesan.transmit.admission import Server, listen
 from edgesan.transmit.http import HttpSink
 from edgesan.transmit.tls import tls_context
@@ -41,7 +41,7 @@ class Wishes:
 
     def __init__(self) -> None:
         self.status: dict[str, Any] = dict(STATUS)
-        self.asked, self.hears = list[float | Request](), True
+        self.asked, self.hears, self.records = list[float | Request](), True, True
         self.drawn: tuple[Zone, ...] = ()
         self.unrecorded = ""  # why zones cannot be recorded
         self.questions: list[dict[str, Any]] = []
@@ -58,6 +58,11 @@ class Wishes:
         if self.hears:
             self.asked.append(wanted.alpha if isinstance(wanted, Alpha) else wanted)
         return self.hears
+
+    async def switch(self, *, on: bool) -> bool | None:
+        if not self.request(Privacy(on)):
+            raise ConnectionError
+        return self.records
 
     async def draw(self, zones: tuple[Zone, ...]) -> str:
         self.drawn = zones

@@ -262,8 +262,9 @@ def put(live: LiveServer, path: str, body: str) -> tuple[int, bytes]:
 
 def test_the_owner_switches_the_camera_off_also_while_no_picture_comes(serve: Serve) -> None:
     live = serve()
-    assert put(live, "/api/privacy", '{"on": true}') == (202, b'{"asked": true}')
-    assert put(live, "/api/privacy", '{"on": false}')[0] == 202
+    assert put(live, "/api/privacy", '{"on": true}') == (202, b'{"asked": true, "recorded": true}')
+    live.records = False
+    assert put(live, "/api/privacy", '{"on": false}') == (202, b'{"asked": false, "recorded": false}')
     assert live.asked == [Privacy(True), Privacy(False)]
     live.picture(slate=True)
     live.status = STATUS | {"privacy": True, "faces": None, "name": "front door", "version": "9"}
