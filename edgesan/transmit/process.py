@@ -385,4 +385,5 @@ class Transmitter:
         claims = [*self._claims, *self.outlets.claims]
         transmission = status.Transmission(claims, own, wall, fresh, self.links, len(self._renderer.zones), room)
         said = status.report(self._config, self._decoder, self._status, transmission)
-        return said | {"outputs": self.outlets.report(), "encodes": self.outlets.encodes}
+        encoders = {"encodes": self.outlets.encodes, "encode_errors": self.outlets.encode_errors}
+        return said | {"outputs": self.outlets.report()} | encoders
