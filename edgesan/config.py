@@ -64,8 +64,8 @@ class Config:
         ("http://127.0.0.1:8080",),
         "where to send the stream: http[s]://HOST:PORT, webrtc: (for its page), serve+rtsp://HOST:PORT/PATH (for"
         " players), a file (.mkv, .mp4, .mov), a server that takes it (rtsp[s]://, rtmp[s]://, whip+https://), a"
-        " folder of clips (dir:/FOLDER?keep=10GiB), Home Assistant's broker (mqtt[s]://), or a service that recognises"
-        " people (feed+https://); repeatable",
+        " folder of clips (dir:/FOLDER?keep=10GiB), Home Assistant's broker (mqtt[s]://), a service that recognises"
+        " people (feed+https://), or a virtual camera (v4l2:/dev/video10); repeatable",
         "SINK",
     )
     name: str = option("", "name of the camera, for its page and its status", "NAME")
@@ -317,7 +317,7 @@ def check_sinks(c: Config) -> None:
                 f" {' or '.join(FILE_SUFFIXES)}, or an address such as"
                 f" {' or '.join(kind.example for kind in targets.KINDS.values())}"
             )
-    check_targets(c.targets)
+    check_targets(c)
     if len(c.servers) > 1:
         raise ConfigError("out names more than one http:// address: one server is enough for all viewers")
     check_token(c)
@@ -339,16 +339,19 @@ def check_sinks(c: Config) -> None:
         raise ConfigError("out is webrtc: but no page is served that could show it: add http://127.0.0.1:8080")
 
 
-def check_targets(found: list[Target]) -> None:
-    """Refuse too many servers and folders to send to, and the same one twice.
+def check_targets(c: Config) -> None:
+    """Refuse too many servers and folders to send to, the same one twice, and to show pictures in the camera itself.
 
     Raises:
-        ConfigError: says how many there are.
+        ConfigError: says how many there are, or which one is wrong.
     """
+    found = c.targets
     if len(found) > targets.MOST_TARGETS:
         raise ConfigError(f"out names {len(found)} servers and folders to send to: at most {targets.MOST_TARGETS}")
     if len({target.url for target in found}) < len(found):
         raise ConfigError("out names the same server or folder twice: leave one of them out")
+    if shown := [target.name for target in found if target.device in c.camera_nodes]:
+        raise ConfigError(f"out is {shown[0]}, which is the camera, too: name a virtual camera that is another device")
 
 
 def check_token(c: Config) -> None:

@@ -17,6 +17,7 @@ it raises `Reject`.
 
 import math
 import struct
+import time
 from dataclasses import dataclass
 from typing import Final
 
@@ -266,3 +267,8 @@ def _status(content: bytes) -> Status:
     triples = tuple((spans[i], spans[i + 1], spans[i + 2]) for i in range(0, len(spans), 3))
     kept = (model, width, height, results, privacy == 1, switch, recorded == 1)
     return Status(tuple(counters), uptime_s, fps, alpha / ALPHA_STEPS, triples, *kept)
+
+
+def unix_s(monotonic_ns: int) -> float:
+    """Return a time of CLOCK_MONOTONIC, such as a capture's, in seconds since 1970 by the clock of the moment."""
+    return time.clock_gettime(time.CLOCK_REALTIME) - (time.monotonic_ns() - monotonic_ns) / 1e9

@@ -352,7 +352,9 @@ class Supervisor:
         from edgesan.model.signing import signature_path
 
         reads = [c.model, signature_path(c.model), self._folder, *c.camera_files]
-        devices = isolation.camera_nodes() if c.camera.startswith("picamera") else c.camera_nodes
+        shown = [target.device for target in c.targets]  # there, others would read what is written
+        nodes = isolation.camera_nodes() if c.camera.startswith("picamera") else c.camera_nodes
+        devices = [node for node in nodes if node not in shown]
         claims = isolation.sanitize(reads, devices=devices, alone=self._alone)
         if c.require_isolation:
             isolation.require(claims)

@@ -90,6 +90,7 @@ class Kind:
     port: of an address that names none; 0: the address names no host.
     calls: whether the outlet needs the network.
     writes: whether it writes in a folder, which its path names.
+    shows: whether it writes to a video device, which its path names.
     any_port: whether it may reach any TCP port, or listen at one, beside its own.
     prepares: whether the module has a function `prepare`, which is called before the process gives up its rights. Such
         a module imports nothing at its top that starts threads (numpy).
@@ -104,6 +105,7 @@ class Kind:
     port: int = 0
     calls: bool = True
     writes: bool = False
+    shows: bool = False
     any_port: bool = False
     prepares: bool = False
     needs: str = ""
@@ -155,6 +157,14 @@ KINDS: Final[Mapping[str, Kind]] = {
     "dir": Kind(
         "record", "dir:/FOLDER?segment=60s&keep=10GiB", calls=False, writes=True, prepares=True, options=_RECORD
     ),
+    "v4l2": Kind(
+        *("virtualcam", "v4l2:/dev/video10"),
+        calls=False,
+        shows=True,
+        prepares=True,
+        needs="pyvirtualcam",
+        options={},
+    ),
 }
 
 
@@ -181,6 +191,11 @@ class Target:
     def folder(self) -> Path | None:
         """The folder that the outlet writes in, if it writes."""
         return Path(self.path) if self.kind.writes else None
+
+    @property
+    def device(self) -> Path | None:
+        """The video device that the outlet writes to, if it shows pictures there."""
+        return Path(self.path) if self.kind.shows else None
 
 
 def is_target(sink: str) -> bool:
@@ -214,6 +229,8 @@ def parse(sink: str) -> Target:
     options = {} if kind.options is None else _options(scheme, parts.query, kind.options)
     if kind.writes and not Path(unquote(parts.path)).is_absolute():
         raise ConfigError(f"out is {sink!r}: name the folder from the root on, such as {kind.example}")
+    if kind.shows and not re.fullmatch(r"/dev/video[0-9]{1,3}", parts.path):
+        raise ConfigError(f"out is {sink!r}: name the device of a virtual camera, such as {kind.example}")
     if kind.serves:
         _check_served(kind, parts)
     if scheme in ("webrtc", "announce") and parts.path:

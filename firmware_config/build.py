@@ -29,7 +29,7 @@ from edgesan.board import flash
 from edgesan.board.settings import Settings, inject, load_settings, seed
 from edgesan.errors import ConfigError, EdgesanError, SinkError
 from edgesan.model.load import load_model
-from firmware_config import debian, slots
+from firmware_config import debian, sbom, slots
 
 HERE: Final = Path(__file__).parent
 TREE: Final = HERE.parent
@@ -176,6 +176,7 @@ def arguments_parser() -> argparse.ArgumentParser:
     add("--bundle", action="store_true", help="make such an update; --key signs it")
     add("--key", type=Path, metavar="FILE", help="the private key of the certificate")
     add("--compress", action="store_true", help="with --debian: also write it as .xz, for publishing")
+    add("--sbom", type=Path, metavar="FILE", help="also list what is in it: see firmware_config/sbom.py")
     add("--manifest", type=Path, metavar="FILE", help="also write a manifest for Raspberry Pi Imager")
     return parser
 
@@ -193,6 +194,7 @@ def main(argv: list[str] | None = None) -> int:
         settings = load_settings(arguments.settings)
         if arguments.payload:
             payload(arguments.payload, settings, arguments.wheels)
+            bill(arguments.payload, arguments.payload, arguments)
             print(f"{arguments.payload}: install it with python3 {arguments.payload / 'install.py'} [--root FOLDER]")
         elif arguments.bundle:
             out = arguments.out or Path("edgesan.raucb")
@@ -213,6 +215,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _wrong(arguments: argparse.Namespace) -> str:
     """Return what is wrong with a combination of options, or nothing."""
+    if arguments.sbom and (words := sbom.missing()):
+        return words
     if arguments.fetch or arguments.payload:
         return ""
     if arguments.slots and not (arguments.debian or arguments.bundle):
@@ -231,6 +235,8 @@ def make_bundle(out: Path, settings: Settings, arguments: argparse.Namespace) ->
         payload(Path(name) / "payload", settings, arguments.wheels)
         slots.with_runtime(tree, Path(name) / "payload")
         slots.bundle(tree, out, arguments.slots, arguments.key)
+        debian.list_packages(tree, out)
+        bill(Path(name) / "payload", out, arguments)
 
 
 def make_image(out: Path, settings: Settings, arguments: argparse.Namespace) -> None:
@@ -240,6 +246,7 @@ def make_image(out: Path, settings: Settings, arguments: argparse.Namespace) -> 
         if arguments.debian and arguments.slots:
             with slots.tree(out.parent, arguments.slots) as tree:
                 slots.image(tree, out)
+                debian.list_packages(tree, out)
         elif arguments.debian:
             debian.image(out)
         else:
@@ -249,10 +256,18 @@ def make_image(out: Path, settings: Settings, arguments: argparse.Namespace) -> 
         except EdgesanError:
             out.unlink()  # half of it is of no use
             raise
+        bill(Path(name) / "payload", out, arguments)
     if arguments.debian:
         debian.publish(out, compress=arguments.compress)
     if arguments.manifest:
         arguments.manifest.write_text(json.dumps(manifest(out, settings), indent=2) + "\n")
+
+
+def bill(payload: Path, out: Path, arguments: argparse.Namespace) -> None:
+    """List what is carried, if that is asked for; of an image of Raspberry Pi OS, only what was added."""
+    if arguments.sbom:
+        debians = arguments.debian or arguments.bundle
+        sbom.write(payload / "wheels", arguments.sbom, out.with_suffix(".packages.txt") if debians else None)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from edgesan import __version__
 from edgesan.config import DEMO_MODEL
 from edgesan.errors import EdgesanError, SinkError
 from edgesan.model.signing import signature_path
-from firmware_config import install
+from firmware_config import install, sbom
 from firmware_config.build import HERE, MACHINE, PROGRAMS, PYTHON, wheels
 
 ARCHITECTURES: Final = {"aarch64": "arm64", "x86_64": "amd64"}
@@ -80,7 +80,7 @@ rm -rf /var/lib/edgesan /etc/edgesan /opt/edgesan
 """
 
 
-def build(out: Path, python: str, machine: str, ready: Path | None = None) -> None:
+def build(out: Path, python: str, machine: str, ready: Path | None = None, bill: Path | None = None) -> None:
     """Write the package.
 
     Args:
@@ -88,8 +88,10 @@ def build(out: Path, python: str, machine: str, ready: Path | None = None) -> No
         python: version of the board's Python, such as 3.13.
         machine: aarch64 or x86_64.
         ready: a folder of wheels that were downloaded before; None: download them.
+        bill: a file for the list of what it carries (`firmware_config.sbom`); None: none.
 
     Raises:
+        ConfigError: a list is asked for, and cyclonedx-bom is not installed.
         SinkError: the wheels could not be downloaded, or dpkg-deb is not here.
     """
     with tempfile.TemporaryDirectory(prefix="edgesan-deb-") as name:
@@ -98,6 +100,8 @@ def build(out: Path, python: str, machine: str, ready: Path | None = None) -> No
             source.mkdir()
             wheels(source, python, machine)
         install.unpack(ready or source, tree / "opt/edgesan/lib")
+        if bill:
+            sbom.write(tree / "opt/edgesan/lib", bill)
         shutil.copytree(HERE / "root", tree, dirs_exist_ok=True)
         for program in PROGRAMS:
             (tree / program).chmod(0o755)
@@ -149,9 +153,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--machine", choices=ARCHITECTURES, default=MACHINE, help=f"(default: {MACHINE})")
     parser.add_argument("--python", default=PYTHON, metavar="VERSION", help=f"of the board (default: {PYTHON})")
     parser.add_argument("--wheels", type=Path, metavar="FOLDER", help="wheels that were downloaded before")
+    parser.add_argument("--sbom", type=Path, metavar="FILE", help="also list what is in it (firmware_config/sbom.py)")
     given = parser.parse_args(arguments)
     try:
-        build(given.out, given.python, given.machine, given.wheels)
+        build(given.out, given.python, given.machine, given.wheels, given.sbom)
     except EdgesanError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code

@@ -184,10 +184,15 @@ def image(out: Path) -> Path:
         settle(tree)
         check(tree)
         lay_out(tree, out)
-        query = ["dpkg-query", f"--admindir={tree}/var/lib/dpkg", "--show", "--showformat=${Package} ${Version}\\n"]
-        installed = subprocess.run(query, check=True, stdout=subprocess.PIPE, text=True)
-        out.with_suffix(".packages.txt").write_text(installed.stdout, encoding="utf-8")
+        list_packages(tree, out)
     return out
+
+
+def list_packages(tree: Path, out: Path) -> None:
+    """Write the list of a tree's packages beside what is made of it: name and version, a line each."""
+    query = ["dpkg-query", f"--admindir={tree}/var/lib/dpkg", "--show", "--showformat=${Package} ${Version}\\n"]
+    installed = subprocess.run(query, check=True, stdout=subprocess.PIPE, text=True)
+    out.with_suffix(".packages.txt").write_text(installed.stdout, encoding="utf-8")
 
 
 def lay_out(tree: Path, out: Path, layout: str = LAYOUT, size: int = SIZE) -> None:

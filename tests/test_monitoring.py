@@ -30,6 +30,7 @@ REPORT: dict[str, Any] = {
     "totals": {"sanitized": 5, "camera_lost": 1},
     "ms": {"detect": {"p50": 1.0, "p95": 2.0}},
     "encodes": {"h264": 3},
+    "encode_errors": {"h264": 1},
     "outputs": [{"to": "rtsp://nas", "connected": True, "bytes": 1, "retries": 0, "dropped": 0, "viewers": 0}],
     "transmit": {"totals": {}, "viewers": 1, "ms": {"glass_to_wire": {"p95": 40.0}}},
 }

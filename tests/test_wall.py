@@ -24,7 +24,7 @@ PACKAGES = {
 }
 # The modules and sub-packages of edgesan, from the bottom: each imports only what stands on a floor below its own.
 FLOORS = (
-    {"control", "errors", "frames", "log", "metrics", "noise", "ort"},
+    {"control", "errors", "frames", "log", "metrics", "noise", "ort", "v4l2"},
     {"disk", "isolation", "message", "targets", "watchdog", "zones"},
     {"config", "fetch", "request", "standing"},
     {"outlets"},

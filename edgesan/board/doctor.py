@@ -23,12 +23,12 @@ from pathlib import Path
 from typing import Final, Literal
 from urllib.parse import urlsplit
 
-from edgesan import standing
+from edgesan import standing, v4l2
 from edgesan.config import ANY, Config, http_address
 from edgesan.errors import CameraError, ConfigError, ModelError, RollbackError, SignatureError, SinkError
 from edgesan.isolation import IsolationClaim, disk_swaps
 from edgesan.model import rollback
-from edgesan.outlets import rtsp_server
+from edgesan.outlets import rtsp_server, virtualcam
 from edgesan.targets import Target
 from edgesan.transmit.tls import tls_context
 
@@ -306,10 +306,8 @@ def dma_heaps(root: Path) -> Finding | None:
     locked = [heap for heap in heaps if not os.access(heap, os.R_OK | os.W_OK)]
     if not locked:
         return Finding("dma_heap", "ok", ", ".join(heap.name for heap in heaps)) if heaps else None
-    from edgesan.capture import devices
-
     detail = f"no permission for {', '.join(map(str, locked))}: no CSI camera"
-    return Finding("dma_heap", "warn", detail, devices.permission_cure(locked[0]))
+    return Finding("dma_heap", "warn", detail, v4l2.permission_cure(locked[0]))
 
 
 def contiguous_memory(root: Path) -> Finding | None:
@@ -389,6 +387,9 @@ def output(target: Target) -> Iterator[Finding]:
     """Check what an output needs beside edgesan: a package, or GStreamer of the system and a port."""
     if target.kind.needs:
         yield from packages({f"edgesan[{target.kind.module}]": target.kind.needs})
+    if target.device is not None:
+        why, cure = virtualcam.unusable(target.device)
+        yield Finding(target.name, "fail" if why else "ok", why or "it is a virtual camera", cure)
     if target.kind.module == "rtsp_server":
         if lacking := rtsp_server.missing(tls=target.scheme == "serve+rtsps"):
             detail = f"GStreamer's RTSP server, or a part of it, is not installed for {rtsp_server.PYTHON}"

@@ -1,24 +1,15 @@
 """The cameras of this machine, as `edgesan devices` lists them."""
 
-import fcntl
-import grp
 import importlib.util
-import os
-import pwd
 import re
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from edgesan import v4l2
 from edgesan.capture import picamera
 from edgesan.errors import CameraError
 
-# linux/videodev2.h
-VIDIOC_QUERYCAP: Final = 0x80685600
-CAPABILITY: Final = struct.Struct("=16s32s32sIII12x")  # driver, card, bus, version, capabilities, device_caps
-CAP_CAPTURE: Final = 0x00000001 | 0x00001000  # VIDEO_CAPTURE, VIDEO_CAPTURE_MPLANE
-CAP_DEVICE_CAPS: Final = 0x80000000
 # The raw sensors of a Pi's camera pipeline: they capture, but only libcamera can make a picture of it.
 PI_DRIVERS: Final = frozenset({"unicam", "bcm2835-isp", "rp1-cfe", "pispbe"})
 
@@ -46,24 +37,19 @@ def list_devices(dev: Path = Path("/dev")) -> list[CameraDevice]:
 def query(node: Path) -> CameraDevice | None:
     """Ask a V4L2 node what it is; return None if it cannot capture video (codecs, scalers, metadata)."""
     try:
-        file = os.open(node, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            answer = fcntl.ioctl(file, VIDIOC_QUERYCAP, bytes(CAPABILITY.size))
-        finally:
-            os.close(file)
+        return described(node, v4l2.query(node))
     except PermissionError:
-        return CameraDevice(str(node), "?", "?", "v4l2", usable=False, note=f"no permission: {permission_cure(node)}")
+        note = f"no permission: {v4l2.permission_cure(node)}"
+        return CameraDevice(str(node), "?", "?", "v4l2", usable=False, note=note)
     except OSError as error:
         return CameraDevice(str(node), "?", "?", "v4l2", usable=False, note=f"does not answer ({error.strerror})")
-    return described(node, answer)
 
 
-def described(node: Path, answer: bytes) -> CameraDevice | None:
-    """Return the device that a VIDIOC_QUERYCAP answer (104 bytes) describes; None if it cannot capture video."""
-    driver, card, _, _, of_all_nodes, of_this_node = CAPABILITY.unpack(answer)
-    if not (of_this_node if of_all_nodes & CAP_DEVICE_CAPS else of_all_nodes) & CAP_CAPTURE:
+def described(node: Path, device: v4l2.Device) -> CameraDevice | None:
+    """Return the camera that a node is; None if it cannot capture video."""
+    driver, card, capabilities = device
+    if not capabilities & v4l2.CAPTURE:
         return None
-    driver, card = (text.split(b"\0")[0].decode(errors="replace") for text in (driver, card))
     if driver in PI_DRIVERS:
         return CameraDevice(
             str(node), card, driver, "v4l2", usable=False, note="the raw sensor of a Pi camera: use picamera"
@@ -84,20 +70,6 @@ def csi_cameras() -> list[CameraDevice]:
         for place, info in enumerate(infos)
         if "/usb" not in info["Id"]
     ]
-
-
-def permission_cure(node: Path) -> str:
-    """Return what to do where a device node exists but may not be opened."""
-    status = node.stat()
-    try:
-        group, user = grp.getgrgid(status.st_gid), pwd.getpwuid(os.getuid()).pw_name
-    except KeyError:
-        return f"run edgesan as a user of the group with the number {status.st_gid}"
-    if status.st_gid == 0 or status.st_mode & 0o060 != 0o060:
-        return "only root may open it; a udev rule must give it to the group video"
-    if user in group.gr_mem:
-        return f"you joined the group {group.gr_name} after you logged in: log in again"
-    return f"sudo usermod -aG {group.gr_name} {user}, then log in again"
 
 
 def table(devices: list[CameraDevice]) -> str:

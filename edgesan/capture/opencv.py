@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from edgesan.capture.devices import permission_cure
+from edgesan import v4l2
 from edgesan.capture.source import MOST_PIXELS, FrameRateLimiter, LiveSource, Source, before_turn, upright
 from edgesan.errors import CameraError, CameraLost, EndOfStream
 from edgesan.frames import Pixels, RawFrame, lend
@@ -56,7 +56,7 @@ def open_device(path: Path, size: tuple[int, int] | None, fps: float | None, rot
         CameraError: this user may not open it, it is busy, or it gives no picture.
     """
     if not os.access(path, os.R_OK | os.W_OK):
-        raise CameraError(f"you may not open {path}: {permission_cure(path)}")
+        raise CameraError(f"you may not open {path}: {v4l2.permission_cure(path)}")
     capture = cv2.VideoCapture(str(path), cv2.CAP_V4L2)
     if not capture.isOpened():
         raise CameraError(

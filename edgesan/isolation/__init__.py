@@ -161,13 +161,19 @@ def outlet_process(*, network: bool) -> str:
 
 
 def outlet(
-    reads: Iterable[Path] = (), writes: Iterable[Path] = (), *, network: bool, ports: Iterable[int] | None = None
+    reads: Iterable[Path] = (),
+    writes: Iterable[Path] = (),
+    devices: Iterable[Path] = (),
+    *,
+    network: bool,
+    ports: Iterable[int] | None = None,
 ) -> list[IsolationClaim]:
     """Give up all that a process which sends or records sanitized frames does not need, above all the cameras.
 
     Args:
         reads: files and folders that it reads, beside those of Python and the system.
         writes: folders that it makes files in.
+        devices: virtual cameras that it writes to; no camera that sees something.
         network: keep the network.
         ports: TCP ports that it may connect to, where the kernel can say so (Landlock version 4); None: any.
 
@@ -178,11 +184,13 @@ def outlet(
         IsolationError: as `sanitize`.
     """
     _must_be_alone()
-    reads, writes = list(reads), list(writes)
+    reads, writes, devices = list(reads), list(writes), list(devices)
     context = ProbeContext.now([*reads, *writes], writes)
+    context.virtual = set(map(str, devices))
     context.session = limits.leave_terminal()
     limits.limit_memory(limits.MOST_MEMORY_LOADING)
     rules = landlock.readable([*reads, *(landlock.RESOLVER if network else ())]) | dict.fromkeys(writes, landlock.WRITE)
+    rules |= dict.fromkeys(devices, landlock.DEVICE)
     if not landlock.restrict(rules, network=network, ports=ports):
         limits.hide_devices()
     limits.forbid_dumps()

@@ -46,6 +46,16 @@ def _reach() -> None:
         probe.connect(STRANGER)
 
 
+def own_address() -> str:
+    """Return this machine's address where it has a way to others; nothing if it has none. No packet is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(STRANGER)
+            return str(probe.getsockname()[0])
+        except OSError:  # no way out: a network without a router
+            return ""
+
+
 def is_alone() -> bool:
     """Return whether no other process has a socket in this network namespace.
 

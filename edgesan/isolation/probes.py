@@ -46,6 +46,7 @@ class ProbeContext:
         self.home = Path("/")
         self.outside = ""
         self.cameras: list[str] = []
+        self.virtual: set[str] = set()  # of these, those that show what is written to them
         self.mine: list[Path] = []
         self.written: list[Path] = []
         self._sockets: list[socket.socket] = []
@@ -175,9 +176,10 @@ def _list_home(context: ProbeContext) -> int:
 
 
 def _open_cameras(context: ProbeContext) -> int:
-    results = [errno_of(_open, node) for node in dict.fromkeys((*context.cameras, "/dev/video0"))]
+    nodes = {*context.cameras, "/dev/video0"} - context.virtual
+    results = [errno_of(_open, node) for node in sorted(nodes)]
     opened = (result for result in results if result not in NO_DEVICE)
-    return next(opened, max(results, key=lambda e: e != errno.ENOENT))
+    return next(opened, max(results, key=lambda e: e != errno.ENOENT, default=errno.ENOENT))
 
 
 def _open_stand_in(_: ProbeContext) -> int:

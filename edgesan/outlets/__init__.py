@@ -13,5 +13,6 @@ frames, and no more of it than it asks for.
     webrtc        browsers that show the page
     mqtt          Home Assistant, by a broker
     feed          a provider that recognises people
+    virtualcam    a camera of this machine that other programs open
     announce      the name of the camera in the local network
 """

@@ -16,7 +16,7 @@ from zeroconf.asyncio import AsyncZeroconf
 
 from edgesan.config import Config, http_address, is_loopback
 from edgesan.errors import ConfigError
-from edgesan.isolation.limits import STRANGER
+from edgesan.isolation.limits import own_address
 from edgesan.outlets.link import Attempts, Link, Lost
 from edgesan.targets import Target
 
@@ -120,13 +120,3 @@ def infos(announcement: Announcement) -> list[ServiceInfo]:
         )
         for service in announcement.services
     ]
-
-
-def own_address() -> str:
-    """Return this machine's address where it has a way to others; nothing if it has none. No packet is sent."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(STRANGER)
-            return str(probe.getsockname()[0])
-        except OSError:
-            return ""

@@ -33,7 +33,7 @@ import aiohttp
 from edgesan import __version__
 from edgesan.config import LEAST_TOKEN, Config, is_loopback
 from edgesan.errors import ConfigError
-from edgesan.message import Latents, Place
+from edgesan.message import Latents, Place, unix_s
 from edgesan.outlets.channel import CHIP, CODES, STATUS, Chip, Codes, Report
 from edgesan.outlets.link import Attempts, Link, Lost, side_by_side
 from edgesan.outlets.trust import trusting
@@ -115,7 +115,7 @@ class Feed:
         self._seen = latents
         if self._send == "message":
             message = base64.b64encode(content).decode()
-            self._put({"model": model, "captured": clock_time(latents.captured_ns), "message": message})
+            self._put({"model": model, "captured": _utc(latents.captured_ns), "message": message})
         elif self._send == "codes":
             before = self._codes
             self._codes = {face.track: (face.code, latents.alpha) for face in latents.faces}
@@ -159,7 +159,7 @@ class Feed:
         batch = {
             "batch": f"{self._name}-{self._number}",
             "camera": self._camera,
-            "created": clock_time(time.monotonic_ns()),
+            "created": _utc(time.monotonic_ns()),
             "faces": faces,
         }
         return json.dumps(batch).encode()
@@ -208,17 +208,16 @@ def signature(secret: str, body: bytes) -> str:
     return f"sha256={hmac.new(secret.encode(), body, hashlib.sha256).hexdigest()}"
 
 
-def clock_time(monotonic_ns: int) -> str:
-    """Return a time of CLOCK_MONOTONIC as the clock says it now, in UTC."""
-    wall_ns = time.time_ns() - (time.monotonic_ns() - monotonic_ns)
-    return datetime.fromtimestamp(wall_ns / 1e9, UTC).isoformat(timespec="milliseconds")
+def _utc(monotonic_ns: int) -> str:
+    """Return a time of CLOCK_MONOTONIC in UTC, as ISO 8601."""
+    return datetime.fromtimestamp(unix_s(monotonic_ns), UTC).isoformat(timespec="milliseconds")
 
 
 def _face(model: str, captured_ns: int, track: int, place: Place, seen: Latents) -> dict[str, Any]:
     """Return what chips and codes have in common."""
     return {
         "model": model,
-        "captured": clock_time(captured_ns),
+        "captured": _utc(captured_ns),
         "track": track,
         "x": round(place.x, 2),
         "y": round(place.y, 2),

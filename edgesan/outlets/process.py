@@ -56,6 +56,7 @@ def run(config: Config, target: Target, connection: socket.socket, control: Cont
     claims = isolation.outlet(
         [AUTHORITIES] if kind.calls else [],
         [] if target.folder is None else [target.folder],
+        [] if target.device is None else [target.device],
         network=kind.calls,
         ports=None if kind.any_port else [target.port],
     )

@@ -7,31 +7,21 @@ import io
 import socket
 
 from edgesan.config import ANY, http_address, is_loopback
-from edgesan.isolation.limits import STRANGER
+from edgesan.isolation.limits import own_address
 
 
 def visible_url(server: str) -> str:
     """Return the address at which viewers find a server: of one that listens everywhere, the machine's in its network.
 
-    Needs a socket, so it comes before isolation. No packet is sent: connecting UDP only looks up a route.
+    Needs a socket, so it comes before isolation.
 
     Args:
         server: http://HOST:PORT, or https.
     """
     host, port = http_address(server)
     if host in ANY:
-        host = _own_address()
+        host = own_address() or f"{socket.gethostname()}.local"
     return f"{server.partition('://')[0]}://{f'[{host}]' if ':' in host else host}:{port}/"
-
-
-def _own_address() -> str:
-    """Return this machine's address where it has a way to others, or else its name."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(STRANGER)
-            return str(probe.getsockname()[0])
-        except OSError:  # no way out: a network without a router
-            return f"{socket.gethostname()}.local"
 
 
 def links(url: str) -> list[dict[str, str]]:

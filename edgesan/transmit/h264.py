@@ -3,8 +3,13 @@
 The encoder is libx264, set for latency: no frame waits for a later one. A key frame comes every two seconds and when an
 outlet asks for one, and carries its header (SPS and PPS). Times are those of the capture. An encoder of a board
 (h264_v4l2m2m) is a device like a camera, and the transmit process may open none.
+
+An encoder that fails costs pictures of the video and nothing else: it is begun anew, after a rest that grows each time.
 """
 
+import logging
+import time
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, Final
 
@@ -15,6 +20,9 @@ from av.video.frame import PictureType
 from edgesan.errors import SinkError
 from edgesan.frames import SanitizedFrame
 from edgesan.outlets.channel import Video
+from edgesan.outlets.link import HEALTHY_S, BackOff
+
+logger = logging.getLogger(__name__)
 
 CODEC: Final = "libx264"
 TIME_BASE: Final = Fraction(1, 1_000_000)
@@ -29,33 +37,46 @@ NAL_SPS, NAL_PPS = 7, 8
 class H264Encoder:
     """Encodes frames of any size; one whose size differs from the last begins anew with a key frame.
 
-    An odd last row or column is left out (4:2:0 has none).
+    An odd last row or column is left out (4:2:0 has none). What fails is said once, and again after it has worked.
 
-    Raises:
-        SinkError: PyAV has no libx264 here.
+    Args:
+        clock: returns seconds that never go back.
     """
 
-    def __init__(self) -> None:
-        if CODEC not in av.codecs_available:
-            raise SinkError(f"PyAV {av.__version__} has no {CODEC} here; install a wheel that has it: pip install av")
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.count = 0
         """Frames that were encoded."""
+        self.errors = 0
+        """How often the encoder failed."""
+        self.why = ""
+        """Why no video comes; empty while it does."""
+        self._clock, self._back_off = clock, BackOff(clock)
         self._codec: Any = None
         self._key_ns = self._last_us = 0
+        self._due_s = clock()  # when it works again
 
     def __call__(self, frame: SanitizedFrame, *, key: bool) -> list[Video]:
-        """Encode a frame; return its packet, or nothing for a frame of less than 2x2 pixels.
+        """Encode a frame; return its packet, or nothing: of less than 2x2 pixels, or while the encoder does not work.
 
         Args:
             frame: the newest one.
             key: whether it must be a key frame.
-
-        Raises:
-            SinkError: the encoder failed.
         """
-        height, width = frame.pixels.shape[0] // 2 * 2, frame.pixels.shape[1] // 2 * 2
-        if not (height and width):
+        if min(frame.pixels.shape[:2]) < 2 or self._clock() < self._due_s:
             return []
+        try:
+            packets = self._encode(frame, key=key)
+        except SinkError as error:
+            self._fail(str(error))
+            return []
+        if self.why:
+            logger.info("the video goes on")
+        self.count, self.why = self.count + 1, ""
+        return packets
+
+    def _encode(self, frame: SanitizedFrame, *, key: bool) -> list[Video]:
+        """Return the packet of a frame. Raises SinkError."""
+        height, width = frame.pixels.shape[0] // 2 * 2, frame.pixels.shape[1] // 2 * 2
         captured_ns = frame.stamps.captured_ns
         try:
             if self._codec is None or (self._codec.width, self._codec.height) != (width, height):
@@ -69,11 +90,23 @@ class H264Encoder:
             packets = self._codec.encode(picture)
         except av.FFmpegError as error:
             raise SinkError(f"cannot encode a picture of {width}x{height} as H.264: {error.strerror}") from error
-        self.count += 1
         return [_video(bytes(each), each.is_keyframe, each.pts * 1000, width, height) for each in packets]
+
+    def _fail(self, why: str) -> None:
+        """Drop the encoder, and rest. The next one begins with a key frame."""
+        now_s = self._clock()
+        if now_s - self._due_s >= HEALTHY_S:
+            self._back_off.reset()
+        if why != self.why:
+            logger.warning("%s; the video stops, the encoder is begun anew", why)
+        self._codec, self._due_s = None, now_s + self._back_off.next_s()
+        self.errors, self.why = self.errors + 1, why
 
 
 def _codec(width: int, height: int) -> Any:
+    """Return an encoder, which opens with its first picture. Raises SinkError where PyAV has none."""
+    if CODEC not in av.codecs_available:
+        raise SinkError(f"PyAV {av.__version__} has no {CODEC} here; install a wheel that has it: pip install av")
     codec: Any = av.CodecContext.create(CODEC, "w")
     codec.width, codec.height, codec.pix_fmt = width, height, "yuv420p"
     codec.time_base, codec.framerate = TIME_BASE, Fraction(NOMINAL_FPS)

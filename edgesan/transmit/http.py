@@ -29,7 +29,7 @@ from multidict import CIMultiDict
 from edgesan.config import http_address, is_loopback
 from edgesan.errors import ConfigError
 from edgesan.frames import SanitizedFrame
-from edgesan.message import FRESH_NS
+from edgesan.message import FRESH_NS, unix_s
 from edgesan.metrics import Metrics
 from edgesan.request import Alpha, Request, Zones
 from edgesan.transmit.admission import Server, Tokens, authorized, host_name, is_embedded, is_foreign
@@ -236,7 +236,7 @@ class HttpSink:
                 shown, frame = self._count, self._frame
                 assert frame is not None
                 picture = self._newest_jpeg()
-                taken = f"X-Timestamp: {wall_s(frame.stamps.captured_ns):.6f}\r\n"
+                taken = f"X-Timestamp: {unix_s(frame.stamps.captured_ns):.6f}\r\n"
                 head = f"Content-Type: image/jpeg\r\n{taken}Content-Length: {len(picture)}\r\n\r\n".encode()
                 started_ns = time.monotonic_ns()
                 try:
@@ -503,11 +503,6 @@ class Connection(web.RequestHandler):
         answer = web.Response(status=400, text="this is not a valid HTTP request\n", headers=HEADERS | _framing(()))
         answer.force_close()
         return answer
-
-
-def wall_s(captured_ns: int) -> float:
-    """Return a time of CLOCK_MONOTONIC as seconds since 1970, by the clock of the moment."""
-    return time.clock_gettime(time.CLOCK_REALTIME) - (time.monotonic_ns() - captured_ns) / 1e9
 
 
 def _framing(embed_from: Collection[str]) -> dict[str, str]:

@@ -114,7 +114,7 @@ class Outlets:
         """Give a frame to those who want video or JPEG.
 
         Raises:
-            SinkError: it cannot be encoded.
+            SinkError: it cannot be encoded as JPEG.
         """
         captured_ns = frame.stamps.captured_ns
         if self.wants(VIDEO):
@@ -261,14 +261,20 @@ class Outlets:
         """How many frames were encoded, by codec."""
         return {"jpeg": self._jpeg.metrics.totals["encoded"], "h264": self._h264.count if self._h264 else 0}
 
+    @property
+    def encode_errors(self) -> dict[str, int]:
+        """How often an encoder failed, and was begun anew, by codec."""
+        return {"h264": self._h264.errors if self._h264 else 0}
+
     def report(self) -> list[dict[str, Any]]:
         """Return the `outputs` of `/api/status`: where each outlet sends, and how that goes."""
+        no_video = self._h264.why if self._h264 else ""
         return [
             {
                 "to": peer.target.name,
                 "kind": peer.target.kind.module,
                 "connected": peer.state.connected and peer.descriptor >= 0,
-                "why": peer.state.why,
+                "why": peer.state.why or (no_video if peer.want.kinds & VIDEO else ""),
                 "viewers": peer.state.viewers,
                 "bytes": peer.state.bytes,
                 "retries": peer.state.retries,

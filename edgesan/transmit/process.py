@@ -26,7 +26,7 @@ from edgesan.request import Privacy
 from edgesan.standing import NOTHING_SET, Standing
 from edgesan.transmit import sinks
 from edgesan.transmit.directions import directions, links, visible_url
-from edgesan.transmit.sinks import OutputFile, Reporting, Sink
+from edgesan.transmit.sinks import OutputFile, Sink
 from edgesan.zones import Zone, pack
 
 if TYPE_CHECKING:  # numpy must not be loaded before isolation
@@ -166,6 +166,8 @@ class Transmitter:
         Raises:
             SinkError: one of the sinks failed.
         """
+        from edgesan.transmit.http import HttpSink
+
         loop = asyncio.get_running_loop()
         self._channel.setblocking(False)
         loop.add_reader(self._channel, self._receive_pipes)
@@ -176,7 +178,7 @@ class Transmitter:
                 stack.push_async_callback(sink.close)
             stack.callback(self.outlets.close)
             self._control.send(READY)
-            report = next((sink.report for sink in sinks if isinstance(sink, Reporting)), self.report)
+            report = next((sink.report for sink in sinks if isinstance(sink, HttpSink)), self.report)
             stack.callback(loop.create_task(self._report_alive(report)).cancel)
             while not self._ending:
                 try:
@@ -413,4 +415,5 @@ class Transmitter:
             claims, own, wall, fresh, self.links, len(self._renderer.zones), room, self._closed
         )
         said = status.report(self._config, self._decoder, self._status, transmission)
-        return said | {"outputs": self.outlets.report(), "encodes": self.outlets.encodes}
+        encoders = {"encodes": self.outlets.encodes, "encode_errors": self.outlets.encode_errors}
+        return said | {"outputs": self.outlets.report()} | encoders

@@ -21,6 +21,10 @@ WALL: Final = {
     "messages": ("edgesan_wall_messages", "Messages from the process that sees the camera."),
     "refused": ("edgesan_wall_refused", "Messages that were malformed or came too fast."),
 }
+ENCODERS: Final = {
+    "encodes": ("edgesan_encodes", "Frames that were encoded, once for all."),
+    "encode_errors": ("edgesan_encode_errors", "How often an encoder failed, and was begun anew."),
+}
 OUTPUTS: Final = {
     "bytes": ("edgesan_output_bytes", "Bytes that an output has taken."),
     "retries": ("edgesan_output_retries", "Attempts to connect after the first."),
@@ -74,16 +78,24 @@ class Exporter(Collector):
             ("edgesan_uptime_seconds", "Since the start.", r.get("uptime_s", 0)),
         ):
             families.append(GaugeMetricFamily(name, text, value=value))
-        encodes = CounterMetricFamily("edgesan_encodes", "Frames that were encoded, once for all.", labels=["codec"])
-        for codec, value in r.get("encodes", {}).items():
-            encodes.add_metric([codec], value)
-        families += [encodes, *_outputs(r.get("outputs", []))]
+        families += [*_encoders(r), *_outputs(r.get("outputs", []))]
         model = r.get("model", {})
         info = GaugeMetricFamily("edgesan_model_info", "The model that runs.", labels=["name", "version", "sha256"])
         info.add_metric([str(model.get(key, "")) for key in ("name", "version", "sha256")], 1)
         camera = GaugeMetricFamily("edgesan_info", "This camera.", labels=["name", "version"])
         camera.add_metric([r.get("name", ""), r.get("version", "")], 1)
         return [*families, info, camera]
+
+
+def _encoders(report: dict[str, Any]) -> list[Metric]:
+    """Return the metrics of the encoders, by codec."""
+    families: list[Metric] = []
+    for key, (name, text) in ENCODERS.items():
+        family = CounterMetricFamily(name, text, labels=["codec"])
+        for codec, value in report.get(key, {}).items():
+            family.add_metric([codec], value)
+        families.append(family)
+    return families
 
 
 def _outputs(outputs: list[dict[str, Any]]) -> list[Metric]:

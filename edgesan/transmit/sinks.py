@@ -6,7 +6,7 @@ Files are opened by the parent, ports by the transmit process before it gives up
 import errno
 import itertools
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
 
 from edgesan import disk
 from edgesan.config import Config
@@ -33,14 +33,6 @@ class Sink(Protocol):
 
     async def close(self) -> None:
         """End all transmissions and release everything. Raises SinkError if a file is not whole."""
-
-
-@runtime_checkable
-class Reporting(Protocol):
-    """A sink that adds its own part to the status."""
-
-    def report(self) -> dict[str, Any]:
-        """Return the whole status."""
 
 
 class OutputFile(NamedTuple):

@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
+from edgesan import v4l2
 from edgesan.capture import devices
 
 
 def answer(driver: str, of_all: int, of_this: int) -> bytes:
     """What VIDIOC_QUERYCAP fills in."""
-    return devices.CAPABILITY.pack(driver.encode(), b"A Camera", b"usb-1", 0x060C00, of_all, of_this)
+    return v4l2.CAPABILITY.pack(driver.encode(), b"A Camera", b"usb-1", 0x060C00, of_all, of_this)
 
 
 @pytest.mark.parametrize(
@@ -32,7 +33,7 @@ def answer(driver: str, of_all: int, of_this: int) -> bytes:
     ],
 )
 def test_a_node_is_listed_if_it_captures_video(driver: str, of_all: int, of_this: int, usable: bool | None) -> None:
-    device = devices.described(Path("/dev/video7"), answer(driver, of_all, of_this))
+    device = devices.described(Path("/dev/video7"), v4l2.parse(answer(driver, of_all, of_this)))
     if usable is None:
         assert device is None
     else:
@@ -99,7 +100,7 @@ def test_a_node_without_permission_is_listed_with_the_cure(node: Callable[[int],
 def test_the_cure_for_permission_names_the_group(node: Callable[[int], Path]) -> None:
     path = node(0o660)
     os.chown(path, 0, 44)  # video, on Debian
-    assert devices.permission_cure(path) == "sudo usermod -aG video root, then log in again"
+    assert v4l2.permission_cure(path) == "sudo usermod -aG video root, then log in again"
 
 
 def test_pi_cameras_are_listed_by_their_place_and_usb_ones_by_v4l2_only(pi: Any, tmp_path: Path) -> None:

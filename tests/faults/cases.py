@@ -14,7 +14,7 @@ from edgesan.errors import CameraLost, ModelError, SinkError
 
 CAPTURE, FACES, SANITIZE, MODEL = "edgesan.capture.opencv", "edgesan.faces", "edgesan.sanitize", "edgesan.model.load"
 LINK, RENDER, FILES, HTTP = "edgesan.transmit.link", "edgesan.render", "edgesan.transmit.file", "edgesan.transmit.http"
-JPEG = "edgesan.transmit.jpeg"
+JPEG, H264 = "edgesan.transmit.jpeg", "edgesan.transmit.h264"
 AFTER = 5  # calls that go well
 REACHED = "[the fault was reached]\n"
 Wrong = Callable[..., Any]  # wrong(original, *arguments)
@@ -208,6 +208,20 @@ def codec_fails(module: Any) -> None:
     breaks("cv2.imencode", fails(module.cv2.error("encoder")))(module)
 
 
+def codec_ends(module: Any) -> None:
+    """End the stream of libx264 once, which then really refuses the next picture."""
+
+    def wrong(encode: Any, encoder: Any, frame: Any, **options: Any) -> Any:
+        nonlocal ended
+        if not ended:
+            ended = encoder._codec.encode(None) is not None
+        return encode(encoder, frame, **options)
+
+    ended = False
+    breaks("H264Encoder._encode", wrong)(module)
+
+
+VIDEO = Fault("video", "the encoder ends", H264, codec_ends)  # of a run with an outlet: tests/outlets/test_record.py
 FAULTS = (
     Fault("capture", "exception", CAPTURE, breaks("FileSource.frame", fails(OSError("the driver"))), (1,)),
     Fault("capture", "lost", CAPTURE, breaks("FileSource.frame", fails(CameraLost("it was unplugged")))),

@@ -8,9 +8,9 @@ from importlib.machinery import SourceFileLoader
 from typing import Any
 
 if wanted := os.environ.get("EDGESAN_FAULT"):
-    from cases import FAULTS
+    from cases import FAULTS, VIDEO
 
-    fault = next(fault for fault in FAULTS if fault.title == wanted)
+    fault = next(fault for fault in (*FAULTS, VIDEO) if fault.title == wanted)
     load = SourceFileLoader.exec_module
 
     def exec_module(self: SourceFileLoader, module: Any) -> None:

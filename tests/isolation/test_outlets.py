@@ -81,6 +81,31 @@ def test_one_that_records_writes_in_its_folder_and_reaches_nobody(tmp_path: Path
     assert said == {"write": "done", "remove": "done", "outside": "EACCES", "socket": "EPERM"}
 
 
+@pytest.mark.usefixtures("whole")
+def test_one_that_shows_pictures_in_a_device_opens_that_one_and_nothing_else() -> None:
+    done = program(
+        """
+        import errno, json, os
+        from pathlib import Path
+        from edgesan import isolation
+        claims = isolation.outlet(devices=[Path("/dev/full")], network=False)
+        said = {}
+        for name, flags in (("full", os.O_RDWR), ("urandom", os.O_WRONLY), ("tty", os.O_RDWR), ("zero", os.O_RDONLY)):
+            try:
+                os.close(os.open(f"/dev/{name}", flags))
+            except OSError as error:
+                said[name] = errno.errorcode[error.errno]
+            else:
+                said[name] = "done"
+        print(json.dumps([said, [claim.name for claim in claims if not claim.holds]]))
+        """
+    )
+    said, failing = json.loads(done.stdout)
+    assert failing == []
+    assert said.pop("full") == "done"
+    assert set(said.values()) == {"EACCES"}
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("whole")
 def test_the_claims_of_outlets_are_in_the_status(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from zeroconf import IPVersion, ServiceBrowser, ServiceListener, Zeroconf
 
 from edgesan.config import Config
 from edgesan.errors import ConfigError
+from edgesan.isolation.limits import own_address
 from edgesan.outlets import announce
 from edgesan.targets import parse
 from tests.support import COMMAND, free_port
@@ -55,7 +56,7 @@ def until(listener: Listener, name: str, there: bool) -> None:
 
 @pytest.mark.slow
 def test_a_camera_is_found_by_its_name_and_gone_when_it_ends() -> None:
-    if not announce.own_address():
+    if not own_address():
         pytest.skip("this machine is in no network")
     name, port = f"Porch {time.time_ns()}", free_port()
     options = ["--camera", "demo", "--name", name, "--token", TOKEN, "--announce", "--out", f"http://0.0.0.0:{port}"]
@@ -67,7 +68,7 @@ def test_a_camera_is_found_by_its_name_and_gone_when_it_ends() -> None:
             info = zeroconf.get_service_info("_http._tcp.local.", full, 5000)
             assert info
             assert (info.port, info.properties) == (port, {b"path": b"/"})
-            assert announce.own_address() in info.parsed_addresses()
+            assert own_address() in info.parsed_addresses()
             run.terminate()
             _, said = run.communicate(timeout=20)
             assert run.returncode == 0, said

@@ -21,8 +21,9 @@ from edgesan.outlets.channel import Codes, Video
 from edgesan.outlets.record import Folder, Recorder
 from edgesan.targets import parse
 from edgesan.transmit.h264 import H264Encoder
+from tests.faults.cases import REACHED, VIDEO
 from tests.outlets.support import output, status, until
-from tests.support import CLIP, Running, child
+from tests.support import CLIP, ROOT, Running, child
 
 STEP_NS = 100_000_000
 START_S = 1_800_000_000.0  # 2027-01-15T08:00:00Z
@@ -227,6 +228,30 @@ def test_a_recorder_that_is_killed_goes_on_in_a_new_clip_and_all_play(
 
 
 @pytest.mark.slow
+def test_an_encoder_that_fails_in_a_run_costs_a_moment_of_the_recording_and_nothing_else(
+    edgesan: Callable[..., Running], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, (ROOT / "tests" / "faults", ROOT))))
+    monkeypatch.setenv("EDGESAN_FAULT", VIDEO.title)
+    folder = tmp_path / "clips"
+    running = edgesan("--out", f"dir:{folder}?segment=60s")
+    until(lambda: status(running).get("encode_errors") == {"h264": 1})
+    before, transmit = status(running), child(running.process.pid, "transmit")
+    until(lambda: status(running)["encodes"]["h264"] > before["encodes"]["h264"] + 20)
+    after = status(running)
+    assert transmit.is_running()
+    assert after["ready"]
+    assert after["outputs"][0]["starts"] == 1
+    assert after["encode_errors"] == {"h264": 1}
+    code, text, _ = running.end()
+    assert code == 0
+    assert text.count("as H.264: ") == 1
+    assert REACHED in text
+    (path,) = files(folder)
+    with av.open(str(path)) as clip:
+        assert len(list(clip.decode(video=0))) > 20
+
+
 def test_a_transmit_process_that_is_killed_costs_a_recording_a_moment(
     edgesan: Callable[..., Running], tmp_path: Path
 ) -> None:

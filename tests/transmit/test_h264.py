@@ -1,17 +1,21 @@
 """The one H.264 encoder: a packet a frame, key frames in time and on request, the camera's times, any decoder."""
 
 import io
+import logging
 from collections.abc import Callable
 
 import av
 import numpy as np
+import pytest
 
 from edgesan.frames import SanitizedFrame
 from edgesan.outlets.channel import Video
+from edgesan.transmit import h264
 from edgesan.transmit.h264 import H264Encoder
 
 Make = Callable[..., SanitizedFrame]
 STEP_NS = 66_666_667
+TOO_WIDE = (16386, 16)  # libx264 takes 16384 pixels at most
 
 
 def encoded(make: Make, count: int, size: tuple[int, int] = (64, 48), first_ns: int = 10**12) -> list[Video]:
@@ -72,3 +76,74 @@ def test_times_rise_also_where_those_of_the_camera_do_not(sanitized_frame: Make)
     encoder = H264Encoder()
     times = [encoder(sanitized_frame(1, captured_ns=t), key=False)[0].captured_ns for t in (10**9, 10**9, 5 * 10**8)]
     assert times == sorted(set(times))
+
+
+class Clock:
+    """Seconds that a test sets."""
+
+    def __init__(self) -> None:
+        self.now_s = 1000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_an_encoder_that_refuses_a_picture_costs_pictures_and_goes_on_with_a_key_frame(
+    sanitized_frame: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    clock = Clock()
+    encoder = H264Encoder(clock)
+    packets = [encoder(sanitized_frame(n, captured_ns=n * STEP_NS), key=False)[0] for n in range(3)]
+    assert encoder(sanitized_frame(3, TOO_WIDE, 3 * STEP_NS), key=False) == []
+    assert (encoder.count, encoder.errors) == (3, 1)
+    assert encoder.why.startswith("cannot encode a picture of 16386x16 as H.264: ")
+    assert encoder(sanitized_frame(4, captured_ns=4 * STEP_NS), key=False) == [], "it rests"
+    clock.now_s += 0.6
+    packets += [encoder(sanitized_frame(n, captured_ns=n * STEP_NS), key=False)[0] for n in range(5, 8)]
+    assert [each.key for each in packets] == [True, False, False, True, False, False]
+    assert len(decoded(packets)) == 6
+    assert (encoder.count, encoder.errors, encoder.why) == (6, 1, "")
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+
+
+def test_an_encoder_that_ends_in_the_middle_of_a_video_is_begun_anew(sanitized_frame: Make) -> None:
+    clock = Clock()
+    encoder = H264Encoder(clock)
+    packets = [encoder(sanitized_frame(n, captured_ns=n * STEP_NS), key=False)[0] for n in range(3)]
+    encoder._codec.encode(None)  # the end of the stream: what comes after it is refused
+    assert encoder(sanitized_frame(3, captured_ns=3 * STEP_NS), key=False) == []
+    clock.now_s += 0.6
+    packets += [encoder(sanitized_frame(n, captured_ns=n * STEP_NS), key=False)[0] for n in range(4, 7)]
+    assert [each.key for each in packets] == [True, False, False, True, False, False]
+    assert len(decoded(packets)) == 6
+    assert encoder.errors == 1
+
+
+def test_one_that_fails_for_hours_is_said_once_and_tried_ever_more_rarely(
+    sanitized_frame: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock = Clock()
+    encoder = H264Encoder(clock)
+    tried: list[float] = []
+    for second in range(7200):
+        before, clock.now_s = encoder.errors, 1000.0 + second
+        assert encoder(sanitized_frame(second, TOO_WIDE, second * 10**9), key=False) == []
+        tried += [second] * (encoder.errors - before)
+    assert tried[1] - tried[0] <= 1
+    assert 20 <= min(b - a for a, b in zip(tried[-20:], tried[-19:], strict=False)) <= 31
+    assert len(caplog.records) == 1
+    clock.now_s += 31
+    assert encoder(sanitized_frame(1), key=False)[0].key
+    clock.now_s += 60
+    encoder(sanitized_frame(2, TOO_WIDE), key=False)
+    clock.now_s += 0.6
+    assert encoder(sanitized_frame(3), key=False)[0].key, "it was well for a while, so that it is tried soon"
+
+
+def test_a_wheel_without_libx264_is_said_in_words(sanitized_frame: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(h264, "CODEC", "libx299")  # which no wheel has
+    encoder = H264Encoder()
+    assert encoder(sanitized_frame(0), key=False) == []
+    assert encoder.why.endswith("has no libx299 here; install a wheel that has it: pip install av")
+    assert encoder.errors == 1

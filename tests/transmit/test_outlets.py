@@ -119,6 +119,32 @@ def test_nothing_is_encoded_for_nobody_and_once_for_many(stage: Any, sanitized_f
     stage(play)
 
 
+def test_an_h264_encoder_that_fails_costs_no_jpeg_and_its_video_goes_on(stage: Any, sanitized_frame: Make) -> None:
+    async def play(s: Stage) -> None:
+        for number, kinds in enumerate((VIDEO, VIDEO | JPEG, JPEG)):
+            await s.say(number, State(True), Want(kinds))
+        s.outlets.send(sanitized_frame(1, captured_ns=STEP_NS))
+        for number in (2, 3):  # wider than libx264 takes; JPEG does
+            s.outlets.send(sanitized_frame(number, (16386, 16), number * STEP_NS))
+        assert s.outlets.encodes == {"jpeg": 3, "h264": 1}
+        assert s.outlets.encode_errors == {"h264": 1}
+        why = [each["why"] for each in s.outlets.report()]
+        assert "cannot encode a picture of 16386x16 as H.264" in why[0]
+        assert why[1] == why[0]
+        assert why[2] == ""
+        await asyncio.sleep(0.6)
+        for number in (20, 21):
+            s.outlets.send(sanitized_frame(number, captured_ns=number * STEP_NS))
+        assert s.outlets.encode_errors == {"h264": 1}
+        for number in (0, 1):
+            heard = s.heard(number)
+            assert [each.key for each in heard if isinstance(each, Video)] == [True, True, False]
+            assert [type(each) for each in heard].count(Jpeg) == 5 * number
+        assert len(s.heard(2)) == 5
+
+    stage(play)
+
+
 def test_each_outlet_gets_what_it_wants_and_nothing_else(stage: Any, sanitized_frame: Make) -> None:
     async def play(s: Stage) -> None:
         for number, kind in enumerate((STATUS, CODES, CHIP)):
