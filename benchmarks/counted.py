@@ -60,7 +60,7 @@ class Valgrind:
 def main(folder: Path) -> None:
     """Run each part; valgrind writes down what it takes."""
     ort.cpu_flags = lambda root=folder: frozenset({"avx2"})  # whatever the host has
-    load.CALL_S = 600.0  # type: ignore[misc]  # here a call takes long
+    load.LIMIT.seconds = 600  # here a call takes long
     cv2.setNumThreads(1)
     valgrind, feed = Valgrind(), dict(np.load(folder / "feed.npz"))
     for path in sorted(folder.glob("*.onnx")):
