@@ -66,7 +66,8 @@ class Detector:
             pixels if scale == 1.0 else cv2.resize(pixels, (small_width, small_height), interpolation=cv2.INTER_LINEAR)
         )
         padded = np.zeros((1, 3, -(-small_height // 32) * 32, -(-small_width // 32) * 32), np.float32)
-        padded[0, :, :small_height, :small_width] = small.transpose(2, 0, 1)
+        for plane, channel in zip(padded[0], cv2.split(small), strict=True):  # half the time of one transposed copy
+            plane[:small_height, :small_width] = channel
         heads = self._session.run(self._outputs, {"input": padded})
         # The outputs of all strides, one after the other: [anchors, ...]
         sure, there, box, points = (np.concatenate([head[0] for head in heads[i::4]]) for i in range(4))
