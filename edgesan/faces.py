@@ -103,8 +103,8 @@ class Track:
     seen_ns: int
     noise: NDArray[np.float32] = field(repr=False)
     code: bytes = b""  # contains the noise; empty until the face is encoded
-    encoded_ns: int = 0
-    pose: tuple[complex, ...] = (0j,) * 5  # when the face was encoded
+    cut_ns: int | None = None  # when the chip of its code was cut; None: none was
+    pose: tuple[complex, ...] = (0j,) * 5  # in that chip
     found: int = 1  # how many times
     moved: float = 0.0  # face widths, since it was found
 
@@ -115,7 +115,6 @@ class Tracker:
     def __init__(self, hold_ns: int, new_noise: Callable[[], NDArray[np.float32]]) -> None:
         self.hold_ns, self._new_noise = hold_ns, new_noise
         self.tracks: list[Track] = []
-        self.lost_ns = 0  # when a track ended last
         self._next = 0
 
     def update(self, faces: list[Face], now_ns: int) -> None:
@@ -149,10 +148,7 @@ class Tracker:
 
     def expire(self, now_ns: int) -> None:
         """Drop the tracks whose faces were not found for longer than the hold."""
-        living = [track for track in self.tracks if now_ns - track.seen_ns <= self.hold_ns]
-        if len(living) < len(self.tracks):
-            self.lost_ns = now_ns
-        self.tracks = living
+        self.tracks = [track for track in self.tracks if now_ns - track.seen_ns <= self.hold_ns]
 
 
 class Follower:
