@@ -14,7 +14,7 @@ from benchmarks import instructions
 from edgesan import bench
 
 MOST_WORSE: Final = 0.03
-FACES: Final = (2,)
+CLIPS: Final = ("2-faces",)
 
 
 def worse(stored: Mapping[str, float], now: Mapping[str, float]) -> list[str]:
@@ -40,15 +40,15 @@ def text(stored: Mapping[str, float], now: Mapping[str, float]) -> str:
 def main() -> int:
     """Compare the counts with the stored ones; exit code 1 if one is worse."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.check", description=__doc__)
-    help_ = "count frames of so many faces (default 2); may be repeated"
-    parser.add_argument("--faces", type=int, action="append", choices=instructions.FACES, help=help_)
+    help_ = "count frames of this clip (default: 2-faces); may be repeated"
+    parser.add_argument("--clip", action="append", choices=instructions.CLIPS, help=help_)
     arguments = parser.parse_args()
     versions, stored = instructions.load()
     reason = instructions.missing() or incomparable(versions, instructions.versions())
     if reason:
         print(f"error: {reason}; store the counts of the version to compare with: make instructions", file=sys.stderr)
         return 2
-    now = instructions.measure(arguments.faces or FACES, networks=False)
+    now = instructions.measure(arguments.clip or CLIPS, networks=False)
     print(text(stored, now))
     bad = worse(stored, now)
     if bad:

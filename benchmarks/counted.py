@@ -2,13 +2,13 @@
 
     python -m benchmarks.counted FOLDER
 
-The folder holds still.npy, pictures in N-faces.npy and, where networks are counted, their .onnx files and feed.npz.
+The folder holds still.npy, the pictures of each clip in clip-NAME.npy and, where networks are counted, their .onnx
+files and feed.npz.
 """
 
 import ctypes
 import mmap
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
@@ -25,7 +25,7 @@ from edgesan.model.load import Model, load_model
 from edgesan.scene import Still
 from edgesan.silhouette import Silhouettes
 
-WARM: Final = 8  # frames that are not counted
+WARM: Final = 18  # frames that are not counted: all faces are known then
 FRAMES: Final = 6
 FRAME_NS: Final = 10**9 // 30
 CALLS: Final = 2  # of the network
@@ -44,40 +44,59 @@ class Valgrind:
         self._memory.write(self.CODE)
         address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
         self._call = ctypes.CFUNCTYPE(ctypes.c_uint64, ctypes.c_void_p)(address)
+        self._counts = False
 
     def _ask(self, what: int, text: bytes = b"") -> None:
         told = ctypes.create_string_buffer(text)
         self._call((ctypes.c_uint64 * 6)(self.CALLGRIND + what, ctypes.addressof(told)))
 
-    def count(self, name: str, call: Callable[[], object]) -> None:
-        """Count the instructions of a call, and write them down under a name."""
+    def start(self) -> None:
+        """Begin to count."""
+        self._counts = True
         self._ask(self.START)
-        call()
-        self._ask(self.DUMP, name.encode())
+
+    def mark(self, name: str) -> None:
+        """Write down under a name what was counted since the mark before, or since the start; nothing before that."""
+        if self._counts:
+            self._ask(self.DUMP, name.encode())
+
+    def stop(self) -> None:
+        """Count no more."""
+        self._counts = False
         self._ask(self.STOP)
 
 
 def main(folder: Path) -> None:
     """Run each part; valgrind writes down what it takes."""
     ort.cpu_flags = lambda root=folder: frozenset({"avx2"})  # whatever the host has
-    load.CALL_S = 600.0  # type: ignore[misc]  # here a call takes long
+    load.LIMIT.seconds = 600  # here a call takes long
     cv2.setNumThreads(1)
     valgrind, feed = Valgrind(), dict(np.load(folder / "feed.npz"))
     for path in sorted(folder.glob("*.onnx")):
-        session = ort.session(path.read_bytes())
-        session.run(None, feed)
-        valgrind.count(f"{path.stem}/{CALLS}", lambda: [session.run(None, feed) for _ in range(CALLS)])  # noqa: B023
+        name, content = path.stem, path.read_bytes()
+        sessions = {name: ort.session(content)}
+        if name == "int8":
+            options = ort.session_options(1)
+            options.add_session_config_entry("session.x64quantprecision", "0")
+            sessions["int8, 8-bit products"] = ort.InferenceSession(content, options)
+        for kind, session in sessions.items():
+            session.run(None, feed)
+            valgrind.start()
+            for _ in range(CALLS):
+                session.run(None, feed)
+            valgrind.mark(f"{kind}/{CALLS}")
+            valgrind.stop()
     model, still = load_model(DEMO_MODEL), Still(np.load(folder / "still.npy"), 1)
-    for path in sorted(folder.glob("*-faces.npy")):
-        for side, passes in sides(model, still, np.load(path)).items():
-            next(passes)
-            valgrind.count(f"{side}, {path.stem}/{FRAMES}", lambda: next(passes))  # noqa: B023
+    for path in sorted(folder.glob("clip-*.npy")):
+        count_frames(valgrind, path.stem.removeprefix("clip-"), model, still, np.load(path))
 
 
-def sides(model: Model, still: Still, pictures: Pixels) -> dict[str, Iterator[None]]:
-    """Return, for either side of the wall, an iterator that first gets warm, and then passes FRAMES frames.
+def count_frames(valgrind: Valgrind, name: str, model: Model, still: Still, pictures: Pixels) -> None:
+    """Count what a frame takes on either side of the wall: until it has left, and after that.
 
     Args:
+        valgrind: what counts.
+        name: of the clip.
         model: the loaded model.
         still: the scene.
         pictures: uint8 [WARM + FRAMES, height, width, 3] in BGR.
@@ -88,32 +107,26 @@ def sides(model: Model, still: Still, pictures: Pixels) -> dict[str, Iterator[No
     parts = (model.encoder, Detector(config.detect_size), settings, random.bytes, lambda: 0, Silhouettes(still))
     sanitizer = sanitize.FrameSanitizer(*parts)
     renderer = render.Renderer(model.decoder, (), still, lambda: 0, streams=True)
-    messages: list[bytes] = []
-    chunks = (range(WARM), range(WARM, WARM + FRAMES))
-
-    def seen() -> Iterator[None]:
-        for chunk in chunks:
-            for number in chunk:
-                now_ns = 10**12 + number * FRAME_NS
-                with lend(pictures[number], number, now_ns, now_ns) as raw:
-                    messages.append(message.pack(sanitizer(raw, late=True)))
-                    sanitizer.catch_up(raw)
-            yield
-
-    def shown() -> Iterator[None]:
-        view = None
-        for chunk in chunks:
-            for number in chunk:
-                latents = message.parse(messages[number])
-                assert isinstance(latents, Latents)
-                frame = renderer(latents, late=True)
-                if frame.pixels is not view:
-                    cv2.imencode(".jpg", frame.pixels, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
-                view = frame.pixels
-                renderer.catch_up()
-            yield
-
-    return {"sanitize": seen(), "transmit": shown()}
+    view = None
+    for number, pixels in enumerate(pictures):
+        if number == WARM:
+            valgrind.start()
+        now_ns = 10**12 + number * FRAME_NS
+        with lend(pixels, number, now_ns, now_ns) as raw:
+            sent = message.pack(sanitizer(raw, late=True))
+            valgrind.mark(f"sanitize, {name}/{FRAMES}")
+            sanitizer.catch_up(raw)
+            valgrind.mark(f"encode, {name}/{FRAMES}")
+        latents = message.parse(sent)
+        assert isinstance(latents, Latents)
+        frame = renderer(latents, late=True)
+        if frame.pixels is not view:
+            cv2.imencode(".jpg", frame.pixels, [cv2.IMWRITE_JPEG_QUALITY, QUALITY])
+        view = frame.pixels
+        valgrind.mark(f"transmit, {name}/{FRAMES}")
+        renderer.catch_up()
+        valgrind.mark(f"decode, {name}/{FRAMES}")
+    valgrind.stop()
 
 
 if __name__ == "__main__":

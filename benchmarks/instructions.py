@@ -1,17 +1,17 @@
 """How many instructions a frame takes on either side of the wall: `python -m benchmarks.instructions`.
 
 No busy machine can change these figures: valgrind (`apt install valgrind`) counts each instruction. They are of
-640x480 with a scene, 30 frames/s: of six frames in a row, in which each face is encoded once if it can be, and one look
-for silhouettes is taken. The clip, the noise and the clock are fixed, and the count begins after all is warm.
+640x480 with a scene, 30 frames/s: the mean of six frames in a row, in which each face of two is encoded once, and one
+look for silhouettes is taken. The clips, the noise and the clock are fixed, and the count begins after all is warm.
+What a frame waits for is told from what is done after it has left (`catch_up`).
 
 What makes counts comparable between machines: valgrind 3.19 knows neither AVX-512 nor VNNI, and hides them from the
 program. So every library takes its kernels for AVX2, on whatever x86 processor has that, and edgesan is told so, too.
-They multiply int8 in three instructions where VNNI needs one: what a processor without dot products must do. Other
-versions of the libraries or of the model have counts of their own.
+They multiply int8 with more instructions than VNNI needs: what a processor without dot products must do. Other versions
+of the libraries or of the model have counts of their own.
 """
 
 import argparse
-import itertools
 import json
 import os
 import platform
@@ -20,6 +20,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -37,7 +38,12 @@ from edgesan.model.load import known_inputs, load_model
 
 STORED: Final = Path(__file__).parent / "results" / "instructions.json"
 SIZE: Final = (640, 480)
-FACES: Final = (0, 2, 16)
+CLIPS: Final = ("0-faces", "1-still", "1-faces", "2-faces", "4-faces", "16-faces")
+"""How many faces the frames have; still: nothing moves but the camera's noise."""
+NETWORKS: Final = ("int8", "int8, 8-bit products", "fp32")
+"""8-bit products: as on Arm, where sums of them do not overflow. On x86 without VNNI they do: see `edgesan.ort`."""
+PARTS: Final = ("sanitize", "transmit", "encode", "decode")
+NOISE: Final = 2.0  # levels, of the still clip
 
 
 def versions() -> dict[str, str]:
@@ -59,30 +65,32 @@ def missing() -> str:
     return "" if shutil.which("valgrind") else "valgrind is not installed (apt install valgrind)"
 
 
-def measure(faces: Sequence[int] = FACES, *, networks: bool = True) -> dict[str, float]:
+def measure(clips: Sequence[str] = CLIPS, *, networks: bool = True) -> dict[str, float]:
     """Count the millions of instructions of each part: of a face in the network, and of a frame.
 
     Args:
-        faces: how many faces the frames have.
+        clips: some of CLIPS.
         networks: whether the networks are counted, too.
 
     Raises:
         SystemExit: valgrind failed.
     """
     with tempfile.TemporaryDirectory() as name:
-        _prepare(Path(name), faces, networks=networks)
+        _prepare(Path(name), clips, networks=networks)
         options = ["--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={name}/out"]
         # One hash seed: dictionaries take the same steps in each run.
         environment = os.environ | {"PYTHONHASHSEED": "0", "ORT_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
         command = ["valgrind", *options, sys.executable, "-m", "benchmarks.counted", name]
         run = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-        counts = dict(itertools.chain.from_iterable(map(_counted, sorted(Path(name).glob("out.*")))))
+        counts = Counter[str]()
+        for path in sorted(Path(name).glob("out.*")):
+            counts.update(_counted(path))
     if run.returncode or not counts:
         raise SystemExit(f"error: valgrind ended with {run.returncode}: {run.stderr[-600:]}")
-    return counts
+    return {part: round(count / 1e6, 2) for part, count in counts.items()}
 
 
-def _prepare(folder: Path, faces: Sequence[int], *, networks: bool) -> None:
+def _prepare(folder: Path, clips: Sequence[str], *, networks: bool) -> None:
     """Write what the counted program reads."""
     if networks:
         shipped = onnx.load(DEMO_MODEL)
@@ -91,16 +99,21 @@ def _prepare(folder: Path, faces: Sequence[int], *, networks: bool) -> None:
     chips, noise = known_inputs(1, 64)
     np.savez(folder / "feed.npz", face=chips, noise=noise, alpha=np.full((1, 1), 0.5, np.float32))
     np.save(folder / "still.npy", bench.draw(Clip(SIZE, 0))[0])
-    for count in faces:
-        np.save(folder / f"{count}-faces.npy", bench.draw(Clip(SIZE, count))[: counted.WARM + counted.FRAMES])
+    for clip in clips:
+        faces, kind = clip.split("-")
+        pictures = np.stack(bench.draw(Clip(SIZE, int(faces)))[: counted.WARM + counted.FRAMES])
+        if kind == "still":
+            grain = np.random.default_rng(0).normal(0, NOISE, pictures.shape)
+            pictures = np.clip(pictures[:1] + grain, 0, 255).astype(np.uint8)
+        np.save(folder / f"clip-{clip}.npy", pictures)
 
 
-def _counted(path: Path) -> list[tuple[str, float]]:
-    """Return what a file of callgrind's holds: the part, and its millions of instructions."""
+def _counted(path: Path) -> dict[str, float]:
+    """Return what a file of callgrind's holds: the part, and its instructions in one of its calls or frames."""
     text = path.read_text(encoding="utf-8")
     name = re.search(r"Client Request: (.+)/(\d+)$", text, re.MULTILINE)
     total = re.search(r"^totals: (\d+)", text, re.MULTILINE)  # "summary" is wrong where threads have ended
-    return [(name[1], round(int(total[1]) / int(name[2]) / 1e6, 2))] if name and total else []
+    return {name[1]: int(total[1]) / int(name[2])} if name and total else {}
 
 
 def load(path: Path = STORED) -> tuple[Mapping[str, str], Mapping[str, float]]:
@@ -110,16 +123,18 @@ def load(path: Path = STORED) -> tuple[Mapping[str, str], Mapping[str, float]]:
 
 
 def text(counts: Mapping[str, float]) -> str:
-    """Return the counts as tables; those that are not there are dashes."""
+    """Return the counts as tables."""
     macs = network.cost(onnx.load(DEMO_MODEL))[0] / 1e6
     networks: list[tuple[str | float, ...]] = [
-        (each, counts[each], f"{macs / counts[each]:.1f}") for each in ("int8", "fp32") if each in counts
+        (each, counts[each], f"{macs / counts[each]:.1f}") for each in NETWORKS if each in counts
     ]
     lines = bench.table(("network, one face", "million instructions", "multiplications in one"), networks)
-    both: list[tuple[str | float, ...]] = [
-        (f"{n} faces", *(counts.get(f"{side}, {n}-faces", "–") for side in ("sanitize", "transmit"))) for n in FACES
+    frames: list[tuple[str | float, ...]] = [
+        (clip.replace("-", " "), *(counts[f"{part}, {clip}"] for part in PARTS))
+        for clip in CLIPS
+        if f"sanitize, {clip}" in counts
     ]
-    return "\n".join([*lines, "", *bench.table(("million instructions a frame", "sanitize", "transmit"), both)])
+    return "\n".join([*lines, "", *bench.table(("million instructions a frame", *PARTS), frames)])
 
 
 def main() -> int:

@@ -108,7 +108,7 @@ def main() -> int:
     """Print the projection and its check."""
     macs, moved = network.cost(onnx.load(DEMO_MODEL))
     gmac = macs / 1e9
-    million = instructions.load()[1]["int8"]
+    million = instructions.load()[1]["int8, 8-bit products"]
     counted = f"{macs / 1e6:.0f} MMAC, {moved['int8'] / 1e6:.2f} MB moved, {million:g} million instructions (AVX2)"
     print(f"PROJECTION, not measured: the network alone, int8, ms a face\n\ncounted: {counted}\n")
     rows = []

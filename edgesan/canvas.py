@@ -27,7 +27,9 @@ MARGIN: Final = 8  # fine pixels around the picture, so that outlines leave it
 SUBPIXEL: Final = 4  # bits
 HEAD: Final = (0.55, 0.7)  # half axes of what a face covers, in sides of its chip: its own feather lies within
 MOST_AXIS: Final = 1000  # cells: more covers everything, and no drawing overflows
-BESIDE: Final = 3.0  # how much farther away a face beside a cell counts than one above it
+SQUARE: Final = np.ones((3, 3), np.uint8)
+ELSEWHERE: Final = 2**20  # cells: the distance to a face in another part
+BESIDE: Final = 3  # how much farther away a face beside a cell counts than one above it
 NOTHING: Final = np.zeros((1, 1), bool)
 CLEAR: Final = (0, 0, 0, 255)  # of a layer: no colour, all transparent
 GOLDEN: Final = (math.sqrt(5) - 1) / 2
@@ -128,7 +130,7 @@ def cells(silhouette: Silhouette, heads: tuple[Head, ...]) -> Cells:
     told = np.unpackbits(np.frombuffer(silhouette.bits, np.uint8), count=rows * columns).reshape(rows, columns)
     # Nobody is wider than they are told at a side; below, a body goes on.
     around = cv2.copyMakeBorder(told, 1, 0, 1, 1, cv2.BORDER_CONSTANT)
-    inner = cv2.erode(around, np.ones((3, 3), np.uint8))[1:, 1:-1]
+    inner = cv2.erode(around, SQUARE)[1:, 1:-1]
     on = np.asarray(cv2.resize(inner, (PARTS * columns, PARTS * rows), interpolation=cv2.INTER_NEAREST), np.uint8)
     for each in heads:
         cv2.ellipse(on, (each.x, each.y), (each.across, each.down), 0, 0, 360, 1, -1)
@@ -138,20 +140,27 @@ def cells(silhouette: Silhouette, heads: tuple[Head, ...]) -> Cells:
 def layers(on: Cells, heads: tuple[Head, ...]) -> list[tuple[Cells, tuple[int, int, int]]]:
     """Return cells and their tints, in the order in which they are painted.
 
-    Each connected part is painted whole in the tint of its first face, and over it what belongs to the next one, so
-    that there is no gap between them.
+    Each connected part is painted whole in the tint of its first face, and over it what belongs to each of the others,
+    with a cell more of what belongs to later ones, so that there is no gap between them.
     """
     parts = cv2.connectedComponents(on.view(np.uint8), connectivity=8)[1]
-    down, across = np.mgrid[: on.shape[0], : on.shape[1]]
-    owner, nearest = np.full(on.shape, -1), np.full(on.shape, np.inf)
-    for number, each in enumerate(heads):
-        away = BESIDE * np.abs(across - each.x) + np.abs(down - each.y)
-        closer = (parts == parts[each.y, each.x]) & (away < nearest)
-        owner[closer], nearest[closer] = number, away[closer]
-    painted = [(on & (owner < 0), NOBODY)]
-    painted += [
-        ((owner >= number) & (parts == parts[each.y, each.x]), colour(each.track)) for number, each in enumerate(heads)
-    ]
+    if not heads:
+        return [(on, NOBODY)]
+    _, x, y, *_ = np.array(heads, np.int32).T
+    down, across = np.ogrid[: on.shape[0], : on.shape[1]]
+    away = BESIDE * np.abs(across - x[:, None, None]) + np.abs(down - y[:, None, None])
+    away[parts != parts[y, x, None, None]] = ELSEWHERE
+    nearest = (away * len(heads) + np.arange(len(heads))[:, None, None]).min(0)  # a distance, and whose it is
+    owner = np.where(nearest < ELSEWHERE, nearest % len(heads), -1).astype(np.int8)
+    painted, begun = [(on & (owner < 0), NOBODY)], set[int]()
+    for number, (each, part) in enumerate(zip(heads, parts[y, x].tolist(), strict=True)):
+        later = owner >= number
+        if part in begun:
+            own = cv2.dilate((owner == number).view(np.uint8), SQUARE).view(bool) & later
+        else:
+            own = later & (parts == part)
+            begun.add(part)
+        painted.append((own, colour(each.track)))
     return [(own, tint) for own, tint in painted if own.any()]
 
 
@@ -171,12 +180,17 @@ def outlines(inside: Cells, own: Cells, on: Cells, size: tuple[int, int]) -> lis
         on: all that are covered: between two of them, an outline is not smoothed.
         size: width and height of the picture.
     """
-    fine = (inside.shape[1], inside.shape[0])
-    around = np.asarray(cv2.dilate(own.astype(np.uint8), np.ones((3, 3), np.uint8)), np.uint8)
+    scale = np.array(size) / inside.shape[::-1]
+    x, y, width, height = cv2.boundingRect(own.view(np.uint8))
+    left, top = max(0, x - 2), max(0, y - 2)
+    part = (slice(top, y + height + 2), slice(left, x + width + 2))
+    own, on = own[part], on[part]
+    inside = inside[FINE * part[0].start : FINE * part[0].stop, FINE * part[1].start : FINE * part[1].stop]
+    around = np.asarray(cv2.dilate(own.view(np.uint8), SQUARE), np.uint8)
     around[on & ~own] = 0
-    inside = inside & (cv2.resize(around, fine, interpolation=cv2.INTER_NEAREST) > 0)
+    inside = inside & (cv2.resize(around, inside.shape[::-1], interpolation=cv2.INTER_NEAREST) > 0)
     padded = cv2.copyMakeBorder(inside.view(np.uint8), *(MARGIN,) * 4, cv2.BORDER_REPLICATE)
-    scale, half = np.array(size) / fine, SMOOTH // 2
+    first, half = np.array([left, top], np.float32) * FINE - MARGIN + 0.5, SMOOTH // 2
     lines = []
     for line in cv2.findContours(padded, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)[0]:
         points = line[:, 0].astype(np.float32)
@@ -184,7 +198,7 @@ def outlines(inside: Cells, own: Cells, on: Cells, size: tuple[int, int]) -> lis
             points = np.asarray(
                 cv2.blur(np.concatenate([points[-half:], points, points[:half]]), (1, SMOOTH))[half:-half], np.float32
             )
-        lines.append(np.rint(((points - MARGIN + 0.5) * scale - 0.5) * 2**SUBPIXEL).astype(np.int32))
+        lines.append(np.rint(((points + first) * scale - 0.5) * 2**SUBPIXEL).astype(np.int32))
     return lines
 
 

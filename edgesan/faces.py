@@ -66,7 +66,8 @@ class Detector:
             pixels if scale == 1.0 else cv2.resize(pixels, (small_width, small_height), interpolation=cv2.INTER_LINEAR)
         )
         padded = np.zeros((1, 3, -(-small_height // 32) * 32, -(-small_width // 32) * 32), np.float32)
-        padded[0, :, :small_height, :small_width] = small.transpose(2, 0, 1)
+        for plane, channel in zip(padded[0], cv2.split(small), strict=True):  # half the time of one transposed copy
+            plane[:small_height, :small_width] = channel
         heads = self._session.run(self._outputs, {"input": padded})
         # The outputs of all strides, one after the other: [anchors, ...]
         sure, there, box, points = (np.concatenate([head[0] for head in heads[i::4]]) for i in range(4))
@@ -102,8 +103,8 @@ class Track:
     seen_ns: int
     noise: NDArray[np.float32] = field(repr=False)
     code: bytes = b""  # contains the noise; empty until the face is encoded
-    encoded_ns: int = 0
-    pose: tuple[complex, ...] = (0j,) * 5  # when the face was encoded
+    cut_ns: int | None = None  # when the chip of its code was cut; None: none was
+    pose: tuple[complex, ...] = (0j,) * 5  # in that chip
     found: int = 1  # how many times
     moved: float = 0.0  # face widths, since it was found
 
@@ -114,7 +115,6 @@ class Tracker:
     def __init__(self, hold_ns: int, new_noise: Callable[[], NDArray[np.float32]]) -> None:
         self.hold_ns, self._new_noise = hold_ns, new_noise
         self.tracks: list[Track] = []
-        self.lost_ns = 0  # when a track ended last
         self._next = 0
 
     def update(self, faces: list[Face], now_ns: int) -> None:
@@ -148,10 +148,7 @@ class Tracker:
 
     def expire(self, now_ns: int) -> None:
         """Drop the tracks whose faces were not found for longer than the hold."""
-        living = [track for track in self.tracks if now_ns - track.seen_ns <= self.hold_ns]
-        if len(living) < len(self.tracks):
-            self.lost_ns = now_ns
-        self.tracks = living
+        self.tracks = [track for track in self.tracks if now_ns - track.seen_ns <= self.hold_ns]
 
 
 class Follower:

@@ -1,14 +1,17 @@
 """ONNX Runtime as edgesan uses it: the one place where sessions are made, with their options, and its exceptions."""
 
+import threading
+import time
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import onnxruntime
+from numpy.typing import NDArray
 from onnxruntime.capi import onnxruntime_pybind11_state as exceptions
 
 InferenceSession = onnxruntime.InferenceSession
-RunOptions = onnxruntime.RunOptions
 # ONNX Runtime's exceptions share no base class but Exception. A test compares this list with the library.
 ORT_ERRORS: Final = (
     exceptions.EPFail,
@@ -52,6 +55,54 @@ def session_options(threads: int) -> onnxruntime.SessionOptions:
     if int8_saturates():
         options.add_session_config_entry("session.x64quantprecision", "1")
     return options
+
+
+class TimeLimit:
+    """Ends calls that take too long, from one thread for all of them.
+
+    No call has to wake it: it never sleeps for longer than a call may take, so it wakes before any is due that began
+    meanwhile.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        """Make a limit of so many seconds for each call."""
+        self.seconds = seconds
+        self._due_s: dict[onnxruntime.RunOptions, float] = {}  # when each call that runs must have ended
+        self._thread = threading.Thread()
+
+    def run(
+        self, session: onnxruntime.InferenceSession, outputs: Sequence[str], feed: Mapping[str, NDArray[Any]]
+    ) -> list[NDArray[Any]]:
+        """Run a network, and return these outputs.
+
+        Raises:
+            TimeoutError: it took too long, and was ended. ONNX Runtime ends a call before its next operator.
+            ORT_ERRORS: it failed.
+        """
+        if not self._thread.is_alive():  # nor is it after a fork
+            self._thread = threading.Thread(target=self._watch, name="time limit", daemon=True)
+            self._thread.start()
+        options = onnxruntime.RunOptions()
+        self._due_s[options] = time.monotonic() + self.seconds
+        try:
+            result: list[NDArray[Any]] = session.run(outputs, feed, options)
+        except ORT_ERRORS as error:
+            if options.terminate:
+                raise TimeoutError(f"it took longer than {self.seconds:g} s") from error
+            raise
+        finally:
+            del self._due_s[options]
+        return result
+
+    def _watch(self) -> None:
+        while True:
+            now_s, wake_s = time.monotonic(), self.seconds
+            for options, due_s in list(self._due_s.items()):
+                if due_s <= now_s:
+                    options.terminate = True
+                else:
+                    wake_s = min(wake_s, due_s - now_s)
+            time.sleep(wake_s)
 
 
 @cache

@@ -5,8 +5,9 @@ coarse cell that differs from the still. A missed face leaves nothing else.
 
 A person does not change thirty times a second, so a track is encoded when it is new, when its pose has changed, and
 otherwise a few times a second. Each frame encodes a limited number of faces, those that have waited longest first. In a
-live run, faces that are known are followed, and searched every tenth of a second and when something is new; where
-nothing differs from the still, or nothing stirs, the detector rests.
+live run, faces that are known are followed, and searched every tenth of a second and when something is new; chips are
+cut where they were found, and encoded over the frames until the next search. Where nothing differs from the still, or
+nothing stirs, the detector rests.
 """
 
 import os
@@ -27,8 +28,9 @@ from edgesan.silhouette import Silhouettes, shrink
 from edgesan.zones import Zone, contain
 
 MOST_ENCODED: Final = 2  # faces encoded in one frame
+OVER: Final = 3  # frames over which chips of one are encoded: those from one search to the next
 CONFIRM_NS: Final = 90_000_000  # for which faces are only followed: every third frame of 30 a second is searched
-LOST_NS: Final = 2_000_000_000  # for which a face that is lost is searched in each frame
+MISSED_NS: Final = 300_000_000  # for which a face that is missed is searched in each frame
 YOUNG: Final = 5  # times that a face must have been found before it is followed
 EARLY_NS: Final = 10_000_000  # by which a code may come before its time, as frames do
 REST_NS: Final = 1_000_000_000  # for which the detector rests at most, while nothing differs from the scene or stirs
@@ -84,7 +86,8 @@ class FrameSanitizer:
         self._frames = 0
         self._detected_ns = 0  # when faces were searched last
         self.encoded = 0  # faces of the newest frame that were encoded
-        self._late: list[faces.Track] = []  # to be encoded by `catch_up`
+        self._late: list[faces.Track] = []  # whose chips `catch_up` is to cut
+        self._waiting: list[tuple[faces.Track, Pixels]] = []  # chips that it is to encode
         self._turned = False  # whether alpha has changed since the newest frame
         self._before_ns = -SWIFT_NS  # when the newest frame was captured
         self.spans_ns: tuple[int, ...] = (0,) * len(message.SPANS)
@@ -100,8 +103,9 @@ class FrameSanitizer:
         """Change it. Codes that were made with another alpha do not leave any more."""
         if message.grid_alpha(alpha) != self._alpha:
             self._alpha, self._turned = message.grid_alpha(alpha), True
+            self._waiting = []
             for track in self.tracker.tracks:
-                track.code = b""
+                track.code, track.cut_ns = b"", None
 
     def draw(self, zones: tuple[Zone, ...]) -> None:
         """Let neither a face nor a bit of these zones leave, from the next frame on."""
@@ -111,7 +115,7 @@ class FrameSanitizer:
 
     def forget(self) -> None:
         """Forget all faces: the next frame has nothing to do with the ones before."""
-        self.tracker.tracks, self._late, self._frames = [], [], 0
+        self.tracker.tracks, self._late, self._waiting, self._frames = [], [], [], 0
         self._follower.forget()
         if self.silhouettes:
             self.silhouettes.forget()
@@ -143,11 +147,11 @@ class FrameSanitizer:
 
         placed = self._placed(width, height)
         due = self._due(list(placed), raw.captured_ns)
-        self._late = due if late else []
+        self._late = due[: OVER * self.settings.most_encoded - len(self._waiting)] if late else []
         self._turned, self._before_ns = False, raw.captured_ns
         stamps.append(self._clock())
 
-        self.encoded = 0 if late else self._encode(raw, due)
+        self.encoded = 0 if late else self._encode(self._cut(raw, due[: self.settings.most_encoded]))
         stamps.append(self._clock())
 
         self.spans_ns = (
@@ -167,16 +171,17 @@ class FrameSanitizer:
     def _searches(self, raw: RawFrame, *, swift: bool) -> bool:
         """Return whether to search for faces in this frame; if not, move the tracks with their faces.
 
-        While nothing is new, faces are followed. A face is encoded only where it was found in the same frame, so codes
-        do not depend on how it was followed.
+        While nothing is new, faces are followed. A chip is cut only where its face was found in the same frame, so
+        codes do not depend on how it was followed.
         """
         now_ns, tracks = raw.captured_ns, self.tracker.tracks
         if self._frames % self.settings.detect_every != 0 or self._rests(raw, swift=swift):
             return False
-        lost = 0 <= now_ns - self.tracker.lost_ns < LOST_NS
-        confirmed = 0 <= now_ns - self._detected_ns < CONFIRM_NS and not lost
+        confirmed = 0 <= now_ns - self._detected_ns < CONFIRM_NS
         settled = all(
-            track.seen_ns == self._detected_ns and track.found >= YOUNG and not self._is_due(track, now_ns)
+            track.found >= YOUNG
+            and track.code
+            and (track.seen_ns == self._detected_ns or now_ns - track.seen_ns >= MISSED_NS)
             for track in tracks
         )
         if not (swift and tracks and confirmed and settled):
@@ -194,25 +199,35 @@ class FrameSanitizer:
         return bool(self.silhouettes and self.silhouettes.quiet) or (swift and self._watcher(raw.pixels))
 
     def catch_up(self, raw: RawFrame) -> None:
-        """Encode what `late` has put off: the next frame brings these codes.
+        """Encode what `late` has put off, some of it in each frame: the next one brings these codes.
 
         Raises:
             ModelError: the encoder could not be run.
         """
         began_ns = self._clock()
-        self.encoded += self._encode(raw, self._late)
-        self._late = []
+        living = [each for each in self._waiting + self._cut(raw, self._late) if each[0] in self.tracker.tracks]
+        living.sort(key=lambda each: bool(each[0].code))
+        most = self.settings.most_encoded
+        self._late, self._waiting = [], living[most:]
+        self.encoded += self._encode(living[:most])
         capture, detect, align, encode, whole = self.spans_ns
         self.spans_ns = (capture, detect, align, encode + self._clock() - began_ns, whole)
 
-    def _encode(self, raw: RawFrame, tracks: list[faces.Track]) -> int:
-        """Give each track the code of its face in this frame, and return how many there were."""
-        if tracks:
-            chips = np.stack([faces.cut(raw.pixels, faces.alignment(track.landmarks)) for track in tracks])
-            codes = self.encoder.encode(chips, np.stack([track.noise for track in tracks]), self._alpha)
+    @staticmethod
+    def _cut(raw: RawFrame, tracks: list[faces.Track]) -> list[tuple[faces.Track, Pixels]]:
+        """Cut the chips of tracks out of a frame."""
+        for track in tracks:
+            track.cut_ns, track.pose = raw.captured_ns, faces.pose(track.landmarks)
+        return [(track, faces.cut(raw.pixels, faces.alignment(track.landmarks))) for track in tracks]
+
+    def _encode(self, cut: list[tuple[faces.Track, Pixels]]) -> int:
+        """Give each track the code of its chip, and return how many there were."""
+        if cut:
+            tracks, chips = zip(*cut, strict=True)
+            codes = self.encoder.encode(np.stack(chips), np.stack([track.noise for track in tracks]), self._alpha)
             for track, code in zip(tracks, codes, strict=True):
-                track.code, track.encoded_ns, track.pose = code, raw.captured_ns, faces.pose(track.landmarks)
-        return len(tracks)
+                track.code = code
+        return len(cut)
 
     def _placed(self, width: int, height: int) -> dict[faces.Track, Place]:
         """Return the tracks that may leave, and their places: the largest with a centre in the picture and no zone."""
@@ -227,17 +242,18 @@ class FrameSanitizer:
         cells = self.silhouettes.cells if self.silhouettes else 0
         return {track: inside[track] for track in largest[: message.most_faces(self.encoder.code_bytes, cells)]}
 
-    def _is_due(self, track: faces.Track, now_ns: int) -> bool:
-        """Return whether a track has no code, or one from long ago."""
-        return not track.code or now_ns - track.encoded_ns >= self.settings.refresh_ns - EARLY_NS
-
     def _due(self, tracks: list[faces.Track], now_ns: int) -> list[faces.Track]:
-        """Return the tracks to encode in this frame: those without a code first, then those that waited longest."""
-        waiting = [track for track in tracks if self._is_due(track, now_ns) or _turned(track)]
-        waiting.sort(key=lambda track: (bool(track.code), track.encoded_ns))
-        return waiting[: self.settings.most_encoded]
+        """Return the tracks to encode, of those that were found in this frame.
+
+        Those without a code come first, then those that waited longest.
+        """
+        wait_ns = self.settings.refresh_ns - EARLY_NS
+        found = [track for track in tracks if track.seen_ns == now_ns]
+        due = [track for track in found if track.cut_ns is None or now_ns - track.cut_ns >= wait_ns or _turned(track)]
+        due.sort(key=lambda track: (bool(track.code), track.cut_ns or 0))
+        return due
 
 
 def _turned(track: faces.Track) -> bool:
-    """Return whether the pose has changed since the track was encoded."""
+    """Return whether the pose has changed since the chip of a track was cut."""
     return max(abs(now - then) for now, then in zip(faces.pose(track.landmarks), track.pose, strict=True)) > POSE

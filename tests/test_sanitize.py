@@ -1,5 +1,6 @@
 """From a raw frame to latents: places and codes, whatever the detector does; few codes of a face a second."""
 
+import itertools
 import math
 import os
 import time
@@ -8,8 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from edgesan import faces, message, noise, sanitize
+from edgesan import bench, faces, message, noise, sanitize
 from edgesan.frames import Pixels, RawFrame, SanitizedFrame, Stamps, lend
 from edgesan.message import Latents
 from edgesan.model.load import Model
@@ -87,6 +89,46 @@ def test_a_live_run_follows_faces_between_searches_and_encodes_only_what_it_has_
             off = min(float(np.abs(track.landmarks - face.landmarks).max()) for face in found)
             assert off < 0.1 * track.box[2], number
     assert sum(searched) <= 25, "of 60"
+
+
+def test_a_crowd_is_searched_as_seldom_as_one_face_and_each_code_is_of_a_search(sanitizer_with: Make) -> None:
+    picture = bench.draw(bench.Clip((640, 480), 16))[0]
+    pictures = [np.roll(picture, number // 3, 1) for number in range(60)]  # it glides to the right
+    detector = Counting(320)
+    sanitizer = sanitizer_with(detector=detector)
+    settled, changes = 15, dict[int, list[int]]()
+    codes, found = dict[int, bytes](), dict[int, list[NDArray[np.uint8]]]()
+    for number, pixels in enumerate(pictures):
+        calls, captured_ns = detector.calls, 10**12 + number * 33_333_333
+        with lend(pixels, number, captured_ns, captured_ns) as raw:
+            sanitizer(raw, late=True)
+            tracks = sanitizer.tracker.tracks
+            for track in tracks if detector.calls > calls else ():
+                chip = faces.cut(pixels, faces.alignment(track.landmarks))
+                found[track.number] = [*found.get(track.number, []), chip][-sanitize.OVER :]
+            sanitizer.catch_up(raw)
+        assert sanitizer.encoded <= sanitize.MOST_ENCODED
+        for track in tracks:
+            if number >= settled and track.code != codes.get(track.number):
+                changes.setdefault(track.number, []).append(number)
+                chips = np.stack(found[track.number])
+                assert track.code in sanitizer.encoder.encode(chips, np.stack([track.noise] * len(chips)), 0.7)
+            codes[track.number] = track.code
+        if number < settled:
+            detector.calls = 0
+    assert detector.calls <= (len(pictures) - settled) / 3 + 1
+    assert len(changes) == 16
+    assert all(b - a <= 12 for at in changes.values() for a, b in itertools.pairwise(at)), "in turn, two a frame"
+
+
+def test_a_face_that_is_not_found_is_held_and_not_encoded(sanitizer_with: Make, clip: list[Pixels]) -> None:
+    found = iter([[face(200, 100)], [], [face(200, 100)]])
+    sanitizer = sanitizer_with(detector=Placing(found), refresh_ns=0)
+    encoded = []
+    for number in range(3):
+        assert len(through(sanitizer, clip[0], number).faces) == 1
+        encoded.append(sanitizer.encoded)
+    assert encoded == [1, 0, 1]
 
 
 def test_while_nothing_stirs_the_detector_of_a_live_run_rests(sanitizer_with: Make, clip: list[Pixels]) -> None:
@@ -199,7 +241,9 @@ def test_at_most_two_faces_a_frame_are_encoded_and_all_come_in_turn(sanitizer_wi
         assert sanitizer.encoded == 2
         assert len(latents.faces) == min(15, 2 * (number + 1)), "a face without a code stays canvas"
         codes.append({face.track: face.code for face in latents.faces})
-        waits = [10**12 + number * FRAME_NS - track.encoded_ns for track in sanitizer.tracker.tracks if track.code]
+        waits = [
+            10**12 + number * FRAME_NS - track.cut_ns for track in sanitizer.tracker.tracks if track.cut_ns is not None
+        ]
         assert max(waits) <= 8 * FRAME_NS
     assert all(len({frame.get(track) for frame in codes}) >= 1 for track in range(15))
 

@@ -342,6 +342,16 @@ def test_each_face_tints_its_own_silhouette(sanitizer_model: Model, still: Still
     assert len({canvas.colour(i) for i in range(50)}) == 50
 
 
+def test_a_crowd_hides_the_room_between_its_faces() -> None:
+    room, size = Still(np.full((270, 480, 3), (255, 0, 255), np.uint8), 7), (480, 270)
+    on = Silhouette(48, 27, np.packbits(np.ones(48 * 27, bool)).tobytes())
+    crowd = {i: Place(60 + 120 * (i % 4) + 9 * (i // 4), 40 + 60 * (i // 4), 50, 0) for i in range(16)}
+    shown = canvas.Canvas(room)(size, 7, on, crowd)[20:, 20:-20]  # nobody is wider than they are told at a side
+    assert not (shown == (255, 0, 255)).all(-1).any()
+    for number, place in crowd.items():
+        assert tuple(shown[round(place.y) - 20, round(place.x) - 20]) == canvas.colour(number)
+
+
 def test_a_face_fades_in_and_out_of_a_stream_and_never_into_the_still(sanitizer_model: Model, still: Still) -> None:
     on = np.zeros((27, 48), bool)
     code = FaceCode(1, Place(240, 135, 100, 0), bytes(64))

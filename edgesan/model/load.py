@@ -22,7 +22,6 @@ import hashlib
 import json
 import math
 import resource
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -48,7 +47,7 @@ MOST_METADATA: Final = 2**18  # characters of JSON
 MOST_TEXT: Final = 500  # characters of one text in it: texts are printed, and shown on the page
 MOST_NOISE: Final = 4096
 MOST_MEMORY: Final = 2**30  # bytes, to prepare a session and test it
-CALL_S: Final = 5.0  # for one call of a network
+LIMIT: Final = ort.TimeLimit(5.0)  # seconds for one call of a network
 CODE_TOLERANCE: Final = 2  # steps of 256 that a code may differ by between processors
 
 
@@ -139,7 +138,7 @@ class Encoder(Verified):
             alpha: within metadata.alpha_range.
 
         Raises:
-            ModelError: onnxruntime failed, or took longer than CALL_S.
+            ModelError: onnxruntime failed, or took longer than LIMIT.
         """
         output = self.metadata.code["tensor"]
         codes: list[bytes] = []
@@ -159,7 +158,7 @@ class Decoder(Verified):
         """Return sanitized chips, uint8 [N, 112, 112, 3] in RGB, from codes of `code_bytes` each.
 
         Raises:
-            ModelError: a code has another length, onnxruntime failed, or it took longer than CALL_S.
+            ModelError: a code has another length, onnxruntime failed, or it took longer than LIMIT.
         """
         if any(len(code) != self.code_bytes for code in codes):
             raise ModelError(f"a code has another length than the {self.code_bytes} bytes of {self.metadata.name}")
@@ -188,7 +187,7 @@ class Model(Verified):
             alpha: within metadata.alpha_range.
 
         Raises:
-            ModelError: onnxruntime failed, or took longer than CALL_S.
+            ModelError: onnxruntime failed, or took longer than LIMIT.
         """
         return self.decoder.decode(self.encoder.encode(chips, noise, alpha), alpha)
 
@@ -202,26 +201,14 @@ def _run(
 ) -> NDArray[np.uint8]:
     """Run a network for one face, so that it can neither mix faces nor grow with their number.
 
-    Several faces at once would be no faster (2.50 ms a face alone, 2.42 among four). A second thread ends the call
-    after
-    CALL_S: the bound on its work says nothing about the speed of the processor.
+    Several faces at once would be no faster (2.50 ms a face alone, 2.42 among four). LIMIT ends the call: the bound on
+    its work says nothing about the speed of the processor.
     """
-    options = ort.RunOptions()
-
-    def end() -> None:
-        options.terminate = True
-
-    timer = threading.Timer(CALL_S, end)
-    timer.daemon = True
-    timer.start()
     wanted = {value.name for value in session.get_inputs()}
     try:
-        result: NDArray[np.uint8] = session.run([output], {k: v for k, v in feed.items() if k in wanted}, options)[0]
-    except (*ort.ORT_ERRORS, MemoryError) as error:
-        reason = f"it took longer than {CALL_S:g} s" if options.terminate else str(error)
-        raise ModelError(f"the model {model.metadata.name} failed: {reason}; export it again, or smaller") from error
-    finally:
-        timer.cancel()
+        result: NDArray[np.uint8] = LIMIT.run(session, [output], {k: v for k, v in feed.items() if k in wanted})[0]
+    except (*ort.ORT_ERRORS, TimeoutError, MemoryError) as error:
+        raise ModelError(f"the model {model.metadata.name} failed: {error}; export it again, or smaller") from error
     return result
 
 

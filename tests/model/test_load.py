@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
+from edgesan import ort
 from edgesan.config import DEMO_MODEL
 from edgesan.errors import ModelError
 from edgesan.model.load import (
@@ -367,18 +368,43 @@ def slow() -> bytes:
     return costly(dial, matrix, *powers, one=ints(-1, 1, 1), large=ints(1, 1000, 1000), exponent=exponent)
 
 
-def test_a_call_that_takes_too_long_is_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def slow_encoder() -> Encoder:
     facts, halves = verify(Path("slow.onnx"), slow())
-    encoder = Encoder(**vars(facts), _session=_session(Path("slow.onnx"), halves.encoder.SerializeToString(), 1))
-    chips, noise = known_inputs(1, 0)
-    started = time.monotonic()
-    encoder.encode(chips, noise, 0.5)
-    whole_s = time.monotonic() - started
-    monkeypatch.setattr("edgesan.model.load.CALL_S", whole_s / 8)
+    return Encoder(**vars(facts), _session=_session(Path("slow.onnx"), halves.encoder.SerializeToString(), 1))
+
+
+def ended(encoder: Encoder, whole_s: float) -> None:
+    """Hold that a call which would take so long is ended in half of that."""
     started = time.monotonic()
     with pytest.raises(ModelError, match="the model small failed: it took longer than"):
-        encoder.encode(chips, noise, 0.5)
+        encoder.encode(*known_inputs(1, 0), 0.5)
     assert time.monotonic() - started < whole_s / 2
+
+
+def test_each_call_that_takes_too_long_is_ended(slow_encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = time.monotonic()
+    slow_encoder.encode(*known_inputs(1, 0), 0.5)
+    whole_s = time.monotonic() - started
+    monkeypatch.setattr("edgesan.model.load.LIMIT", ort.TimeLimit(whole_s / 8))
+    ended(slow_encoder, whole_s)
+    time.sleep(whole_s / 16)  # half of a sleep of the thread that watches
+    ended(slow_encoder, whole_s)
+    if not (pid := os.fork()):
+        code = 1
+        try:
+            ended(slow_encoder, whole_s)  # a fork has no thread but its own
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+def test_a_call_in_time_is_not_ended_for_one_before(slow_encoder: Encoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgesan.model.load.LIMIT", limit := ort.TimeLimit(0.01))
+    ended(slow_encoder, 60)
+    limit.seconds = 60
+    assert slow_encoder.encode(*known_inputs(1, 0), 0.5)
 
 
 def test_a_limit_of_the_memory_is_for_life_of_the_load_alone() -> None:
