@@ -96,9 +96,9 @@ def unit_power(code: Tensor) -> Tensor:
 
 
 def rounded(code: Tensor, bits: int) -> Tensor:
-    """Return codes [n, code] rounded to so many bits, as if by nothing for the gradient; 0 bits leave them alone.
+    """Return numbers, such as codes [n, code], rounded to so many bits; the gradient passes. 0 bits leave them alone.
 
-    The steps are those of `export.compile`: equal ones from the smallest number of all codes to the largest, 0 among
+    The steps are those of `export.compile`: equal ones from the smallest number of all to the largest, 0 among
     them (Jacob et al., "Quantization and Training of Neural Networks", 2018).
     """
     if not bits:
@@ -137,6 +137,7 @@ class Decoder(nn.Module):
         """
         super().__init__()
         self.channels, side = channels, 7 * 2 ** (len(widths) - 1)
+        self.bits = 0  # to which numbers between layers are rounded while it learns; 0: not at all
         self.block = 112 // side  # pixels that the last level's numbers make, in each direction
         self.hidden = nn.Conv2d(code + 1, hidden, 1) if hidden else None
         self.expand = nn.Conv2d(hidden or code + 1, channels * 49, 1)
@@ -158,13 +159,17 @@ class Decoder(nn.Module):
         for number, level in enumerate(self.levels):
             assert isinstance(level, nn.ModuleList)
             enter, refine = level
-            x = F.relu(enter(upsample(x) if number else x))
-            x = F.relu(x + refine(x))
+            x = self._stored(F.relu(enter(upsample(x) if number else x)))
+            x = self._stored(F.relu(x + self._stored(refine(x))))
         if self.colour is None or self.sum is None:
             return clip(self.head(x), 0, 1)
         brightness = clip(self.head(x), 0, 1)  # what lies beyond would cost the others' precision in 8 bits
         colour = F.avg_pool2d(self.colour(x), 5, stride=1, padding=2, count_include_pad=False)
         return clip(self.sum(torch.cat([brightness, colour], 1)), 0, 1)
+
+    def _stored(self, x: Tensor) -> Tensor:
+        """Return numbers as the model file will hold them, so that the decoder learns to do with these."""
+        return rounded(x, self.bits) if self.training else x
 
 
 def sum_of_brightness_and_colour(pixels: int) -> nn.Conv2d:

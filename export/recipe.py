@@ -34,6 +34,7 @@ OLD_KEYS = {
 CHOICES: dict[str, tuple[object, ...]] = {
     "code_norm": ("power", "unit"),
     "code_bits": (0, 8),
+    "decoder_bits": (0, 8),
     "utility_loss": ("prototypes", "infonce"),
     "encoder": ("small", "resnet"),
     "augmented_targets": ("network", "picture"),
@@ -120,6 +121,7 @@ class Recipe:
     mean_weight: float = 0.0  # of the square distance between the means of a batch of drawn and of raw faces
     realism_weight: float = 0.0  # of what a critic, which learns with the decoder, holds against drawn faces
     critic_lr: float = 4e-4
+    decoder_bits: int = 0  # 8: numbers between its layers are rounded in the training as in the model file
     warmup_steps: int = 500  # steps before the provider's network comes in
     decode_steps: int = 4500
     decode_batch: int = 24

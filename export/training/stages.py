@@ -268,6 +268,7 @@ class Decode(Stage):
         frozen = providers.frozen
         super().__init__(r, data, s, nn.ModuleList([s.decoder, s.privatizer]) if frozen else s.decoder)
         self.s, self.readout, self.descriptions = s, privatize.readout, privatize.descriptions[:2]
+        s.decoder.bits = r.decoder_bits
         self.utility, self.detector = providers.utility, providers.detector
         self.classifiers = Classifiers(frozen, data.classes)
         self.critic = Critic().to(data.device) if r.realism_weight else None

@@ -130,3 +130,19 @@ def test_what_adds_colour_to_brightness_never_learns() -> None:
     decoder(torch.randn(2, 8, 1, 1), torch.zeros(2, 1, 1, 1)).sum().backward()
     assert decoder.sum
     assert decoder.sum.weight.grad is None
+
+
+def test_a_decoder_that_learns_under_8_bits_draws_the_same_in_the_end_but_for_rounding() -> None:
+    torch.manual_seed(0)
+    decoder = Decoder(8, (16, 12, 8, 8))
+    torch.nn.init.normal_(decoder.head.weight, std=0.02)
+    code, alpha = torch.randn(4, 8, 1, 1), torch.zeros(4, 1, 1, 1)
+    with torch.no_grad():
+        plain = decoder(code, alpha)
+        decoder.bits = 8
+        rounded_off = decoder(code, alpha) - plain
+        assert 0 < rounded_off.abs().max() < 0.05
+        torch.testing.assert_close(decoder.eval()(code, alpha), plain, msg="the model file has its own rounding")
+    decoder.train()(code, alpha).sum().backward()
+    assert decoder.expand.weight.grad is not None, "the gradient passes"
+    assert decoder.expand.weight.grad.abs().max() > 0
