@@ -88,6 +88,7 @@ def test_nothing_of_this_machine_is_listed_and_the_same_wheels_give_the_same_lis
 
 
 @pytest.mark.usefixtures("needed")
+@pytest.mark.slow
 def test_what_is_installed_is_listed_with_its_versions_and_debians_packages(tmp_path: Path) -> None:
     (tmp_path / "packages.txt").write_text("libc6 2.41-12+deb13u1\npython3 3.13.5-1\n")
     sbom.write(HERE, tmp_path / "list.json", tmp_path / "packages.txt")
