@@ -28,7 +28,7 @@ from edgesan.silhouette import Silhouettes, shrink
 from edgesan.zones import Zone, contain
 
 MOST_ENCODED: Final = 2  # faces encoded in one frame
-OVER: Final = 3  # frames over which chips of one are encoded: those from one search to the next
+OVER: Final = 3  # frames from one search to the next, over which the chips of a search are encoded
 CONFIRM_NS: Final = 90_000_000  # for which faces are only followed: every third frame of 30 a second is searched
 MISSED_NS: Final = 300_000_000  # for which a face that is missed is searched in each frame
 YOUNG: Final = 5  # times that a face must have been found before it is followed
@@ -110,6 +110,9 @@ class FrameSanitizer:
     def draw(self, zones: tuple[Zone, ...]) -> None:
         """Let neither a face nor a bit of these zones leave, from the next frame on."""
         self.settings = replace(self.settings, zones=zones)
+        for track, _ in self._waiting:  # a face among them may lie in a zone now
+            track.cut_ns = None
+        self._waiting = []
         if self.silhouettes:
             self.silhouettes.draw(zones)
 

@@ -32,7 +32,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final
 
-from edgesan import isolation, scene, standing, zones
+from edgesan import isolation, scene, standing, v4l2, zones
 from edgesan.config import Config
 from edgesan.control import (
     ALIVE,
@@ -352,9 +352,9 @@ class Supervisor:
         from edgesan.model.signing import signature_path
 
         reads = [c.model, signature_path(c.model), self._folder, *c.camera_files]
-        shown = [target.device for target in c.targets]  # there, others would read what is written
-        nodes = isolation.camera_nodes() if c.camera.startswith("picamera") else c.camera_nodes
-        devices = [node for node in nodes if node not in shown]
+        devices = c.camera_nodes
+        if c.camera.startswith("picamera"):  # all but virtual cameras: there, others would read what is written
+            devices = [node for node in isolation.camera_nodes() if not v4l2.is_virtual(node)]
         claims = isolation.sanitize(reads, devices=devices, alone=self._alone)
         if c.require_isolation:
             isolation.require(claims)

@@ -12,6 +12,7 @@ VIDIOC_QUERYCAP: Final = 0x80685600
 CAPABILITY: Final = struct.Struct("=16s32s32sIII12x")  # driver, card, bus, version, capabilities, device_caps
 CAPTURE: Final = 0x00000001 | 0x00001000  # VIDEO_CAPTURE, VIDEO_CAPTURE_MPLANE
 OUTPUT: Final = 0x00000002  # VIDEO_OUTPUT
+LOOPBACK: Final = "v4l2 loopback"  # the driver of v4l2loopback: what is written to its devices, other programs read
 DEVICE_CAPS: Final = 0x80000000
 
 
@@ -30,6 +31,14 @@ def query(node: Path) -> Device:
         return parse(fcntl.ioctl(file, VIDIOC_QUERYCAP, bytes(CAPABILITY.size)))
     finally:
         os.close(file)
+
+
+def is_virtual(node: Path) -> bool:
+    """Return whether a device node shows what is written to it; False also where it cannot be asked."""
+    try:
+        return query(node).driver == LOOPBACK
+    except OSError:
+        return False
 
 
 def parse(answer: bytes) -> Device:

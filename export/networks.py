@@ -163,7 +163,7 @@ class Decoder(nn.Module):
             x = self._stored(F.relu(x + self._stored(refine(x))))
         if self.colour is None or self.sum is None:
             return clip(self.head(x), 0, 1)
-        brightness = clip(self.head(x), 0, 1)  # what lies beyond would cost the others' precision in 8 bits
+        brightness = clip(self.head(x), 0, 1)
         colour = F.avg_pool2d(self.colour(x), 5, stride=1, padding=2, count_include_pad=False)
         return clip(self.sum(torch.cat([brightness, colour], 1)), 0, 1)
 

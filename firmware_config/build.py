@@ -194,7 +194,7 @@ def main(argv: list[str] | None = None) -> int:
         settings = load_settings(arguments.settings)
         if arguments.payload:
             payload(arguments.payload, settings, arguments.wheels)
-            bill(arguments.payload, arguments.payload, arguments)
+            write_sbom(arguments.payload, arguments.payload, arguments)
             print(f"{arguments.payload}: install it with python3 {arguments.payload / 'install.py'} [--root FOLDER]")
         elif arguments.bundle:
             out = arguments.out or Path("edgesan.raucb")
@@ -236,7 +236,7 @@ def make_bundle(out: Path, settings: Settings, arguments: argparse.Namespace) ->
         slots.with_runtime(tree, Path(name) / "payload")
         slots.bundle(tree, out, arguments.slots, arguments.key)
         debian.list_packages(tree, out)
-        bill(Path(name) / "payload", out, arguments)
+        write_sbom(Path(name) / "payload", out, arguments)
 
 
 def make_image(out: Path, settings: Settings, arguments: argparse.Namespace) -> None:
@@ -256,14 +256,14 @@ def make_image(out: Path, settings: Settings, arguments: argparse.Namespace) -> 
         except EdgesanError:
             out.unlink()  # half of it is of no use
             raise
-        bill(Path(name) / "payload", out, arguments)
+        write_sbom(Path(name) / "payload", out, arguments)
     if arguments.debian:
         debian.publish(out, compress=arguments.compress)
     if arguments.manifest:
         arguments.manifest.write_text(json.dumps(manifest(out, settings), indent=2) + "\n")
 
 
-def bill(payload: Path, out: Path, arguments: argparse.Namespace) -> None:
+def write_sbom(payload: Path, out: Path, arguments: argparse.Namespace) -> None:
     """List what is carried, if that is asked for; of an image of Raspberry Pi OS, only what was added."""
     if arguments.sbom:
         debians = arguments.debian or arguments.bundle

@@ -80,7 +80,7 @@ rm -rf /var/lib/edgesan /etc/edgesan /opt/edgesan
 """
 
 
-def build(out: Path, python: str, machine: str, ready: Path | None = None, bill: Path | None = None) -> None:
+def build(out: Path, python: str, machine: str, ready: Path | None = None, sbom_file: Path | None = None) -> None:
     """Write the package.
 
     Args:
@@ -88,7 +88,7 @@ def build(out: Path, python: str, machine: str, ready: Path | None = None, bill:
         python: version of the board's Python, such as 3.13.
         machine: aarch64 or x86_64.
         ready: a folder of wheels that were downloaded before; None: download them.
-        bill: a file for the list of what it carries (`firmware_config.sbom`); None: none.
+        sbom_file: a file for the list of what it carries (`firmware_config.sbom`); None: none.
 
     Raises:
         ConfigError: a list is asked for, and cyclonedx-bom is not installed.
@@ -100,8 +100,8 @@ def build(out: Path, python: str, machine: str, ready: Path | None = None, bill:
             source.mkdir()
             wheels(source, python, machine)
         install.unpack(ready or source, tree / "opt/edgesan/lib")
-        if bill:
-            sbom.write(tree / "opt/edgesan/lib", bill)
+        if sbom_file:
+            sbom.write(tree / "opt/edgesan/lib", sbom_file)
         shutil.copytree(HERE / "root", tree, dirs_exist_ok=True)
         for program in PROGRAMS:
             (tree / program).chmod(0o755)

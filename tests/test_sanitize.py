@@ -282,6 +282,21 @@ def test_nothing_in_a_zone_leaves(sanitizer_with: Make, clip: list[Pixels]) -> N
     assert through(sanitizer_with(zones=(Zone.rectangle(0.0, 0.0, 1.0, 1.0),)), clip[0]).faces == ()
 
 
+def test_a_chip_that_was_cut_before_a_zone_was_drawn_is_not_encoded_in_it(sanitizer_with: Make) -> None:
+    crowd = [face(60 + 100 * column, 60 + 100 * row) for column in range(5) for row in range(2)]
+    sanitizer = sanitizer_with(detector=Placing(iter([[], crowd, crowd, crowd])))
+    picture = np.full((270, 640, 3), 128, np.uint8)
+    for number in range(4):
+        if number == 2:
+            assert 0 < sum(bool(track.code) for track in sanitizer.tracker.tracks) < len(crowd), "chips wait"
+            sanitizer.draw((Zone.rectangle(0.0, 0.0, 1.0, 1.0),))
+        captured_ns = 10**12 + number * 33_333_333
+        with lend(picture, number, captured_ns, captured_ns) as raw:
+            sanitizer(raw, late=True)
+            sanitizer.catch_up(raw)
+        assert sanitizer.encoded == (2 if number == 1 else 0)
+
+
 def test_a_face_whose_centre_is_outside_leaves_nothing(sanitizer_with: Make, clip: list[Pixels]) -> None:
     outside = [face(-5, 100), face(100, -3), face(700, 100), face(100, 500), face(200, 100)]
     latents = through(sanitizer_with(detector=Placing(iter([outside]))), clip[0])

@@ -18,7 +18,6 @@ from edgesan.targets import Target
 if TYPE_CHECKING:  # numpy must not be loaded before isolation
     from edgesan.frames import Pixels
 
-DRIVER: Final = "v4l2 loopback"
 NOMINAL_FPS: Final = 30.0  # that programs are told; pictures come when the camera gives them
 LOAD: Final = (
     "sudo apt install v4l2loopback-dkms, then sudo modprobe v4l2loopback video_nr=10 card_label=edgesan"
@@ -41,7 +40,7 @@ def unusable(device: Path) -> tuple[str, str]:
 
 def refused(found: v4l2.Device) -> tuple[str, str]:
     """Return why a video device is no virtual camera that can be written to, and the cure, as `unusable`."""
-    if found.driver != DRIVER:
+    if found.driver != v4l2.LOOPBACK:
         return f"it is {found.card} ({found.driver}), and no virtual camera", LOAD
     if not found.capabilities & v4l2.OUTPUT:
         return "another program shows its pictures there", "end that program, or load v4l2loopback with more devices"

@@ -48,6 +48,7 @@ def test_a_device_that_is_not_there_or_is_none_is_said_with_the_cure(tmp_path: P
         why, cure = virtualcam.unusable(node)
         assert why.startswith("it is no video device (")
         assert "modprobe v4l2loopback" in cure
+        assert not v4l2.is_virtual(node)
     with pytest.raises(ConfigError, match="v4l2:/dev/video909: there is no such device; sudo apt install v4l2loopback"):
         virtualcam.prepare(Config(out=(NOWHERE,)), parse(NOWHERE))
 
@@ -156,6 +157,7 @@ def test_a_real_virtual_camera_shows_the_picture_of_a_run(edgesan: Callable[...,
     device = loopback()
     if device is None:
         pytest.skip("there is no virtual camera: sudo modprobe v4l2loopback")
+    assert v4l2.is_virtual(device)
     running = edgesan("--require-isolation", "--out", f"v4l2:{device}")
     until(lambda: output(running).get("connected"))
     camera = cv2.VideoCapture(str(device), cv2.CAP_V4L2)
