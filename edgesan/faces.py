@@ -103,6 +103,7 @@ class Track:
     seen_ns: int
     noise: NDArray[np.float32] = field(repr=False)
     code: bytes = b""  # contains the noise; empty until the face is encoded
+    codes: list[bytes] = field(default_factory=list)  # its newest ones, of which `code` is the mean
     cut_ns: int | None = None  # when the chip of its code was cut; None: none was
     pose: tuple[complex, ...] = (0j,) * 5  # in that chip
     found: int = 1  # how many times

@@ -4,10 +4,11 @@ No pixel of the frame goes further than this module: it returns places, codes th
 coarse cell that differs from the still. A missed face leaves nothing else.
 
 A person does not change thirty times a second, so a track is encoded when it is new, when its pose has changed, and
-otherwise a few times a second. Each frame encodes a limited number of faces, those that have waited longest first. In a
-live run, faces that are known are followed, and searched every tenth of a second and when something is new; chips are
-cut where they were found, and encoded over the frames until the next search. Where nothing differs from the still, or
-nothing stirs, the detector rests.
+otherwise a few times a second. The mean of its newest codes leaves, so that the painted face does not flicker; all of
+them have the same noise, so their mean tells nothing that they would not. Each frame encodes a limited number of faces,
+those that have waited longest first. In a live run, faces that are known are followed, and searched every tenth of a
+second and when something is new; chips are cut where they were found, and encoded over the frames until the next
+search. Where nothing differs from the still, or nothing stirs, the detector rests.
 """
 
 import os
@@ -31,6 +32,7 @@ MOST_ENCODED: Final = 2  # faces encoded in one frame
 OVER: Final = 3  # frames from one search to the next, over which the chips of a search are encoded
 CONFIRM_NS: Final = 90_000_000  # for which faces are only followed: every third frame of 30 a second is searched
 MISSED_NS: Final = 300_000_000  # for which a face that is missed is searched in each frame
+MEAN_OF: Final = 8  # newest codes of a face whose mean leaves: those of a second and a half
 YOUNG: Final = 5  # times that a face must have been found before it is followed
 EARLY_NS: Final = 10_000_000  # by which a code may come before its time, as frames do
 REST_NS: Final = 1_000_000_000  # for which the detector rests at most, while nothing differs from the scene or stirs
@@ -105,7 +107,7 @@ class FrameSanitizer:
             self._alpha, self._turned = message.grid_alpha(alpha), True
             self._waiting = []
             for track in self.tracker.tracks:
-                track.code, track.cut_ns = b"", None
+                track.code, track.codes, track.cut_ns = b"", [], None
 
     def draw(self, zones: tuple[Zone, ...]) -> None:
         """Let neither a face nor a bit of these zones leave, from the next frame on."""
@@ -224,12 +226,13 @@ class FrameSanitizer:
         return [(track, faces.cut(raw.pixels, faces.alignment(track.landmarks))) for track in tracks]
 
     def _encode(self, cut: list[tuple[faces.Track, Pixels]]) -> int:
-        """Give each track the code of its chip, and return how many there were."""
+        """Give each track the mean of its newest codes, with that of its chip; return how many chips there were."""
         if cut:
             tracks, chips = zip(*cut, strict=True)
             codes = self.encoder.encode(np.stack(chips), np.stack([track.noise for track in tracks]), self._alpha)
             for track, code in zip(tracks, codes, strict=True):
-                track.code = code
+                track.codes = [*track.codes, code][-MEAN_OF:]
+                track.code = self.encoder.mean(track.codes)
         return len(cut)
 
     def _placed(self, width: int, height: int) -> dict[faces.Track, Place]:

@@ -1,8 +1,10 @@
 """Does a painted face jump from frame to frame? `python -m export.steady MODEL CLIP...`.
 
-Each clip goes through the whole runtime. While a track lives, its chip is cut out of the raw frames and out of the
-frames that leave, at the same landmarks, and each is compared with the one before. A face is steady if what is painted
-changes no more than the raw face does. Only numbers are printed: no raw pixel is written anywhere.
+Each clip goes through the whole runtime. While a track lives, three pictures of its face are compared with those of the
+frame before: the chip of the raw frame; the chip that is painted, before it is put in its place; and what is seen of it
+in the frame that leaves, cut out at the landmarks of the raw face, so that the movement of its place counts, too. A
+face is steady if the painted chip changes no more than the raw one. Only numbers are printed: no raw pixel is written
+anywhere.
 """
 
 import argparse
@@ -38,10 +40,11 @@ class Steadiness:
     pairs: int  # of frames
     raw: float
     painted: float
+    sent: float  # what is seen of the painted chip in the frame that leaves
 
     @property
     def steady(self) -> bool:
-        """Whether what is painted changes no more than the raw face."""
+        """Whether the painted chip changes no more than the raw one."""
         return self.painted <= self.raw
 
 
@@ -77,47 +80,40 @@ def followed(model: Model, alpha: float, path: Path, seed: int = 0) -> Clip:
     detector, entropy = runtime_faces.Detector(DETECTED), np.random.default_rng(seed).bytes
     sanitizer = sanitize.FrameSanitizer(model.encoder, detector, sanitize.Settings(alpha=alpha), entropy)
     renderer = render.Renderer(model.decoder)
-    before: dict[int, tuple[NDArray[np.float64], NDArray[np.float64]]] = {}
-    changes: dict[int, list[tuple[float, float]]] = {}
+    chips: dict[int, Pixels] = {}  # what is painted of each track
+    before: dict[int, tuple[NDArray[np.float64], ...]] = {}
+    changes: dict[int, list[tuple[float, ...]]] = {}
     for number, (raw, at_ns) in enumerate(frames(path)):
         sent = decode(encode(leave(sanitizer, renderer, raw, number, at_ns)))
+        chips |= dict(renderer.news)
         now = {}
         for track in sanitizer.tracker.tracks:
             if not track.code or track.seen_ns != at_ns:
                 continue  # it is painted where it was last seen: there is no raw face to compare with
             place = runtime_faces.alignment(track.landmarks)
-            now[track.number] = cut(raw, place), cut(sent, place)
+            pictures = (runtime_faces.cut(raw, place), chips[track.number][..., ::-1], runtime_faces.cut(sent, place))
+            now[track.number] = tuple(np.asarray(middle(picture[None])[0], np.float64) for picture in pictures)
             if track.number in before:
-                pair = zip(now[track.number], before[track.number], strict=True)
-                first, second = (float(np.abs(new - old).mean()) for new, old in pair)
-                changes.setdefault(track.number, []).append((first, second))
+                pairs = zip(now[track.number], before[track.number], strict=True)
+                changes.setdefault(track.number, []).append(tuple(np.abs(new - old).mean() for new, old in pairs))
         before = now
     means = {number: np.mean(pairs, axis=0) for number, pairs in changes.items()}
     return Clip(
         path.name,
-        [Steadiness(n, len(changes[n]), round(float(m[0]), 2), round(float(m[1]), 2)) for n, m in means.items()],
+        [Steadiness(n, len(changes[n]), *(round(float(change), 2) for change in mean)) for n, mean in means.items()],
     )
-
-
-def cut(pixels: Pixels, place: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the middle of a chip that is cut out of a frame: it lies within the painted oval."""
-    return np.asarray(middle(runtime_faces.cut(pixels, place)[None])[0], np.float64)
 
 
 def table(clips: list[Clip]) -> str:
     """Return the clips as Markdown."""
-    lines = tables.head(("clip", "track", "pairs of frames", "raw face", "painted face", "steady"))
+    lines = tables.head(("clip", "track", "pairs of frames", "raw chip", "painted chip", "in the frame", "steady"))
     for clip in clips:
         for t in clip.tracks:
-            lines.append(tables.line((clip.name, t.track, t.pairs, f"{t.raw:.2f}", f"{t.painted:.2f}", yes(t.steady))))
+            changes = (f"{change:.2f}" for change in (t.raw, t.painted, t.sent))
+            lines.append(tables.line((clip.name, t.track, t.pairs, *changes, "yes" if t.steady else "no")))
         if not clip.tracks:
-            lines.append(tables.line((clip.name, tables.MISSING, 0, tables.MISSING, tables.MISSING, "no face")))
+            lines.append(tables.line((clip.name, tables.MISSING, 0, *[tables.MISSING] * 3, "no face")))
     return "\n".join(lines)
-
-
-def yes(holds: bool) -> str:
-    """Return yes or no."""
-    return "yes" if holds else "no"
 
 
 def clips_of(paths: list[Path]) -> list[Path]:

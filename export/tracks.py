@@ -2,8 +2,8 @@
 
 A found person is followed for five seconds, 150 frames, under one draw of the noise. Until the code was sent instead
 of the picture, each frame brought a sanitized picture of its own. Now a track is encoded when it is new, when its pose
-has changed, and else every 0.2 s: 25 pictures. The attacker embeds what leaves, averages it over the track, and gives
-it to a logistic regression that learned on tracks of other people.
+has changed, and else every 0.2 s, and the mean of its newest codes leaves: 25 pictures. The attacker embeds what
+leaves, averages it over the track, and gives it to a logistic regression that learned on tracks of other people.
 
 There is not enough video of different people, so stills stand in for it: *one photo*, aligned a little differently in
 each frame, as a tracker does it; and *ten photos* of the person, one after the other: the worst restless head.
@@ -23,6 +23,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from edgesan.model.load import Model, prepare
+from edgesan.sanitize import MEAN_OF
 from export import data
 from export.audit import attackers, mechanisms, metrics, tables
 from export.audit.attackers import Chips
@@ -32,8 +33,9 @@ from export.audit.measure import MATCHERS
 from export.providers import Provider
 
 SETS = ("lfw", "celeba", "pins", "glint")
-ONE = "1 picture"
-LEFT = {ONE: slice(0, 1), "25 codes, one every 0.2 s": slice(0, None, 6), "150 frames, each encoded": slice(None)}
+ONE, CODES = "1 picture", "25 codes, one every 0.2 s"
+LEFT = {ONE: slice(0, 1), "150 frames, each encoded": slice(None), CODES: slice(0, None, 6)}
+MEANS = f"25 means of up to {MEAN_OF} codes, one every 0.2 s"
 TOGETHER = 20  # tracks that are embedded at once
 
 Rows: TypeAlias = NDArray[np.int64]
@@ -85,15 +87,16 @@ class Follower:
     alpha: float
     matcher: Provider
 
-    def embed(self, photos: Chips, frames: int, seed: int) -> Tensor:
+    def embed(self, photos: Chips, frames: int, seed: int, mean_of: int = 1) -> Tensor:
         """Return embeddings [N, frames, D] of what leaves of N tracks, each of which shows its photos in turn.
 
         Args:
             photos: of N people, chips [N, P, 112, 112, 3].
-            frames: of each track.
+            frames: of each track that are encoded.
             seed: of the noise and of the alignment.
+            mean_of: the newest codes whose mean leaves.
         """
-        generator = np.random.default_rng(seed)
+        encoder, generator = self.model.encoder, np.random.default_rng(seed)
         z = mechanisms.draw_noise(self.model.noise_dimensions, len(photos), seed)
         shown = np.arange(frames) * photos.shape[1] // frames
         groups = np.array_split(np.arange(len(photos)), max(1, len(photos) // TOGETHER))
@@ -102,7 +105,9 @@ class Follower:
             sent = []
             for i in rows:
                 seen = np.stack([shaken(photos[i, p], generator) for p in shown])
-                sent.append(jpeg(self.model.run(seen, np.repeat(z[i : i + 1], frames, 0), self.alpha)))
+                codes = encoder.encode(seen, np.repeat(z[i : i + 1], frames, 0), self.alpha)
+                means = [encoder.mean(codes[max(0, last - mean_of) : last]) for last in range(1, frames + 1)]
+                sent.append(jpeg(self.model.decoder.decode(means, self.alpha)))
             embedded = attackers.outputs(self.matcher, np.concatenate(sent), self.matcher.name)
             parts.append(embedded.reshape(len(rows), frames, -1))
         return torch.cat(parts)
@@ -133,6 +138,11 @@ def chosen(faces: data.Faces, man: NDArray[np.bool_], plan: Plan) -> tuple[Rows,
     }
 
 
+def averages(seen: Tensor) -> NDArray[np.float32]:
+    """Return the mean embedding [N, D] of each track [N, frames, D], scaled for a logistic regression."""
+    return np.asarray((F.normalize(seen.mean(1)) * seen.shape[2] ** 0.5).numpy())
+
+
 def measured(model: Model, alpha: float, folder: Path, networks: Path, plan: Plan) -> TracksReport:
     """Measure the attacker on gender, for each way to show a person and each amount that leaves.
 
@@ -143,19 +153,20 @@ def measured(model: Model, alpha: float, folder: Path, networks: Path, plan: Pla
     man = faces["gender"] == "M"
     learn, asked = chosen(faces, man, plan)
     follower = Follower(model, alpha, Provider(MATCHERS[1], networks).eval().requires_grad_(False))
-    known = follower.embed(faces.chips[learn], plan.learn_frames, plan.seed + 1)
-    scale = known.shape[2] ** 0.5
+    known, means = (
+        follower.embed(faces.chips[learn], plan.learn_frames, plan.seed + 1, mean_of) for mean_of in (1, MEAN_OF)
+    )
     truth = man[learn[:, 0]]
-    single = attackers.logistic((known[:, 0] * scale).numpy(), truth, 0.01)
-    averaged = attackers.logistic((F.normalize(known.mean(1)) * scale).numpy(), truth, 0.01)
+    single, averaged, of_means = (
+        attackers.logistic(averages(seen), truth, 0.01) for seen in (known[:, :1], known, means)
+    )
     tracks = {}
     for name, rows in asked.items():
         seen = follower.embed(faces.chips[rows], plan.frames, plan.seed + 2)
-        scores = {}
-        for left, part in LEFT.items():
-            average = (F.normalize(seen[:, part].mean(1)) * scale).numpy()
-            odds = (single if left == ONE else averaged)(average)
-            scores[left] = metrics.separation(odds, man[rows[:, 0]])
+        odds = {left: (single if left == ONE else averaged)(averages(seen[:, part])) for left, part in LEFT.items()}
+        coded = len(range(*LEFT[CODES].indices(plan.frames)))
+        odds[MEANS] = of_means(averages(follower.embed(faces.chips[rows], coded, plan.seed + 2, MEAN_OF)))
+        scores = {left: metrics.separation(each, man[rows[:, 0]]) for left, each in odds.items()}
         tracks[name] = Shown(len(rows), scores)
     return TracksReport(ModelName(model.metadata.name, model.metadata.version), alpha, plan, tracks)
 

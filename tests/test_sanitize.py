@@ -112,13 +112,28 @@ def test_a_crowd_is_searched_as_seldom_as_one_face_and_each_code_is_of_a_search(
             if number >= settled and track.code != codes.get(track.number):
                 changes.setdefault(track.number, []).append(number)
                 chips = np.stack(found[track.number])
-                assert track.code in sanitizer.encoder.encode(chips, np.stack([track.noise] * len(chips)), 0.7)
+                assert track.codes[-1] in sanitizer.encoder.encode(chips, np.stack([track.noise] * len(chips)), 0.7)
             codes[track.number] = track.code
         if number < settled:
             detector.calls = 0
     assert detector.calls <= (len(pictures) - settled) / 3 + 1
     assert len(changes) == 16
     assert all(b - a <= 12 for at in changes.values() for a, b in itertools.pairwise(at)), "in turn, two a frame"
+
+
+def test_what_leaves_of_a_face_is_the_mean_of_its_newest_codes(sanitizer_with: Make, clip: list[Pixels]) -> None:
+    sanitizer = sanitizer_with(refresh_ns=0)
+    codes: list[bytes] = []
+    for number in range(sanitize.MEAN_OF + 4):
+        latents = through(sanitizer, clip[number % len(clip)], number)
+        track = sanitizer.tracker.tracks[0]
+        codes.append(track.codes[-1])
+        numbers = np.stack([np.frombuffer(code, np.uint8) for code in codes[-sanitize.MEAN_OF :]])
+        assert latents.faces[0].code == numbers.mean(0).round().astype(np.uint8).tobytes()
+    assert len(set(codes)) > sanitize.MEAN_OF, "each frame has a code of its own"
+    sanitizer.alpha = 0.2
+    latents = through(sanitizer, clip[0], len(codes))
+    assert latents.faces[0].code == sanitizer.tracker.tracks[0].codes[-1], "no code of another alpha is in the mean"
 
 
 def test_a_face_that_is_not_found_is_held_and_not_encoded(sanitizer_with: Make, clip: list[Pixels]) -> None:

@@ -147,6 +147,17 @@ class Encoder(Verified):
             codes.append(_run(self, self._session, output, feed).tobytes())
         return codes
 
+    def mean(self, codes: Sequence[bytes]) -> bytes:
+        """Return the mean of codes of one face under one noise, which is a code like each of them.
+
+        Raises:
+            ModelError: a code has another length.
+        """
+        _check_lengths(self, codes)
+        kind = _code_type(self._session.get_outputs()[0].type)
+        numbers = np.stack([np.frombuffer(code, kind) for code in codes])
+        return bytes(numbers.mean(0).round().astype(kind))
+
 
 @dataclass(frozen=True)
 class Decoder(Verified):
@@ -160,11 +171,10 @@ class Decoder(Verified):
         Raises:
             ModelError: a code has another length, onnxruntime failed, or it took longer than LIMIT.
         """
-        if any(len(code) != self.code_bytes for code in codes):
-            raise ModelError(f"a code has another length than the {self.code_bytes} bytes of {self.metadata.name}")
+        _check_lengths(self, codes)
         chips = np.empty((len(codes), CHIP, CHIP, 3), np.uint8)
         tensor = next(value for value in self._session.get_inputs() if value.name != "alpha")
-        kind = np.int8 if tensor.type == "tensor(int8)" else np.uint8
+        kind = _code_type(tensor.type)
         for chip, code in zip(chips, codes, strict=True):
             feed: dict[str, NDArray[Any]] = {tensor.name: np.frombuffer(code, kind)[None], "alpha": _dial(alpha)}
             chip[:] = _run(self, self._session, "sanitized", feed)[0]
@@ -194,6 +204,16 @@ class Model(Verified):
 
 def _dial(alpha: float) -> NDArray[np.float32]:
     return np.full((1, 1), alpha, np.float32)
+
+
+def _check_lengths(model: Verified, codes: Sequence[bytes]) -> None:
+    if any(len(code) != model.code_bytes for code in codes):
+        raise ModelError(f"a code has another length than the {model.code_bytes} bytes of {model.metadata.name}")
+
+
+def _code_type(named: str) -> type[np.int8 | np.uint8]:
+    """Return the type of a code's numbers, which a session names."""
+    return np.int8 if named == "tensor(int8)" else np.uint8
 
 
 def _run(
