@@ -168,7 +168,11 @@ Up = Want | Claims | Key | State | Request | Signal
 
 
 def pack_down(value: Down) -> bytes:
-    """Return the bytes of a message to an outlet."""
+    """Return the bytes of a message to an outlet.
+
+    Raises:
+        Reject: it has more bytes than one of its kind may have.
+    """
     match value:
         case Video(packet, key, captured_ns, width, height, header):
             head = _VIDEO.pack(key, captured_ns, width, height, len(header))

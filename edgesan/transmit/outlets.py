@@ -1,8 +1,8 @@
 """The outlets as the transmit process sees them: gives each what it wants, encoded once for all, and waits for none.
 
-An outlet that takes nothing loses messages; its video goes on with the next key frame. What it sends is parsed by one
-function (`edgesan.outlets.channel.parse_up`), and a malformed message ends the channel: the parent then starts the
-outlet again, with a new one.
+An outlet that takes nothing loses messages, and all outlets lose what is too large for one; the video then goes on with
+the next key frame. What an outlet sends is parsed by one function (`edgesan.outlets.channel.parse_up`), and a malformed
+message ends the channel: the parent then starts the outlet again, with a new one.
 """
 
 import asyncio
@@ -84,6 +84,7 @@ class Outlets:
         self._jpeg, self._request = jpeg, request
         self._h264: H264Encoder | None = None
         self._key = False  # whether an outlet needs a key frame
+        self._too_large: set[type[Down]] = set()  # kinds of which a message was too large
         self._questions: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._number = 0
 
@@ -124,7 +125,7 @@ class Outlets:
                 self._h264 = H264Encoder()
             key, self._key = self._key, False
             for packet in self._h264(frame, key=key):
-                content = pack_down(packet)
+                content = self._pack(packet)
                 for peer in self._peers:
                     if peer.want.kinds & VIDEO and (peer.flowing or packet.key):
                         peer.flowing = self._put(peer, content)
@@ -132,7 +133,7 @@ class Outlets:
         for peer in self._peers:
             if peer.want.kinds & JPEG and captured_ns - peer.jpeg_ns >= peer.want.jpeg_every_ms * 1_000_000:
                 peer.jpeg_ns = captured_ns
-                self._put(peer, pack_down(Jpeg(self._jpeg(frame), captured_ns)))
+                self._put(peer, self._pack(Jpeg(self._jpeg(frame), captured_ns)))
 
     def send_codes(self, latents: Latents, model: str) -> None:
         """Give the codes of a frame to those who want them, with the SHA-256 of their model, in hex."""
@@ -160,7 +161,7 @@ class Outlets:
         number = self._number
         self._questions[number] = answer
         try:
-            if not self._put(peer, pack_down(Signal(number, question))):
+            if not self._put(peer, self._pack(Signal(number, question))):
                 return None
             async with asyncio.timeout(ANSWER_S):
                 return await answer
@@ -170,15 +171,25 @@ class Outlets:
             del self._questions[number]
 
     def _send(self, kind: int, value: Down) -> None:
-        content = pack_down(value)
+        content = self._pack(value)
         for peer in self._peers:
             if peer.want.kinds & kind:
                 self._put(peer, content)
 
-    def _put(self, peer: Peer, content: bytes) -> bool:
-        """Send to an outlet, or drop it; return whether it was sent, or waits."""
+    def _pack(self, value: Down) -> bytes:
+        """Return a message, or nothing if it is too large, such as an 8K picture of noise; that is said once."""
         try:
-            taken = peer.outbox.put(content)
+            return pack_down(value)
+        except Reject as reject:
+            if type(value) not in self._too_large:
+                logger.warning("%s; the outputs do without it and its like; pictures of a smaller size fit", reject)
+            self._too_large.add(type(value))
+            return b""
+
+    def _put(self, peer: Peer, content: bytes) -> bool:
+        """Send to an outlet, or drop it; return whether it was sent, or waits. Nothing counts as dropped."""
+        try:
+            taken = bool(content) and peer.outbox.put(content)
             if not peer.outbox.flush():
                 asyncio.get_running_loop().add_writer(peer.descriptor, self._flush, peer)
         except OSError:

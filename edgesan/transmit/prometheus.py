@@ -28,7 +28,7 @@ ENCODERS: Final = {
 OUTPUTS: Final = {
     "bytes": ("edgesan_output_bytes", "Bytes that an output has taken."),
     "retries": ("edgesan_output_retries", "Attempts to connect after the first."),
-    "dropped": ("edgesan_output_dropped", "Messages that an output was too slow for."),
+    "dropped": ("edgesan_output_dropped", "Messages that an output was too slow for, or that were too large."),
 }
 
 

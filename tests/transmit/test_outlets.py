@@ -1,15 +1,17 @@
 """The transmit process's side of the outlets: each gets what it wants, encoded once, and none holds it up."""
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edgesan.frames import SanitizedFrame
-from edgesan.message import FaceCode, Latents, Place
+from edgesan.message import MOST_SIDE, FaceCode, Latents, Place
 from edgesan.outlets.channel import (
     CHIP,
     CODES,
@@ -216,6 +218,28 @@ def test_jpegs_come_no_faster_than_they_are_wanted(stage: Any, sanitized_frame: 
     stage(play)
 
 
+def test_a_picture_that_fits_in_no_message_is_left_out_and_all_else_goes_on(
+    stage: Any, sanitized_frame: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (1600, MOST_SIDE, 3), np.uint8)
+
+    async def play(s: Stage) -> None:
+        for number in range(3):
+            await s.say(number, Want(CODES if number == 2 else JPEG))
+        for number in (1, 2):
+            frame = SanitizedFrame._create(noise, sanitized_frame(number, captured_ns=number * STEP_NS).stamps)
+            s.outlets.send(frame)
+        s.outlets.send_codes(Latents(2, 5, 5, 64, 48, 0.0, 9), MODEL)
+        s.outlets.send(sanitized_frame(3, captured_ns=3 * STEP_NS))
+        assert [[type(each) for each in s.heard(number)] for number in range(3)] == [[Jpeg], [Jpeg], [Codes]]
+        assert [each["dropped"] for each in s.outlets.report()] == [2, 2, 0]
+
+    with caplog.at_level(logging.WARNING):
+        stage(play)
+    (said,) = caplog.messages
+    assert "the outputs do without it" in said
+
+
 def test_what_an_outlet_asks_for_is_passed_on_and_its_state_is_shown(stage: Any) -> None:
     async def play(s: Stage) -> None:
         await s.say(1, Alpha(0.25), State(True, "", 1234, 2))
@@ -267,6 +291,7 @@ def test_a_question_gets_its_answer(stage: Any) -> None:
         await s.say(0, Signal(question.number + 1, {"wrong": 1}), Signal(question.number, {"answer": 2}))
         assert await asked == {"answer": 2}
         assert await s.outlets.ask("webrtc", {}) is None, "there is no such outlet"
+        assert await s.outlets.ask("push", {"offer": "\ufffd" * 16384}) is None, "it fits in no message"
 
     stage(play)
 
