@@ -131,7 +131,15 @@ class ClipWriter:
     def _mux(self, picture: av.VideoFrame | None) -> None:
         """Encode a picture, or flush the encoder if it is None, and write the packets."""
         try:
-            for packet in self._stream.encode(picture):
+            packets = self._stream.encode(picture)
+        except av.FFmpegError as error:
+            width, height = self._size or (0, 0)
+            raise SinkError(
+                f"cannot encode a picture of {width}x{height} for {self.path} ({CODEC}: {error.strerror}); free some"
+                " memory, or take smaller pictures, and begin a new clip"
+            ) from error
+        try:
+            for packet in packets:
                 self._container.mux(packet)
         except (av.FFmpegError, OSError) as error:
             raise self._failure(error) from error

@@ -70,6 +70,29 @@ def test_a_clip_refuses_another_size_and_a_single_column(tmp_path: Path, sanitiz
             writer.write(sanitized_frame(size=(32, 24)), 1)
 
 
+@pytest.mark.parametrize("name", ["clip.mkv", "clip.mp4"])
+def test_an_encoder_that_takes_no_more_ends_a_clip_that_plays(tmp_path: Path, sanitized_frame: Make, name: str) -> None:
+    path = tmp_path / name
+    with path.open("xb") as file:
+        writer = ClipWriter(file, path)
+        for number in range(3):
+            writer.write(sanitized_frame(number), number)
+        writer._mux(None)
+        with pytest.raises(SinkError, match=rf"cannot encode a picture of 64x48 for .*{name} \(libx264: "):
+            writer.write(sanitized_frame(3), 3)
+        with pytest.raises(SinkError, match="cannot encode"):
+            writer.close()
+    assert times(path) == pytest.approx([0, 1, 2])
+
+
+def test_an_encoder_that_does_not_open_is_not_called_a_folder_without_rights(
+    tmp_path: Path, sanitized_frame: Make
+) -> None:
+    path = tmp_path / "clip.mkv"
+    with path.open("xb") as file, pytest.raises(SinkError, match=r"cannot encode a picture of 16386x16 .*smaller"):
+        ClipWriter(file, path).write(sanitized_frame(size=(16386, 16)), 0)  # libx264 takes 16384 pixels at most
+
+
 def test_a_missing_codec_is_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgesan.transmit.file.CODEC", "libx999")
     path = tmp_path / "clip.mkv"
