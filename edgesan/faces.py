@@ -183,14 +183,14 @@ class Follower:
         before, scale = self._grey, self.see(pixels)
         if before is None or self._grey is None or before.shape != self._grey.shape:
             return False
-        points = np.stack([_points(track.landmarks) for track in tracks])
+        points = _points(np.stack([track.landmarks for track in tracks]))
         there = points.reshape(-1, 1, 2) * np.float32(scale)
         after, found, unlike = cv2.calcOpticalFlowPyrLK(
             before, self._grey, there, there.copy(), winSize=WINDOW, maxLevel=LEVELS
         )
-        steps = ((after - there) / np.float32(scale)).reshape(points.shape)
+        steps = np.asarray((after - there) / np.float32(scale), np.float32).reshape(points.shape)
         sure = ((found > 0) & (unlike < UNLIKE)).reshape(points.shape[:2])
-        return all(_move(*each) for each in zip(tracks, steps, sure, strict=True))
+        return _move(tracks, steps, sure)
 
     def forget(self) -> None:
         """Forget the newest frame."""
@@ -201,20 +201,31 @@ _PAIRS: Final = np.triu_indices(5, 1)
 
 
 def _points(landmarks: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the landmarks of a face and the points midway between any two of them, [15, 2]."""
-    return np.concatenate([landmarks, (landmarks[_PAIRS[0]] + landmarks[_PAIRS[1]]) / 2])
+    """Return the landmarks of n faces [n, 5, 2] and the points midway between any two of a face's, [n, 15, 2]."""
+    return np.concatenate([landmarks, (landmarks[:, _PAIRS[0]] + landmarks[:, _PAIRS[1]]) / 2], 1)
 
 
-def _move(track: Track, steps: NDArray[np.float32], found: NDArray[np.bool_]) -> bool:
-    """Move a track by the median of its points' steps [15, 2] in pixels; return whether it is followed."""
-    if found.mean() < LEAST_FOUND:
-        return False
-    step, width = np.median(steps[found], 0), float(track.box[2])
-    track.landmarks = track.landmarks + step
-    track.box = track.box + np.append(step, (0, 0)).astype(np.float32)
-    track.moved += float(np.hypot(*step)) / width
-    apart = float(np.median(np.abs(steps[found] - step).max(-1))) / width
-    return track.moved <= FAR and apart <= APART
+def _move(tracks: list[Track], steps: NDArray[np.float32], found: NDArray[np.bool_]) -> bool:
+    """Move n tracks by the medians of their points' steps [n, 15, 2] in pixels; return whether all are followed.
+
+    One of which too few points were found stays where it is.
+    """
+    enough = found.mean(1) >= LEAST_FOUND
+    step = np.where(enough[:, None], _medians(steps, found), np.float32(0))
+    apart = _medians(np.abs(steps - step[:, None]).max(-1, keepdims=True), found)[:, 0]
+    widths = np.array([float(track.box[2]) for track in tracks])
+    far, boxed = np.hypot(*step.T) / widths, np.concatenate([step, np.zeros_like(step)], 1)
+    for track, by, box_by, moved in zip(tracks, step, boxed, far.tolist(), strict=True):
+        track.landmarks, track.box, track.moved = track.landmarks + by, track.box + box_by, track.moved + moved
+    return bool((enough & (apart / widths <= APART)).all()) and all(track.moved <= FAR for track in tracks)
+
+
+def _medians(values: NDArray[np.float32], found: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Return the medians [n, k] of those values [n, 15, k] whose points were found; infinite where none was."""
+    ordered = np.sort(np.where(found[..., None], values, np.float32(np.inf)), 1)
+    rows, count = np.arange(len(values)), found.sum(1)
+    middle: NDArray[np.float32] = (ordered[rows, (count - 1) // 2] + ordered[rows, count // 2]) / np.float32(2)
+    return middle
 
 
 @np.errstate(all="ignore")  # a box that is empty or not finite is like no other

@@ -1,5 +1,7 @@
 """Detection, tracks and alignment."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
@@ -106,3 +108,30 @@ def test_a_face_is_followed_to_where_it_has_moved_and_a_cut_is_noticed(
     assert not follower(clip[0][:100], tracks), "another size"
     follower.see(clip[0])
     assert not follower(moved(20), tracks), "farther than a tenth of a face: search"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_many_faces_move_at_once_as_each_would_by_the_median_of_its_points(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    sides = rng.uniform(20, 200, 16)
+    tracks = [faces.Track(i, f.landmarks, f.box, 0, np.zeros(1)) for i, f in enumerate(map(face_at, sides, sides))]
+    steps = rng.normal(1, 2, (16, 15, 2)).astype(np.float32)
+    found = rng.random((16, 15)) < np.linspace(0, 1, 16)[:, None]  # from none to all
+    expected = []
+    for track, step, sure in zip(tracks, steps, found, strict=True):
+        enough = sure.mean() >= faces.LEAST_FOUND
+        by = np.median(step[sure], 0) if enough else np.zeros(2, np.float32)
+        moved = float(np.hypot(*by)) / float(track.box[2])
+        apart = float(np.median(np.abs(step[sure] - by).max(-1))) / float(track.box[2]) if enough else 0
+        followed = enough and moved <= faces.FAR and apart <= faces.APART
+        expected.append((track.landmarks + by, track.box + np.append(by, (0, 0)).astype(np.float32), moved, followed))
+    alone = [faces._move([replace(track)], steps[i : i + 1], found[i : i + 1]) for i, track in enumerate(tracks)]
+    assert alone == [each[3] for each in expected]
+    assert 0 < sum(alone) < 16
+    assert not faces._move(tracks, steps, found), "one is lost: search"
+    for track, (landmarks, box, moved, _) in zip(tracks, expected, strict=True):
+        np.testing.assert_array_equal(track.landmarks, landmarks)
+        np.testing.assert_array_equal(track.box, box)
+        assert track.moved == moved
+    kept = np.array(alone)
+    assert faces._move([replace(tracks[i], moved=0.0) for i in np.flatnonzero(kept)], steps[kept], found[kept])
