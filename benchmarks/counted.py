@@ -25,8 +25,8 @@ from edgesan.model.load import Model, load_model
 from edgesan.scene import Still
 from edgesan.silhouette import Silhouettes
 
-WARM: Final = 18  # frames that are not counted: all faces are known then
-FRAMES: Final = 6
+WARM: Final = 24  # frames that are not counted: all faces are known then
+FRAMES: Final = 12  # from one code of a face to its next
 FRAME_NS: Final = 10**9 // 30
 CALLS: Final = 2  # of the network
 AVX2, VNNI = frozenset({"avx2"}), frozenset({"avx2", "avx512_vnni"})  # flags of processors

@@ -114,7 +114,7 @@ class Config:
     detect_every: int = option(1, "search for faces in every Nth frame; tracks keep them in between", "N")
     hold: float = option(0.7, "seconds for which a track keeps a face that is not found any more", "SECONDS")
     refresh: float = option(
-        0.2, "seconds from one code of a face to the next, while its pose stays the same", "SECONDS"
+        0.4, "seconds from one code of a face to the next, while its pose stays the same", "SECONDS"
     )
     threads: int = option(1, "threads of the model's network", "N")
     trusted_keys: tuple[str, ...] = option(

@@ -32,7 +32,7 @@ MOST_ENCODED: Final = 2  # faces encoded in one frame
 OVER: Final = 3  # frames from one search to the next, over which the chips of a search are encoded
 CONFIRM_NS: Final = 90_000_000  # for which faces are only followed: every third frame of 30 a second is searched
 MISSED_NS: Final = 300_000_000  # for which a face that is missed is searched in each frame
-MEAN_OF: Final = 8  # newest codes of a face whose mean leaves: those of a second and a half
+MEAN_OF: Final = 5  # newest codes of a face whose mean leaves: those of two seconds
 YOUNG: Final = 5  # times that a face must have been found before it is followed
 EARLY_NS: Final = 10_000_000  # by which a code may come before its time, as frames do
 REST_NS: Final = 1_000_000_000  # for which the detector rests at most, while nothing differs from the scene or stirs
@@ -47,7 +47,7 @@ class Settings:
 
     zones: tuple[Zone, ...] = ()  # no face in these is encoded
     detect_every: int = 1  # frames from one detection to the next
-    refresh_ns: int = 200_000_000  # from one code of a track to its next
+    refresh_ns: int = 400_000_000  # from one code of a track to its next
     most_encoded: int = MOST_ENCODED  # faces encoded in one frame
     hold_ns: int = 700_000_000  # for which a track keeps a face that is not found
     alpha: float = 0.5  # at the start; `FrameSanitizer.alpha` changes it

@@ -2,7 +2,7 @@
 
 A found person is followed for five seconds, 150 frames, under one draw of the noise. Until the code was sent instead
 of the picture, each frame brought a sanitized picture of its own. Now a track is encoded when it is new, when its pose
-has changed, and else every 0.2 s, and the mean of its newest codes leaves: 25 pictures. The attacker embeds what
+has changed, and else every 0.4 s, and the mean of its newest codes leaves: 13 pictures. The attacker embeds what
 leaves, averages it over the track, and gives it to a logistic regression that learned on tracks of other people.
 
 There is not enough video of different people, so stills stand in for it: *one photo*, aligned a little differently in
@@ -33,9 +33,9 @@ from export.audit.measure import MATCHERS
 from export.providers import Provider
 
 SETS = ("lfw", "celeba", "pins", "glint")
-ONE, CODES = "1 picture", "25 codes, one every 0.2 s"
-LEFT = {ONE: slice(0, 1), "150 frames, each encoded": slice(None), CODES: slice(0, None, 6)}
-MEANS = f"25 means of up to {MEAN_OF} codes, one every 0.2 s"
+ONE, CODES = "1 picture", "13 codes, one every 0.4 s"
+LEFT = {ONE: slice(0, 1), "150 frames, each encoded": slice(None), CODES: slice(0, None, 12)}
+MEANS = f"13 means of up to {MEAN_OF} codes, one every 0.4 s"
 TOGETHER = 20  # tracks that are embedded at once
 
 Rows: TypeAlias = NDArray[np.int64]
@@ -48,7 +48,7 @@ class Plan:
     frames: int = 150
     people: int = 200  # of `test`, half of them women
     learn: int = 1500  # stills of `train` people
-    learn_frames: int = 10  # of each: an average of these is near enough to one of 25 or 150
+    learn_frames: int = 10  # of each: an average of these is near enough to one of 13 or 150
     photos: int = 10  # of one person, where many are shown
     seed: int = 0
 

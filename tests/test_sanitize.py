@@ -95,7 +95,7 @@ def test_a_crowd_is_searched_as_seldom_as_one_face_and_each_code_is_of_a_search(
     picture = bench.draw(bench.Clip((640, 480), 16))[0]
     pictures = [np.roll(picture, number // 3, 1) for number in range(60)]  # it glides to the right
     detector = Counting(320)
-    sanitizer = sanitizer_with(detector=detector)
+    sanitizer = sanitizer_with(detector=detector, refresh_ns=200_000_000)
     settled, changes = 15, dict[int, list[int]]()
     codes, found = dict[int, bytes](), dict[int, list[NDArray[np.uint8]]]()
     for number, pixels in enumerate(pictures):

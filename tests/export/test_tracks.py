@@ -8,8 +8,8 @@ from export.audit.metrics import Separation
 
 def test_a_track_shows_all_its_photos_also_in_few_codes() -> None:
     shown = np.arange(150) * 10 // 150
-    assert {len(shown[part]) for part in tracks.LEFT.values()} == {1, 25, 150}
-    assert set(shown[tracks.LEFT["25 codes, one every 0.2 s"]]) == set(range(10))
+    assert {len(shown[part]) for part in tracks.LEFT.values()} == {1, 13, 150}
+    assert set(shown[tracks.LEFT[tracks.CODES]]) == set(range(10))
 
 
 def test_half_of_the_tracks_are_womens() -> None:
