@@ -17,9 +17,9 @@ from tests.transmit.server import until
 
 
 class Home:
-    """A new household with an owner and a broker. Nothing is installed: its Python has all that it needs."""
+    """A new household. Nothing is installed: the Python of `hass` has all that it needs."""
 
-    def __init__(self, folder: Path, broker: Mosquitto) -> None:
+    def __init__(self, folder: Path) -> None:
         self._command = os.environ.get("EDGESAN_HASS", "")
         if not self._command:
             pytest.skip("EDGESAN_HASS does not name a hass; docs/recipes.md says how to install one")
@@ -28,14 +28,6 @@ class Home:
         self.url = f"http://127.0.0.1:{port}"
         (folder / "configuration.yaml").write_text(f"http: {{server_host: 127.0.0.1, server_port: {port}}}\n")
         self.process: subprocess.Popen[bytes] | None = None
-        self.start()
-        who = {"name": "owner", "username": "owner", "password": "secret", "language": "en"}
-        code = self.ask("/api/onboarding/users", client_id=self.url, **who)["auth_code"]
-        form = {"grant_type": "authorization_code", "code": code, "client_id": self.url}
-        token = json.loads(self._open("/auth/token", urllib.parse.urlencode(form).encode()))["access_token"]
-        self._headers = {"Authorization": f"Bearer {token}"}
-        at = {"broker": "127.0.0.1", "port": broker.port, "username": "cam", "password": "p@ss/w"}
-        assert self.add("mqtt", **at)["type"] == "create_entry"
 
     def start(self) -> None:
         """Start, and wait until it has."""
@@ -43,6 +35,16 @@ class Home:
         with (self._folder / "log").open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=log)
         until(self._answers, 300)
+
+    def move_in(self, broker: Mosquitto) -> None:
+        """Become the owner, and add the broker, as a person does on the first day."""
+        who = {"name": "owner", "username": "owner", "password": "secret", "language": "en"}
+        code = self.ask("/api/onboarding/users", client_id=self.url, **who)["auth_code"]
+        form = {"grant_type": "authorization_code", "code": code, "client_id": self.url}
+        token = json.loads(self._open("/auth/token", urllib.parse.urlencode(form).encode()))["access_token"]
+        self._headers = {"Authorization": f"Bearer {token}"}
+        at = {"broker": "127.0.0.1", "port": broker.port, "username": "cam", "password": "p@ss/w"}
+        assert self.add("mqtt", **at)["type"] == "create_entry"
 
     def stop(self) -> None:
         """End it as a person does, so that it keeps what it knows."""

@@ -36,18 +36,18 @@ def broker(tmp_path_factory: pytest.TempPathFactory, ends: ExitStack) -> Mosquit
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory, broker: Mosquitto, ends: ExitStack) -> Home:
-    home = Home(tmp_path_factory.mktemp("home"), broker)
+    home = Home(tmp_path_factory.mktemp("home"))
     ends.callback(home.stop)
+    home.start()
+    home.move_in(broker)
     return home
 
 
 @pytest.fixture
-def camera(broker: Mosquitto, home: Home) -> Iterator[Running]:
-    camera = Running("--camera", "demo", "--name", "door", "--out", broker.url)
+def camera(edgesan: Callable[..., Running], broker: Mosquitto, home: Home) -> Running:
+    camera = edgesan("--name", "door", "--out", broker.url)
     until(lambda: home.state(FACES) == "2")
-    yield camera
-    if camera.process.poll() is None:
-        camera.end()
+    return camera
 
 
 def test_home_assistant_shows_every_entity_with_its_value(camera: Running, home: Home) -> None:
@@ -87,9 +87,9 @@ def test_home_assistant_says_that_a_camera_that_has_ended_is_unavailable(
     camera: Running, home: Home, killed: bool
 ) -> None:
     if killed:
-        for each in (camera.process, *psutil.Process(camera.process.pid).children(recursive=True)):
+        for each in (*psutil.Process(camera.process.pid).children(), camera.process):
             each.kill()
-        camera.process.wait()
+        camera.process.communicate()
     else:
         camera.end()
     until(lambda: {home.states()[name]["state"] for name in ALL} == {"unavailable"})
