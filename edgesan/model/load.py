@@ -69,13 +69,17 @@ class Metadata:
 
     @property
     def strongest_attack(self) -> str:
-        """The best attacker among the claims, in words: how well the private attribute is hidden."""
+        """The best attackers among the claims, in words: how well the private attribute is hidden."""
         attacks = [c for c in self.claims if str(c.get("figure", "")).endswith("accuracy, sanitized") and "attack" in c]
         if not attacks:
             return "nobody has measured what this model hides"
-        best = max(attacks, key=lambda claim: float(claim["value"]))
-        right = 100 * float(best["value"])
-        return f"{self.private} is still read right in {right:.1f} % by the best attacker measured ({best['attack']})"
+        best = max(attacks, key=_value)
+        said = f"{self.private} is still read right in {100 * _value(best):.1f} % by the best attacker measured"
+        unknown = [c for c in self.claims if c.get("figure") == f"{self.private} of strangers, balanced"]
+        if not unknown:
+            return f"{said} ({best['attack']})"
+        worst = max(float(claim.get("in the worst set", claim["value"])) for claim in unknown)
+        return f"{said} ({best['attack']}), who knows the people; of strangers in {100 * worst:.1f} % at most"
 
     @property
     def audited(self) -> list[dict[str, Any]]:

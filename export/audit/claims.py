@@ -10,7 +10,7 @@ import onnx
 
 from edgesan import disk
 from export.audit.measure import BEST_PIXEL, UTILITY
-from export.audit.report import Mean, OpenSet, OwnRow, Report, Row, Score, Strangers
+from export.audit.report import Mean, OwnRow, Report, Row, Score, Strangers
 from export.errors import ExportError
 
 Claim: TypeAlias = dict[str, str | int | float | list[float]]
@@ -30,7 +30,6 @@ def claims(report: Report) -> list[Claim]:
         *(claim | {"alpha": alpha, "set": "strangers"} for claim in first),
         *(claim | common for claim in _row("raw", report.raw)),
         *(claim | common for claim in _row("sanitized", ours)),
-        *(claim | {"alpha": alpha, "set": "open"} for claim in _open_set(ours.open)),
         *(claim | common for claim in _context(ours)),
         *_track(ours, alpha),
         _found_again(ours, alpha),
@@ -101,22 +100,6 @@ def _more(score: Score | Mean) -> Claim:
         "auc": round(score.auc, 4),
         "leak_nats": round(score.leak_nats, 4),
     }
-
-
-def _open_set(found: OpenSet | None) -> list[Claim]:
-    if found is None:
-        return []
-    verified: list[Claim] = [
-        {"figure": f"strangers verified, TAR at FAR {rate}", "value": round(tar, 4), "by": name}
-        for name, rates in found.tar.items()
-        for rate, tar in rates.items()
-    ]
-    figure = "gender accuracy, strangers sanitized"
-    attacked: list[Claim] = [
-        {"figure": figure, "value": round(s.accuracy, 4), "attack": f"fresh {name}", **_more(s), "n": s.n}
-        for name, s in found.attackers.items()
-    ]
-    return verified + attacked
 
 
 def _context(ours: OwnRow) -> list[Claim]:

@@ -110,7 +110,7 @@ def audit(options: Options) -> Report:
         bound=metrics.bound(full.closed.person, full.closed.truth),
         curve=[dial_point(alpha, cell) for alpha, cell in curve.items()],
         minutes=round((time.monotonic() - started) / 60, 1),
-        strangers=None if first is None or (options.so_far and not first.is_finished) else first.result(),
+        strangers=None if first is None else first.so_far if options.so_far else first.result(),
     )
 
 

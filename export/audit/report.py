@@ -123,16 +123,6 @@ class Track:
 
 
 @dataclass(frozen=True)
-class OpenSet:
-    """Strangers as models up to version 5 were measured: whole chips, one draw of the noise. Now see `Strangers`."""
-
-    pictures: int
-    people: int
-    tar: dict[str, dict[str, float]]
-    attackers: dict[str, Score]
-
-
-@dataclass(frozen=True)
 class FoundAgain:
     """The provider's detector on output frames: of the faces found raw, how many it finds again, and how far off."""
 
@@ -163,7 +153,6 @@ class OwnRow(Row):
 
     track: Track | None = None
     context: dict[str, Score] | None = None  # by canvas
-    open: OpenSet | None = None
     found_again: FoundAgain
 
 

@@ -23,6 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from edgesan.model.load import Model, prepare
 from export import data, recipe
 from export.audit import attackers, device, metrics, tables
 from export.audit.attackers import AttackData, Chips, Convolutional, Make
-from export.audit.cells import Cell, Store, Tree, leaves, settled
+from export.audit.cells import Cell, Store, Tree, finished, settled
 from export.audit.claims import graph_digest
 from export.audit.command import conclude, errors_as_lines
 from export.audit.measure import FALSE_ACCEPTS, PIXEL_ATTACKERS, Folders
@@ -418,14 +419,19 @@ class Measurement:
         }
 
     @property
-    def is_finished(self) -> bool:
-        """Whether nothing is left to compute."""
-        return all(cell.is_finished for cell in leaves(self.cells()))
+    def so_far(self) -> Strangers | None:
+        """What is measured so far, if there is a figure of each kind; an attacker may have fewer seeds."""
+        tree = self.cells()
+        kept = cast(dict[str, Tree], finished(tree) or {})
+        return self._reported(kept) if kept.keys() == tree.keys() else None
 
     def result(self) -> Strangers:
         """Compute what is not finished, and return everything."""
+        return self._reported(self.cells())
+
+    def _reported(self, cells: dict[str, Tree]) -> Strangers:
         test = self.split.test
-        found = from_json(dict[str, object], settled(self.cells()))
+        found = from_json(dict[str, object], settled(cells))
         whole = {
             "plan": self.plan,
             "people": len(np.unique(test.person)),

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from export.audit.measure import BEST_PIXEL, MATCHERS
-from export.audit.report import Interval, Mean, OpenSet, OwnRow, Report, Row, Score, Share, Strangers, StrangersReport
+from export.audit.measure import BEST_PIXEL
+from export.audit.report import Interval, Mean, OwnRow, Report, Row, Score, Share, Strangers, StrangersReport
 
 MISSING = "–"
 GALLERIES = ("raw", "sanitized")
@@ -179,25 +179,10 @@ def raw_and_sanitized(report: Report) -> list[str]:
             (f"gender by fresh {name}", before.get(name, MISSING), scored(Mean.of(scores)))
             for name, scores in ours.fresh.items()
         ),
-        *open_set(ours.open),
         ("faces found again in the output frame", again.found_raw, found),
         ("structural similarity to the raw face", 1, f"{ours.looks.ssim:.3f}"),
     ]
     return [*head(("", "raw", "sanitized")), *(line(row) for row in cells)]
-
-
-def open_set(found: OpenSet | None) -> list[tuple[str, str, str]]:
-    """Return rows about strangers, as models up to version 5 were measured."""
-    rows: list[tuple[str, str, str]] = []
-    if found is None:
-        return rows
-    for matcher in MATCHERS:
-        for rate, raw in found.tar[f"{matcher}, raw"].items():
-            what = f"strangers verified by {matcher}, TAR at FAR {rate}"
-            for gallery in GALLERIES:
-                share = found.tar[f"{matcher}, against {gallery}"][rate]
-                rows.append((f"{what}, {gallery} gallery", percent(raw), percent(share)))
-    return [*rows, *((f"strangers' gender by fresh {n}", MISSING, scored(s)) for n, s in found.attackers.items())]
 
 
 def mechanisms(report: Report) -> list[str]:

@@ -8,6 +8,7 @@ import pytest
 
 from edgesan.model.load import Model
 from export.audit import aims, claims, report, tables
+from export.audit.mechanisms import FLOAT32
 from export.audit.report import (
     Attacked,
     FoundAgain,
@@ -15,6 +16,7 @@ from export.audit.report import (
     Realism,
     Recognised,
     Report,
+    Row,
     Score,
     Share,
     Strangers,
@@ -59,7 +61,10 @@ def measured() -> Report:
         realism=Realism(200, [1.0, 0.4, 1.1], 0.9),
         found_again=FoundAgain(200, 200, 1.0, 1.2),
     )
-    return replace(report.read(Report, ROOT / "docs" / "audit.json"), strangers=strangers)
+    stored = report.read(Report, ROOT / "docs" / "audit.json")
+    ours = stored.ours
+    better = Row(replace(ours.utility, top5=ours.utility.top5 + 0.03), ours.looks, ours.frozen, ours.fresh)
+    return replace(stored, strangers=strangers, table={**stored.table, FLOAT32: better})
 
 
 def test_every_aim_has_its_value_and_says_whether_it_was_reached(measured: Report) -> None:
@@ -71,8 +76,8 @@ def test_every_aim_has_its_value_and_says_whether_it_was_reached(measured: Repor
     assert found["best fresh attacker over ten pictures of a stranger"] == ("65.0 (CNN)", True)
     assert found["unseen classifier c, balanced, each set"] == ("47.0 to 53.0", True)
     assert found["unseen classifier d, balanced, each set"] == ("44.0 to 50.0", False)
-    assert found["closed set, top-5"] == ("83.9", False)
-    assert found["float32 to int8, every figure of the closed set"] == ("2.2 at most (CNN 4 of raw faces)", False)
+    assert found["closed set, top-5"][0] == tables.percent(measured.ours.utility.top5)
+    assert found["float32 to int8, every figure of the closed set"] == ("3.0 at most (top-5)", False)
     assert found["power by spatial frequency, the worst band"] == ("2.50", False)
     assert found["chroma noise, of raw faces'"] == ("0.90", True)
     assert found["landmarks, pixels of the chip"] == ("1.20", True)
@@ -114,6 +119,7 @@ def test_the_dial_of_the_page_has_the_figures_of_the_audited_points(measured: Re
     assert high["private_accuracy"] == round(measured.ours.strongest()[1].accuracy, 4)
     assert high["utility"] == round(measured.ours.utility.top1, 4)
     assert replace(facts, claims=[]).audited == []
+    assert facts.strongest_attack.endswith(", who knows the people; of strangers in 61.0 % at most")
 
 
 def test_a_report_without_strangers_has_no_aims(measured: Report) -> None:
