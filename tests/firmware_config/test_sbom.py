@@ -59,6 +59,7 @@ def named(components: list[dict[str, Any]], name: str) -> dict[str, Any]:
 
 
 @pytest.mark.usefixtures("needed")
+@pytest.mark.slow
 def test_the_gpl_libraries_inside_of_pyav_are_listed_with_their_sources(wheels: Path, tmp_path: Path) -> None:
     assert sbom.main([str(wheels), "--out", str(tmp_path / "list.json")]) == 0
     listed = read(tmp_path / "list.json")
@@ -75,6 +76,7 @@ def test_the_gpl_libraries_inside_of_pyav_are_listed_with_their_sources(wheels: 
 
 
 @pytest.mark.usefixtures("needed")
+@pytest.mark.slow
 def test_nothing_of_this_machine_is_listed_and_the_same_wheels_give_the_same_list(
     wheels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
