@@ -12,13 +12,14 @@ HALF = np.arange(64) % 2 == 0
 
 @pytest.mark.slow
 def test_float32_beside_int8_is_the_same_face_from_the_same_noise() -> None:
-    """Of a model file alone: its own weights, in float32. Another draw of the noise is eight times as far away."""
+    """Of a model file alone: its own weights, in float32. Another draw of the noise is several times as far away."""
     chips, model = clip.two_people()[0], prepare(DEMO_MODEL, DEMO_MODEL.read_bytes(), threads=1)
     truth = np.zeros(len(chips), bool)
     beside, shipped = mechanisms.trained(DEMO_MODEL, 0.4), mechanisms.sanitizer(model, 0.4)
     int8 = shipped.apply(chips, truth, 3).astype(int)
-    assert np.abs(beside.apply(chips, truth, 3) - int8).mean() < 2
-    assert np.abs(beside.apply(chips, truth, 4) - int8).mean() > 5
+    same, other = (np.abs(beside.apply(chips, truth, draw) - int8).mean() for draw in (3, 4))
+    assert other > 5
+    assert same < other / 3
     assert beside.stochastic
 
 
