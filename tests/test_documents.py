@@ -21,7 +21,7 @@ from edgesan.cli import parser
 from edgesan.config import DEMO_MODEL, Config
 from edgesan.frames import Pixels
 from edgesan.isolation import probes
-from edgesan.model.load import load_model
+from edgesan.model.load import IN_THE_WORST_SET, load_model
 from export.audit import report
 from export.audit.report import Report
 from export.recipe import OLD_KEYS
@@ -231,7 +231,7 @@ def test_the_readmes_table_is_what_was_measured() -> None:
         "| a stranger is named": (strangers.raw[name].household.value, seen.household.value),
         "| a stranger is verified": [m.tar["0.01"]["raw"].value for m in (strangers.raw[name], seen)],
         "| a stranger's gender": [strangers.strongest()[2]],
-        "| a person it knows": [row.utility.top5 for row in rows_of_people],
+        "| a known person": [row.utility.top5 for row in rows_of_people],
         "| their gender, by the best": [row.strongest()[1].accuracy for row in rows_of_people],
         "| their gender, by a": [row.frozen["gender_faceapi"].accuracy for row in rows_of_people],
     }
@@ -245,7 +245,7 @@ def test_the_readmes_table_is_what_was_measured() -> None:
 @pytest.mark.parametrize("page", ["README.md", "docs/model.md"])
 def test_every_percentage_of_a_sentence_about_the_model_was_measured(page: str) -> None:
     stored = report.read(Report, ROOT / "docs" / "audit.json")
-    kinds = ("value", "pooling_10", "in the worst set")
+    kinds = ("value", "pooling_10", IN_THE_WORST_SET)
     measured = [stored.closed_set.prior, *(claim[kind] for claim in claims() for kind in kinds if kind in claim)]
     sentences = "\n".join(line for line in PAGES[page].splitlines() if not line.startswith("|"))
     figures = [float(figure) for figure in re.findall(r"(\d+\.\d) %", sentences)]

@@ -51,6 +51,9 @@ LIMIT: Final = ort.TimeLimit(5.0)  # seconds for one call of a network
 CODE_TOLERANCE: Final = 2  # steps of 256 that a code may differ by between processors
 
 
+IN_THE_WORST_SET: Final = "in the worst set"  # of a claim about strangers: the value in the set where it is highest
+
+
 @dataclass(frozen=True)
 class Metadata:
     """The model's description of itself: the JSON under its metadata key `edgesan`."""
@@ -78,7 +81,7 @@ class Metadata:
         unknown = [c for c in self.claims if c.get("figure") == f"{self.private} of strangers, balanced"]
         if not unknown:
             return f"{said} ({best['attack']})"
-        worst = max(float(claim.get("in the worst set", claim["value"])) for claim in unknown)
+        worst = max(float(claim.get(IN_THE_WORST_SET, claim["value"])) for claim in unknown)
         return f"{said} ({best['attack']}), who knows the people; of strangers in {100 * worst:.1f} % at most"
 
     @property
@@ -485,13 +488,18 @@ def _check_metadata(path: Path, table: dict[str, Any]) -> None:
         )
     if table["version"] < 1:
         raise ModelError(f"{path}: the metadata's version is {table['version']}; expected a whole number from 1")
-    if not all(isinstance(claim, dict) and type(claim.get("value")) in (int, float) for claim in table["claims"]):
-        raise ModelError(f"{path}: each of the metadata's claims must be an object with a number as its value")
+    if not all(isinstance(claim, dict) and "value" in claim and _has_numbers(claim) for claim in table["claims"]):
+        raise ModelError(f"{path}: each of the metadata's claims must be an object with numbers as its values")
     code = table["code"]
     if code.keys() != {"tensor", "bytes"} or type(code["tensor"]) is not str or type(code["bytes"]) is not int:
         raise ModelError(
             f'{path}: the metadata\'s code is {code}; expected {{"tensor": its name, "bytes": 1..{MOST_CODE}}}'
         )
+
+
+def _has_numbers(claim: dict[str, Any]) -> bool:
+    """Return whether a claim has numbers where numbers are read."""
+    return all(type(claim[key]) in (int, float) for key in ("value", IN_THE_WORST_SET) if key in claim)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 
 from edgesan import disk
+from edgesan.model.load import IN_THE_WORST_SET
 from export.audit.measure import BEST_PIXEL, UTILITY
 from export.audit.report import Mean, OwnRow, Report, Row, Score, Strangers
 from export.errors import ExportError
@@ -66,7 +67,7 @@ def of_strangers(s: Strangers) -> list[Claim]:
         }
         if sets:
             worst = max(sets, key=lambda part: sets[part])
-            claim |= {"worst set": worst, "in the worst set": round(sets[worst], 4)}
+            claim |= {"worst set": worst, IN_THE_WORST_SET: round(sets[worst], 4)}
         if "10" in seeds[0].pooled:
             claim |= {"pooling_10": round(float(np.mean([a.pooled["10"].balanced for a in seeds])), 4)}
         found.append(claim)

@@ -6,9 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from export import recipe
+from edgesan.config import DEMO_MODEL
+from export import checkpoint, recipe
 from export.errors import RecipeError
+from export.networks import Sanitizer
 from export.training.sweep import points
+from tests.support import ROOT
+
+RECIPES = ROOT / "export" / "recipes"
+EMBEDDING = 128  # numbers of each matcher's
 
 
 @pytest.mark.parametrize(
@@ -61,11 +67,21 @@ def test_a_recipe_that_was_saved_is_the_one_that_is_read_back(tmp_path: Path) ->
 
 
 def test_every_sweep_of_the_project_varies_keys_of_a_recipe() -> None:
-    for path in Path(recipe.__file__).parent.glob("recipes/sweeps/*.toml"):
+    for path in RECIPES.glob("sweeps/*.toml"):
         table = tomllib.loads(path.read_text())
         assert points(table, recipe.read(path.parent / table["recipe"]))
 
 
+def test_every_recipe_that_begins_from_the_bundled_model_has_its_shape() -> None:
+    shapes = {name: weight.shape for name, weight in checkpoint.unpack(DEMO_MODEL).state_dict().items()}
+    begun = [path for path in RECIPES.glob("*.toml") if f"--from {DEMO_MODEL.relative_to(ROOT)}" in path.read_text()]
+    assert len(begun) == 7
+    for path in begun:
+        r = recipe.read(path)
+        net = Sanitizer(EMBEDDING * len(r.utility), recipe.shape(r))
+        assert {name: weight.shape for name, weight in net.state_dict().items()} == shapes, path
+
+
 def test_every_recipe_of_the_project_can_be_read() -> None:
-    recipes = sorted(Path(recipe.__file__).parent.glob("recipes/*.toml"))
+    recipes = sorted(RECIPES.glob("*.toml"))
     assert [recipe.read(path).name for path in recipes] == [path.stem for path in recipes]

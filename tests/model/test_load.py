@@ -183,6 +183,10 @@ BAD: dict[str, tuple[Damage, str]] = {
     "an alpha range of three": (lambda p: metadata(p, alpha_range=[0, 0.5, 1]), "alpha_range is [0, 0.5, 1]"),
     "an alpha range upside down": (lambda p: metadata(p, alpha_range=[1, 0]), "alpha_range is [1, 0]"),
     "claims that are words": (lambda p: metadata(p, claims=["private!"]), "must be an object"),
+    "a claim of words in the worst set": (
+        lambda p: metadata(p, claims=[{"value": 0.5, "in the worst set": "pins"}]),
+        "numbers as its values",
+    ),
     "another known answer": (wrong_answer, "wrong known answer"),
     "other weights": (changed_weight, "wrong known answer"),
     "an answer that tolerates all": (tolerant_answer, "waves-1"),
