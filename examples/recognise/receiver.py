@@ -122,10 +122,14 @@ class Recogniser:
             track = self._tracks[key] = Track(key[1], camera, captured, captured, place)
             if len(self._tracks) > MOST_TRACKS:
                 del self._tracks[next(iter(self._tracks))]
-        feature = self._sface.feature(chip)[0]
-        track.features.append(feature / np.linalg.norm(feature))
+        track.features.append(self.feature(np.asarray(chip, np.uint8)))
         track.male.append(self.male(np.asarray(chip, np.uint8)))
         track.last, track.place, track.jpeg = captured, place, face["jpeg"]
+
+    def feature(self, chip: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return what SFace makes of a chip, uint8 [112, 112, 3] in BGR: float32 [128] of length 1."""
+        found = self._sface.feature(np.ascontiguousarray(chip))[0]
+        return np.asarray(found / np.linalg.norm(found), np.float32)
 
     def male(self, chip: NDArray[np.uint8]) -> float:
         """Return how likely the classifier finds a man in a chip, uint8 [112, 112, 3] in BGR."""
