@@ -511,10 +511,13 @@ def wire(clip: Clip, config: Config, seconds: float, viewers: int = 1) -> WireRo
 
 
 @contextmanager
-def running(camera: Path, config: Config, viewers: int = 1) -> Iterator[tuple[int, subprocess.Popen[bytes], float]]:
+def running(
+    camera: Path, config: Config, viewers: int = 1, outputs: Sequence[str] = ()
+) -> Iterator[tuple[int, subprocess.Popen[bytes], float]]:
     """Start `edgesan run` with so many viewers; lend its port, its process, and the seconds until the first frame."""
     port = free_port()
     command = [sys.executable, "-m", "edgesan", "run", f"--camera={camera}", f"--out=http://127.0.0.1:{port}"]
+    command += [f"--out={output}" for output in outputs]
     command += [f"--model={config.model}", f"--threads={config.threads}", f"--detect-every={config.detect_every}"]
     command += [f"--trusted-keys={key}" for key in config.trusted_keys]
     command += ["--allow-unsigned"] if config.allow_unsigned else []
