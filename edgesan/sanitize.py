@@ -6,7 +6,7 @@ coarse cell that differs from the still. A missed face leaves nothing else.
 A person does not change thirty times a second, so a track is encoded when it is new, when its pose has changed, and
 otherwise a few times a second. The mean of its newest codes leaves, so that the painted face does not flicker; all of
 them have the same noise, so their mean tells nothing that they would not. Each frame encodes a limited number of faces,
-those that have waited longest first. In a live run, faces that are known are followed, and searched every tenth of a
+those that have waited longest first. In a live run, faces that are known are followed, and searched every eighth of a
 second and when something is new; chips are cut where they were found, and encoded over the frames until the next
 search. Where nothing differs from the still, or nothing stirs, the detector rests.
 """
@@ -29,8 +29,8 @@ from edgesan.silhouette import Silhouettes, shrink
 from edgesan.zones import Zone, contain
 
 MOST_ENCODED: Final = 2  # faces encoded in one frame
-OVER: Final = 3  # frames from one search to the next, over which the chips of a search are encoded
-CONFIRM_NS: Final = 90_000_000  # for which faces are only followed: every third frame of 30 a second is searched
+OVER: Final = 4  # frames from one search to the next, over which the chips of a search are encoded
+CONFIRM_NS: Final = 120_000_000  # for which faces are only followed: every fourth frame of 30 a second is searched
 MISSED_NS: Final = 300_000_000  # for which a face that is missed is searched in each frame
 MEAN_OF: Final = 5  # newest codes of a face whose mean leaves: those of two seconds
 YOUNG: Final = 5  # times that a face must have been found before it is followed
