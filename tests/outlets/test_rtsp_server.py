@@ -1,9 +1,12 @@
-"""The RTSP server: ffprobe, ffmpeg, GStreamer and OpenCV receive from it, with the token and without one."""
+"""The RTSP server: ffprobe, ffmpeg, GStreamer, OpenCV and VLC receive from it, with the token and without one."""
 
 import asyncio
 import hashlib
+import io
 import itertools
+import os
 import re
+import shlex
 import shutil
 import socket
 import subprocess
@@ -13,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
+import av
 import psutil
 import pytest
 import trustme
@@ -133,6 +137,25 @@ def test_opencv_receives_it(served: Serving, monkeypatch: pytest.MonkeyPatch) ->
         assert [capture.read()[0] for _ in range(5)] == [True] * 5
     finally:
         capture.release()
+
+
+@pytest.mark.slow
+def test_vlc_receives_it_with_the_token_only(served: Serving) -> None:
+    vlc = shlex.split(os.environ.get("EDGESAN_VLC", "cvlc"))
+    if "live555" not in command(*vlc, "--list").stdout:
+        pytest.skip("this VLC has no live555, or is run by root; docs/recipes.md says which one EDGESAN_VLC may name")
+    # Without a keystore it does not wait for somebody who knows the right password.
+    options = ("--intf", "dummy", "--keystore", "memory", "--sout", "#std{access=file,mux=ts,dst=-}", "--run-time", "5")
+
+    def received(token: str) -> bytes:
+        url = f"rtsp://cam:{token}@{served.address}"
+        return subprocess.run([*vlc, *options, url, "vlc://quit"], capture_output=True, check=True, timeout=60).stdout
+
+    with av.open(io.BytesIO(received(TOKEN)), format="mpegts") as got:
+        sizes = [(picture.width, picture.height) for picture in got.decode(video=0)]
+    assert len(sizes) >= 20
+    assert set(sizes) == {(320, 240)}
+    assert not received("wrong")
 
 
 @pytest.mark.parametrize("login", ["", "cam:wrong@", f"other:{TOKEN}@"])
