@@ -1,7 +1,7 @@
 """How fast the network alone is: `python -m benchmarks.network`.
 
 The int8 network is timed beside its float twin and beside a plain matrix product of the same library, which is the most
-that onnxruntime gets out of this machine (the "peak").
+that onnxruntime gets out of this machine (the "peak"). `--layers` tells what takes the time, by its own profile.
 """
 
 import argparse
@@ -10,6 +10,8 @@ import json
 import math
 import os
 import sys
+import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -27,6 +29,7 @@ from edgesan.model.load import known_inputs, prepare, read
 
 BATCHES: Final = (1, 2, 4, 8)
 THREADS: Final = (1, 2, 4, 8)
+RUNS: Final = 200  # in a profile
 PEAK: Final = 1024  # rows and columns of the matrices
 PRODUCTS: Final = {  # operator, left, right, result
     "int8": ("MatMulInteger", TensorProto.UINT8, TensorProto.INT8, TensorProto.INT32),
@@ -105,6 +108,13 @@ def cost(proto: onnx.ModelProto) -> tuple[int, dict[str, int]]:
 
     Only convolutions are counted, as the rest is nothing beside them: weights, input and output once each.
     """
+    convolutions = _convolutions(proto)
+    elements = sum(elements for _, _, elements in convolutions)
+    return sum(macs for _, macs, _ in convolutions), {"int8": elements, "fp32": 4 * elements}
+
+
+def _convolutions(proto: onnx.ModelProto) -> list[tuple[list[int], int, int]]:
+    """Return of each convolution the shape of its output, its multiplications, and the elements that it touches."""
     fixed = onnx.ModelProto()
     fixed.CopyFrom(proto)
     for value in (*fixed.graph.input, *fixed.graph.output):
@@ -115,13 +125,49 @@ def cost(proto: onnx.ModelProto) -> tuple[int, dict[str, int]]:
         for v in (*graph.value_info, *graph.input, *graph.output)
     }
     shapes |= {tensor.name: list(tensor.dims) for tensor in graph.initializer}
-    macs = elements = 0
+    found = []
     for node in graph.node:
         if node.op_type == "Conv":
-            weights, output = shapes[node.input[1]], shapes[node.output[0]]
-            macs += math.prod(output) * math.prod(weights[1:])
-            elements += math.prod(output) + math.prod(weights) + math.prod(shapes[node.input[0]])
-    return macs, {"int8": elements, "fp32": 4 * elements}
+            taken, weights, output = (shapes[name] for name in (*node.input[:2], node.output[0]))
+            elements = math.prod(output) + math.prod(weights) + math.prod(taken)
+            found.append((output, math.prod(output) * math.prod(weights[1:]), elements))
+    return found
+
+
+def layers(content: bytes) -> list[str]:
+    """Profile an int8 network on one face, with one thread: a table in Markdown, the longest first.
+
+    Convolutions whose outputs have one shape share a row. Their share of the peak is that of their multiplications.
+    """
+    options = ort.session_options(1)
+    options.enable_profiling = True
+    with tempfile.TemporaryDirectory() as folder:
+        options.profile_file_prefix = f"{folder}/profile"
+        session = ort.onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
+        call = feed(session, 1)
+        for _ in range(RUNS):
+            call()
+        events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    taken: defaultdict[str, list[float]] = defaultdict(list)
+    for event in events:
+        if event["name"].endswith("_kernel_time"):
+            kind, shape = event["args"]["op_name"], next(iter(event["args"]["output_type_shape"][0].values()))
+            taken[_layer(shape[1:]) if kind == "QLinearConv" else kind].append(event["dur"] / 1000)
+    macs: defaultdict[str, int] = defaultdict(int)
+    for (_, channels, height, width), count, _ in _convolutions(onnx.load_model_from_string(content)):
+        macs[_layer([height, width, channels])] += count
+    rate = PEAK**3 / bench.percentiles(bench.in_blocks({"peak": product("int8", 1)}, 1)["peak"]).p50
+    rows: list[list[str | float]] = []
+    for name, each in sorted(taken.items(), key=lambda item: -sum(item[1])):
+        ms, count = sum(each) / RUNS, round(len(each) / RUNS)
+        share = f"{macs[name] / ms / rate:.0%}" if name in macs else "–"
+        rows.append([name, count, round(ms, 2), round(macs.get(name, 0) / 1e6, 1), share])
+    return bench.table(("layers", "how many", "ms", "MMAC", "share of the peak"), rows)
+
+
+def _layer(shape: Sequence[int]) -> str:
+    height, width, channels = shape
+    return f"convolutions to {height}x{width}, {channels} channels"
 
 
 def unquantized(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -188,8 +234,12 @@ def main() -> int:
     parser.add_argument("--model", type=Path, default=DEMO_MODEL, metavar="FILE", help="a sanitizer of int8")
     parser.add_argument("--seconds", type=float, default=4, help="length of each measurement (default 4)")
     parser.add_argument("--json", action="store_true", help="as JSON, for benchmarks.compare")
+    parser.add_argument("--layers", action="store_true", help="only which layers of the network take how long")
     arguments = parser.parse_args()
     content = read(arguments.model)
+    if arguments.layers:
+        print("\n".join(layers(content)))
+        return 0
     model = prepare(arguments.model, content)
     name = bench.ModelName(model.metadata.name, model.metadata.version, model.sha256)
     rows, machine = measure(content, arguments.seconds), bench.machine()
