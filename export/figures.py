@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -166,6 +166,20 @@ def files_of(models: Path, device: Path) -> dict[str, Path]:
     return files
 
 
+def with_rival_of(store: Path, talk: Talk) -> Talk:
+    """Return the talk with the stored column of the authors' U-Net, unless it has one or was measured otherwise.
+
+    No model of ours has a part in that column, so it need not be trained again with each of them.
+    """
+    if AUTHORS in talk.columns or not store.is_file():
+        return talk
+    kept = read(Talk, store)
+    if AUTHORS not in kept.columns or (kept.closed_set, kept.plan) != (talk.closed_set, talk.plan):
+        return talk
+    print(f"the authors' U-Net is that of {store}; --rival measures another", file=sys.stderr)
+    return replace(talk, columns=talk.columns | {AUTHORS: kept.columns[AUTHORS]})
+
+
 def measure(a: argparse.Namespace, store: Path) -> None:
     """Measure all columns, and write the store and the picture of people."""
     files = files_of(a.models, a.device)
@@ -174,7 +188,7 @@ def measure(a: argparse.Namespace, store: Path) -> None:
         models[APART] = {prepare(p, p.read_bytes()).metadata.alpha_default: p for p in alone}
     plan = Plan(seeds=1, epochs=a.epochs, draws=1, limit=a.limit)
     on = Measurements.of(Folders(a.data, a.networks, a.work), plan)
-    talk = measured(on, models, a.rival, a.brief)
+    talk = with_rival_of(store, measured(on, models, a.rival, a.brief))
     a.out.mkdir(parents=True, exist_ok=True)
     store.write_text(json.dumps(to_json(talk), indent=1) + "\n")
     draw_faces(files, a.alphas, a.out / "people.png")
@@ -204,7 +218,12 @@ def parser() -> argparse.ArgumentParser:
     alphas = [0.0, 0.25, 0.5, 0.75, 1.0]
     p.add_argument("--models", type=Path, help="folder of the four columns' .onnx files")
     p.add_argument("--device", type=Path, default=DEMO_MODEL, help="the device's own model (default: the bundled one)")
-    p.add_argument("--rival", type=Path, metavar="RUN", help="a training of export/recipes/unet.toml")
+    p.add_argument(
+        "--rival",
+        type=Path,
+        metavar="RUN",
+        help="a training of export/recipes/unet.toml (default: what measured.json has of one)",
+    )
     p.add_argument("--data", type=Path, help="folder of sets (.tar and .csv)")
     p.add_argument("--networks", type=Path, help="folder of the providers' ONNX networks")
     p.add_argument("--alphas", type=float, nargs="+", default=alphas, help="along the dial (default %(default)s)")

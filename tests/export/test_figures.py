@@ -1,6 +1,7 @@
 """The figures of the talk."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -71,3 +72,14 @@ def test_what_was_measured_is_read_and_written_without_a_change() -> None:
     stored = ROOT / "docs" / "figures" / "measured.json"
     talk = report.read(report.Talk, stored)
     assert json.dumps(report.to_json(talk), indent=1) + "\n" == stored.read_text()
+
+
+def test_the_rival_of_another_run_stays_if_it_was_measured_alike() -> None:
+    stored = ROOT / "docs" / "figures" / "measured.json"
+    kept = report.read(report.Talk, stored)
+    rival = kept.columns[mechanisms.AUTHORS]
+    without = replace(kept, columns={plots.DEVICE: kept.columns[plots.DEVICE]})
+    assert figures.with_rival_of(stored, without).columns == without.columns | {mechanisms.AUTHORS: rival}
+    fewer = replace(without, plan=replace(kept.plan, epochs=kept.plan.epochs + 1))
+    assert figures.with_rival_of(stored, fewer) is fewer, "another number of epochs cannot be set beside"
+    assert figures.with_rival_of(stored.with_name("none.json"), without) is without
