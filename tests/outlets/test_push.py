@@ -97,6 +97,11 @@ def size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
+def read_to_the_end(viewer: socket.socket) -> None:
+    while viewer.recv(65536):
+        pass
+
+
 def is_demo(path: Path, least: int = 10) -> bool:
     """Whether a file holds so many pictures of the demo at least."""
     stream = probed(path)
@@ -116,7 +121,7 @@ def test_gst_rtsp_server_receives_the_stream_with_a_password(
     until(lambda: size(got) > 30_000)
     said = output(running)
     assert (said["connected"], said["to"], said["why"]) == (True, f"rtsp://127.0.0.1:{port}", "")
-    assert said["bytes"] > 20_000
+    until(lambda: output(running)["bytes"] > 20_000)
     code, text, _ = running.end()
     assert code == 0
     assert "takes the stream" in text
@@ -382,9 +387,11 @@ def test_many_outputs_and_viewers_cost_one_encode_a_frame(
     running = edgesan("--out", f"rtsp://127.0.0.1:{port}/live", *folders)
     until(lambda: all(output(running, n).get("connected") for n in range(4)))
     viewers = [socket.create_connection(("127.0.0.1", running.port)) for _ in range(10)]
+    readers = [threading.Thread(target=read_to_the_end, args=(viewer,), daemon=True) for viewer in viewers]
     for viewer in viewers:
         viewer.sendall(b"GET /stream.mjpg HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n")
-        threading.Thread(target=lambda s=viewer: [None for _ in iter(lambda: s.recv(65536), b"")], daemon=True).start()
+    for reader in readers:
+        reader.start()
     until(lambda: status(running)["transmit"]["viewers"] == 10)
     first = status(running)
     until(lambda: status(running)["totals"]["sanitized"] > first["totals"]["sanitized"] + 100)
@@ -393,8 +400,9 @@ def test_many_outputs_and_viewers_cost_one_encode_a_frame(
     for codec in ("jpeg", "h264"):
         encoded = last["encodes"][codec] - first["encodes"][codec]
         assert frames * 0.5 < encoded <= frames + 10, (codec, encoded, frames)
-    for viewer in viewers:
+    for viewer, reader in zip(viewers, readers, strict=True):
         viewer.shutdown(socket.SHUT_RDWR)
+        reader.join(10)
         viewer.close()
 
 
