@@ -38,6 +38,16 @@ def test_the_float_twin_paints_what_the_shipped_file_does() -> None:
     assert 0 < error < 255**2 / 10**3, "30 dB"
 
 
+def test_the_profile_has_every_multiplication_in_one_row_of_its_shape() -> None:
+    content = DEMO_MODEL.read_bytes()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in network.layers(content)[2:]]
+    macs, _ = network.cost(onnx.load_model_from_string(content))
+    assert sum(float(row[3]) for row in rows) == pytest.approx(macs / 1e6, abs=1)
+    convolutions = [row for row in rows if row[0].startswith("convolutions")]
+    assert len({row[0] for row in convolutions}) == len(convolutions) > 5
+    assert all(row[4] == "–" for row in rows if row not in convolutions), "nothing else multiplies"
+
+
 def test_a_matrix_product_of_int8_is_right() -> None:
     """It is the yardstick: if it were another computation, all shares would be wrong."""
     result = network.product("int8", 1)()
