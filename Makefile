@@ -18,7 +18,7 @@ FRAMES ?= 1000000
 PIP := $(BIN)/pip --disable-pip-version-check --quiet install --constraint constraints.txt
 CODE := edgesan export benchmarks firmware_config examples docs tests
 
-.PHONY: help demo test slow lint docs constraints browser data servers wall soak audit audit-quick figures bench bench-check side-by-side instructions arm fuzz screenshots sign board clean
+.PHONY: help demo test slow lint docs constraints browser data servers wall soak audit audit-quick figures bench bench-check side-by-side instructions arm emulated fuzz screenshots sign board clean
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 16
 
@@ -91,6 +91,9 @@ instructions: $(VENV)/runtime  ## count and store the instructions of a frame on
 
 arm: $(VENV)/dev  ## the int8 network on an emulated Pi 4 and Pi 5: does it paint the same?
 	$(BIN)/python -m tests.model.arm && EDGESAN_ARM=1 $(BIN)/python -m pytest -q tests/model/test_arm.py
+
+emulated: $(VENV)/dev  ## count and store the instructions and bytes of a frame on an emulated Pi 4 and Pi 5, and project the time
+	$(BIN)/python -m benchmarks.emulated --json benchmarks/results/emulated.json && $(BIN)/python -m benchmarks.projection
 
 fuzz: $(VENV)/dev  ## a million hostile messages, and as many hostile model files (CASES=..., SEED=...)
 	$(BIN)/python -m tests.fuzz_message --cases $(or $(CASES),1000000) --seed $(or $(SEED),0)

@@ -77,7 +77,7 @@ def measure(clips: Sequence[str] = CLIPS, *, networks: bool = True) -> dict[str,
         SystemExit: valgrind failed.
     """
     with tempfile.TemporaryDirectory() as name:
-        _prepare(Path(name), clips, networks=networks)
+        prepare(Path(name), clips, networks=networks)
         options = ["--tool=callgrind", "--instr-atstart=no", f"--callgrind-out-file={name}/out"]
         # One hash seed: dictionaries take the same steps in each run.
         environment = os.environ | {"PYTHONHASHSEED": "0", "ORT_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "1"}
@@ -91,7 +91,7 @@ def measure(clips: Sequence[str] = CLIPS, *, networks: bool = True) -> dict[str,
     return {part: round(count / 1e6, 2) for part, count in counts.items()}
 
 
-def _prepare(folder: Path, clips: Sequence[str], *, networks: bool) -> None:
+def prepare(folder: Path, clips: Sequence[str], *, networks: bool) -> None:
     """Write what the counted program reads."""
     if networks:
         shipped = onnx.load(DEMO_MODEL)

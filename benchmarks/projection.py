@@ -1,13 +1,15 @@
-"""How long the network may take on a Raspberry Pi: `python -m benchmarks.projection`.
+"""How long the network and a frame may take on a Raspberry Pi: `python -m benchmarks.projection`.
 
 It is a PROJECTION, measured on no board: `edgesan bench` on one replaces it. There are two ways to it, from what can be
-counted here:
+counted here, and only the second is one for the whole frame:
 
     by multiplications   the rate at which a published network of dense 3x3 convolutions, like ours, ran on the board.
                          The check is how far the same rate misses the other published networks: those of depthwise
                          convolutions are bound by memory, and take up to three times as long
-    by instructions      those of one face (`benchmarks.instructions`, AVX2: 32 bytes each), twice as many for NEON's
-                         16 bytes, at 1 to 2 a cycle; with dot products, 16 multiplications an instruction
+    by instructions      those that were counted on the board's processor, emulated (`benchmarks.emulated`), at 1 to 2 a
+                         cycle of one core; and the bytes between its last cache and its memory, at the rate at which
+                         a published copy ran there. At the least, the memory works while the core does; at the most,
+                         the core waits for each byte
 """
 
 import sys
@@ -16,7 +18,7 @@ from typing import Final
 
 import onnx
 
-from benchmarks import instructions, network
+from benchmarks import emulated, instructions, network
 from edgesan.bench import table
 from edgesan.config import DEMO_MODEL
 
@@ -46,8 +48,9 @@ class Board:
     """A board and its published times."""
 
     name: str
+    processor: str  # of `benchmarks.emulated`
     ghz: float
-    dot_products: bool
+    gb_s: float  # read and written while memory is copied, by COPIED
     points: tuple[Point, ...]  # the first is a network of dense convolutions, like ours; all use the whole board
 
 
@@ -63,9 +66,10 @@ PI_5: Final = (
     Point("YOLO11n 640", "fp32", 3.25, 168, ULTRALYTICS),
     Point("YOLOX-Nano 416", "fp32", 0.54, 47, VISION),
 )
+COPIED: Final = "geerlingguy/sbc-reviews, issues 110 and 21, tinymembench, C copy"
 BOARDS: Final = (
-    Board("Pi 4 (Cortex-A72)", 1.8, dot_products=False, points=PI_4),
-    Board("Pi 5 (Cortex-A76)", 2.4, dot_products=True, points=PI_5),
+    Board("Pi 4 (Cortex-A72)", "cortex-a72", 1.8, 2 * 2.777, PI_4),
+    Board("Pi 5 (Cortex-A76)", "cortex-a76", 2.4, 2 * 4.870, PI_5),
 )
 PER_CYCLE: Final = (1.0, 2.0)  # instructions; both cores have two NEON pipes
 DOTS: Final = 4.0  # multiplications of UDOT for one of FMLA
@@ -79,15 +83,32 @@ def by_multiplications(board: Board, gmac: float) -> tuple[float, float]:
     return (most if like.precision == "int8" else most / DOTS), most
 
 
-def by_instructions(board: Board, gmac: float, million: float) -> tuple[float, float]:
-    """Return the least and the most ms of an int8 network on one core; `million` instructions were counted."""
-    millions = 2 * million
-    if board.dot_products:  # three AVX2 instructions for 32 multiplications become one for 16
-        millions += gmac * 1e3 * (1 / 16 - 2 * 3 / 32)
-    slow, fast = (millions / (board.ghz * rate) for rate in PER_CYCLE)
-    return fast, slow
+def by_instructions(board: Board, million: float, megabytes: float) -> tuple[float, float]:
+    """Return the least and the most ms on one core, of so many instructions and bytes."""
+    slow, fast = (million / (board.ghz * rate) for rate in PER_CYCLE)
+    memory = megabytes / board.gb_s
+    return max(fast, memory), slow + memory
 
 
+def frame(board: Board, counts: emulated.Counts, clip: str) -> list[str]:
+    """Return the ms of a frame of a clip, by FRAME: a row of a table."""
+    sums = []
+    for parts in FRAME.values():
+        million, megabytes = (sum(counts[what][f"{part}, {clip}"] for part in parts) for what in counts)
+        sums.append(between(*by_instructions(board, million, megabytes)))
+    return [f"{board.name}, {clip.replace('-', ' ')}", *sums]
+
+
+def between(least: float, most: float) -> str:
+    """Return a range as text."""
+    return f"{least:.1f} to {most:.1f}" if least < most else f"{most:.1f}"
+
+
+FRAME: Final = {
+    "until it has left": ("sanitize", "transmit"),
+    "all, the process of the camera": ("sanitize", "encode"),
+    "all, the process of the network": ("transmit", "decode"),
+}
 CHECK: Final = ("board", "network", "published, ms", "by the rate of", "projected, ms", "takes longer by", "source")
 
 
@@ -107,16 +128,27 @@ def check(board: Board) -> list[list[str | float]]:
 def main() -> int:
     """Print the projection and its check."""
     macs, moved = network.cost(onnx.load(DEMO_MODEL))
-    gmac = macs / 1e9
-    million = instructions.load()[1]["int8, 8-bit products"]
-    counted = f"{macs / 1e6:.0f} MMAC, {moved['int8'] / 1e6:.2f} MB moved, {million:g} million instructions (AVX2)"
-    print(f"PROJECTION, not measured: the network alone, int8, ms a face\n\ncounted: {counted}\n")
+    counts = emulated.load()
+    counted = f"{macs / 1e6:.0f} MMAC, {moved['int8'] / 1e6:.2f} MB moved"
+    print(f"PROJECTION, not measured: the network alone, int8, ms a face, from {counted}; and what was counted there\n")
     rows = []
     for board in BOARDS:
-        whole = sorted({f"{ms:.1f}" for ms in by_multiplications(board, gmac)}, key=float)
-        low, high = by_instructions(board, gmac, million)
-        rows.append([f"{board.name}, {board.ghz:g} GHz", " to ".join(whole), f"{low:.0f} to {high:.0f}"])
-    print(*table(("", "whole board, by multiplications", "one core, by instructions"), rows), sep="\n")
+        million, megabytes = (counts[board.processor][what]["int8"] for what in ("millions", "megabytes"))
+        whole = between(*by_multiplications(board, macs / 1e9))
+        one = between(*by_instructions(board, million, megabytes))
+        rows.append([f"{board.name}, {board.ghz:g} GHz", whole, one, f"{million:g}", f"{megabytes:.1f}"])
+    columns = (
+        "",
+        "whole board, by multiplications",
+        "one core, by instructions",
+        "million instructions",
+        "MB of memory",
+    )
+    print(*table(columns, rows), sep="\n")
+    print("\nPROJECTION, not measured: a frame, ms of one core, by instructions\n")
+    clips = [clip for clip in instructions.CLIPS if f"sanitize, {clip}" in counts[BOARDS[0].processor]["millions"]]
+    frames = [frame(board, counts[board.processor], clip) for clip in clips for board in BOARDS]
+    print(*table(("", *FRAME), frames), sep="\n")
     print("\nThe check: the first network's rate, on the others of its precision\n")
     print(*table(CHECK, [row for board in BOARDS for row in check(board)]), sep="\n")
     return 0

@@ -108,12 +108,8 @@ def inputs() -> dict[str, NDArray[Any]]:
     return {"chips": chips, "noise": noise[: len(chips)], "alphas": np.array(ALPHAS, np.float32)}
 
 
-def emulated(processor: str, given: Path, made: Path) -> NDArray[np.uint8]:
-    """What the network paints there: uint8 [alphas, chips, 112, 112, 3].
-
-    Raises:
-        CalledProcessError: the reader refused the model there, or the emulator failed.
-    """
+def python(processor: str, emulator: str, *options: str) -> list[str]:
+    """The arm64 Python on this processor, as the beginning of a command. Options are QEMU's."""
     part, features = PROCESSORS[processor]
     # QEMU takes files of the root for those of the machine. Without these, onnxruntime would look at the real
     # processor.
@@ -127,22 +123,23 @@ def emulated(processor: str, given: Path, made: Path) -> NDArray[np.uint8]:
         (ROOT / name).write_text(text)
     environment = {
         "PYTHONPATH": f"{TREE}:{ROOT}/site",
+        "PYTHONHASHSEED": "0",
         "ORT_DISABLE_TELEMETRY": "1",
+        "OMP_NUM_THREADS": "1",
         "OPENBLAS_NUM_THREADS": "1",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     settings = [word for pair in environment.items() for word in ("-E", "=".join(pair))]
-    command = [
-        qemu() or QEMU[0],
-        "-L",
-        str(ROOT),
-        "-cpu",
-        processor,
-        *settings,
-        f"{ROOT}/usr/bin/python3.11",
-        "-c",
-        GUEST,
-    ]
+    return [emulator, "-L", str(ROOT), "-cpu", processor, *options, *settings, f"{ROOT}/usr/bin/python3.11"]
+
+
+def emulated(processor: str, given: Path, made: Path) -> NDArray[np.uint8]:
+    """What the network paints there: uint8 [alphas, chips, 112, 112, 3].
+
+    Raises:
+        CalledProcessError: the reader refused the model there, or the emulator failed.
+    """
+    command = [*python(processor, qemu() or QEMU[0]), "-c", GUEST]
     subprocess.run([*command, str(DEMO_MODEL), str(given), str(made)], check=True)
     painted: NDArray[np.uint8] = np.load(made)
     return painted
