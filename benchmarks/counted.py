@@ -75,7 +75,7 @@ class Valgrind:
 
 
 class Qemu(Valgrind):
-    """Asks the plugin of the QEMU around this process, which counts always: a part is named, then its line is asked for."""
+    """Asks the plugin of the QEMU around this process. It always counts: a part is named, its line asked for."""
 
     def __init__(self) -> None:
         self._counts = False
@@ -87,7 +87,7 @@ class Qemu(Valgrind):
 
 
 def main(folder: Path) -> None:
-    """Run each part; valgrind writes down what it takes."""
+    """Run each part; what is around this process writes down what it takes."""
     pretend(AVX2)
     load.LIMIT.seconds = 600  # here a call takes long
     cv2.setNumThreads(1)

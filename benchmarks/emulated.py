@@ -4,7 +4,7 @@ Instructions and bytes are counted; nothing is timed, and no board was there. QE
 with the arm64 Python and wheels that `tests.model.arm` fetches: the clips, the noise and the clock of
 `benchmarks.instructions`, and the kernels that the libraries choose on that processor. `count.c`, a plugin of QEMU,
 counts the instructions of the program, and the bytes between the memory and a cache as large as the board's last one.
-The kernel's own are not counted, nor what the processor fetches ahead.
+Not counted: what the kernel does, what a processor fetches ahead, and lines that are zeroed at a stroke (DC ZVA).
 
 Needs `apt install gcc mmdebstrap qemu-user` of Debian 12: the plugin speaks QEMU's interface of version 1, and
 qemu-user-static takes no plugins.
@@ -47,8 +47,8 @@ def missing() -> str:
 
 def build(library: Path, sets: int) -> None:
     """Compile the plugin, for a cache of so many sets."""
-    options = ["-O2", "-shared", "-fPIC", f"-DMARK={counted.MARK}u", f"-DSETS={sets}"]
-    subprocess.run(["gcc", *options, "-o", str(library), str(SOURCE)], check=True)
+    command = ["gcc", "-O2", "-shared", "-fPIC", f"-DMARK={counted.MARK}u", f"-DSETS={sets}"]
+    subprocess.run([*command, "-o", str(library), str(SOURCE)], check=True)
 
 
 def measure(processor: str, clips: Sequence[str] = CLIPS) -> Counts:
