@@ -17,8 +17,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Final
 
@@ -43,6 +44,15 @@ def missing() -> str:
     needed = {"gcc": "gcc", "mmdebstrap": "mmdebstrap", EMULATOR: "qemu-user"}
     packages = [package for tool, package in needed.items() if not shutil.which(tool)]
     return f"needs `apt install {' '.join(packages)}`" if packages else ""
+
+
+def versions() -> dict[str, str]:
+    """Return what is counted there, and by what."""
+    said = subprocess.run([EMULATOR, "--version"], capture_output=True, text=True, check=True).stdout
+    there = {each.name: each.version for each in metadata.distributions(path=[str(arm.ROOT / "site")])}
+    wheels = {name: there[name] for name in ("onnxruntime", "opencv-python-headless", "numpy")}
+    machine = f"aarch64, emulated: {said.splitlines()[0]}"
+    return {"machine": machine, "python": "3.11, Debian 12's"} | wheels | {"model": instructions.versions()["model"]}
 
 
 def build(library: Path, sets: int) -> None:
@@ -71,7 +81,7 @@ def measure(processor: str, clips: Sequence[str] = CLIPS) -> Counts:
 
 def parse(said: str) -> Counts:
     """Return the counts that the program and the plugin wrote: the part and how often it ran, then its line."""
-    millions, megabytes = Counter[str](), Counter[str]()
+    millions, megabytes = defaultdict[str, float](float), defaultdict[str, float](float)
     for part, times, many, moved in MARKED.findall(said):
         millions[part] += int(many) / int(times) / 1e6
         megabytes[part] += int(moved) / int(times) / 1e6
@@ -127,12 +137,8 @@ def main() -> int:
     processors = {processor: measure(processor, arguments.clip or CLIPS) for processor in SETS}
     print(text(processors))
     if arguments.json:
-        said = subprocess.run([EMULATOR, "--version"], capture_output=True, text=True, check=True).stdout
-        versions = instructions.versions() | {
-            "machine": f"aarch64, emulated: {said.splitlines()[0]}",
-            "python": "3.11, Debian 12's",
-        }
-        arguments.json.write_text(json.dumps({"versions": versions, "processors": processors}, indent=1) + "\n")
+        stored = {"versions": versions(), "processors": processors}
+        arguments.json.write_text(json.dumps(stored, indent=1) + "\n")
     return 0
 
 
