@@ -150,7 +150,7 @@ def emulated(processor: str, given: Path, made: Path) -> NDArray[np.uint8]:
 def compare(folder: Path) -> dict[str, dict[str, float]]:
     """How far each processor's pictures are from this machine's, in levels of 255; and the float twin's."""
     given = inputs()
-    np.savez(folder / "given.npz", **given)
+    np.savez(folder / "given.npz", allow_pickle=False, **given)
     sanitizer = load_model(DEMO_MODEL)
     here = np.stack([sanitizer.run(given["chips"], given["noise"], float(alpha)) for alpha in ALPHAS]).astype(int)
     twin = ort.session(network.unquantized(onnx.load(DEMO_MODEL)).SerializeToString(), 1)
