@@ -143,7 +143,7 @@ def layers(content: bytes) -> list[str]:
     options.enable_profiling = True
     with tempfile.TemporaryDirectory() as folder:
         options.profile_file_prefix = f"{folder}/profile"
-        session = ort.InferenceSession(content, options, ["CPUExecutionProvider"])
+        session = ort.session(content, options=options)
         call = feed(session, 1)
         for _ in range(RUNS):
             call()

@@ -31,17 +31,20 @@ ORT_ERRORS: Final = (
 )
 
 
-def session(model: bytes, threads: int = 1) -> onnxruntime.InferenceSession:
+def session(
+    model: bytes, threads: int = 1, options: onnxruntime.SessionOptions | None = None
+) -> onnxruntime.InferenceSession:
     """Return a session that runs a model on the CPU.
 
     Args:
         model: the bytes of an ONNX file that holds all of its weights.
         threads: how many threads one call may use.
+        options: in place of `session_options(threads)`, from which they were made.
 
     Raises:
         ORT_ERRORS: ONNX Runtime cannot run the model.
     """
-    return onnxruntime.InferenceSession(model, session_options(threads), ["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model, options or session_options(threads), ["CPUExecutionProvider"])
 
 
 def session_options(threads: int) -> onnxruntime.SessionOptions:
