@@ -23,13 +23,14 @@ BACK_S = 5.0
 
 BROWSER = textwrap.dedent(
     """
-    import json, sys, time
+    import json, signal, sys, time
     from tests.transmit.test_browser import start_chrome
     driver = start_chrome()
     driver.get(sys.argv[1])
     look = '''const id = (name) => document.getElementById(name);
         return [id('status').textContent, id('way').textContent, id('video').getVideoPlaybackQuality().totalVideoFrames,
                 id('stage').classList.contains('old')]'''
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # or Chromium would outlive it, and keep the namespace
     try:
         while True:
             print(json.dumps([time.monotonic(), *driver.execute_script(look)]), flush=True)
