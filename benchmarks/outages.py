@@ -8,6 +8,7 @@ quiet the host is.
 
 import argparse
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -142,7 +143,8 @@ def pushed(folder: Path, seconds: float) -> Iterator[Run]:
         python = ("/usr/bin/env", "ip", "netns", "exec", LINK, "/usr/bin/python3")
         started = subprocess.Popen([*python, SERVER, f"{THERE}:{port}", folder / "got.mkv"], stdout=subprocess.PIPE)
         assert started.stdout
-        started.stdout.readline()  # ready
+        if not started.stdout.readline():  # "ready"
+            sys.exit("the server did not start: sudo apt install python3-gi gir1.2-gst-rtsp-server-1.0")
         return started
 
     config = Config(model=DEMO_MODEL)
@@ -197,6 +199,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="of each failure (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
+    if os.geteuid():
+        sys.exit("only root may make a network namespace: run this with sudo")
     outages = measure(options.rounds)
     print(json.dumps([asdict(outage) for outage in outages], indent=1) if options.json else text(outages))
 

@@ -28,7 +28,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from examples.recognise.receiver import Recogniser
+from examples.recognise.receiver import Recogniser, nearest
 from export import data
 from export.audit.device import framed, shaken
 
@@ -123,13 +123,14 @@ def on_raw_pictures(networks: Networks, people: list[Stranger]) -> tuple[int, in
     recogniser = Recogniser(*networks)
     male = [np.mean([recogniser.male(chip[..., ::-1]) for chip in each.chips[PICTURES:]]) > 0.5 for each in people]
     genders = sum(("M" if is_male else "F") == each.gender for is_male, each in zip(male, people, strict=True))
-    features = np.array([[recogniser.feature(chip[..., ::-1]) for chip in each.chips] for each in people])
-    known, asked = features[:, :PICTURES].mean(1), features[:, PICTURES:].mean(1)
-    known /= np.linalg.norm(known, axis=-1, keepdims=True)
     named = 0
     for first in range(0, len(people), SIDE):
-        cosines = asked[first : first + SIDE] @ known[first : first + SIDE].T
-        named += int((cosines.argmax(1) == np.arange(len(cosines))).sum())
+        features = {
+            each.name: [recogniser.feature(chip[..., ::-1]) for chip in each.chips]
+            for each in people[first : first + SIDE]
+        }
+        known = {name: each[:PICTURES] for name, each in features.items()}
+        named += sum(nearest(each[PICTURES:], known)[0] == name for name, each in features.items())
     return named, genders
 
 

@@ -18,6 +18,7 @@ import os
 import sys
 import threading
 from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from importlib.resources import files
@@ -83,6 +84,17 @@ class Count:
         return {"right": self.right, "of": n, "share": p, "interval": [low, high]}
 
 
+def nearest(
+    features: Sequence[NDArray[np.float32]], people: Mapping[str, Sequence[NDArray[np.float32]]]
+) -> tuple[str | None, float]:
+    """Return who of some people is nearest to the mean of some features, and the cosine; nobody if there are none."""
+    face = np.mean(features, 0)
+    means = {name: np.mean(known, 0) for name, known in people.items()}
+    scores = {name: float(face @ mean / (np.linalg.norm(face) * np.linalg.norm(mean))) for name, mean in means.items()}
+    name = max(scores, key=scores.__getitem__, default=None)
+    return name, scores.get(name or "", 0.0)
+
+
 class Recogniser:
     """Names faces, and guesses genders. Its methods are called from several threads."""
 
@@ -141,14 +153,7 @@ class Recogniser:
 
     def _guess(self, track: Track) -> tuple[str | None, float]:
         """Return the person of the enrolled who is nearest to a track, and the cosine; nobody if nobody is enrolled."""
-        face = np.mean(track.features, 0)
-        scores = {
-            person.name: float(face @ np.mean(person.features, 0))
-            / float(np.linalg.norm(face) * np.linalg.norm(np.mean(person.features, 0)))
-            for person in self._people.values()
-        }
-        name = max(scores, key=scores.__getitem__, default=None)
-        return name, scores.get(name or "", 0.0)
+        return nearest(track.features, {person.name: person.features for person in self._people.values()})
 
     def enrol(self, track: int, name: str) -> None:
         """Remember that a track is this person. Raises KeyError."""
