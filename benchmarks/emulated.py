@@ -1,7 +1,7 @@
 """What a frame takes on the processors of a Pi 4 and a Pi 5, EMULATED: `python -m benchmarks.emulated`.
 
 Instructions and bytes are counted; nothing is timed, and no board was there. QEMU's user mode runs `benchmarks.counted`
-with the arm64 Python and wheels that `tests.model.arm` fetches: the clips, the noise and the clock of
+with the arm64 Python and wheels of `benchmarks.arm64`: the clips, the noise and the clock of
 `benchmarks.instructions`, and the kernels that the libraries choose on that processor. `count.c`, a plugin of QEMU,
 counts the instructions of the program, and the bytes between the memory and a cache as large as the board's last one.
 Not counted: what the kernel does, what a processor fetches ahead, and lines that are zeroed at a stroke (DC ZVA).
@@ -13,9 +13,7 @@ qemu-user-static takes no plugins.
 import argparse
 import json
 import re
-import shutil
 import subprocess
-import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -23,9 +21,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Final
 
-from benchmarks import counted, instructions
+from benchmarks import arm64, counted, instructions
 from edgesan import bench
-from tests.model import arm
 
 STORED: Final = Path(__file__).parent / "results" / "emulated.json"
 SOURCE: Final = Path(__file__).parent / "count.c"
@@ -39,17 +36,10 @@ Counts = dict[str, dict[str, float]]
 """By part: "millions" of instructions, and "megabytes", of a face in the network or of a frame."""
 
 
-def missing() -> str:
-    """Return what is missing for counting, or nothing."""
-    needed = {"gcc": "gcc", "mmdebstrap": "mmdebstrap", EMULATOR: "qemu-user"}
-    packages = [package for tool, package in needed.items() if not shutil.which(tool)]
-    return f"needs `apt install {' '.join(packages)}`" if packages else ""
-
-
 def versions() -> dict[str, str]:
     """Return what is counted there, and by what."""
     said = subprocess.run([EMULATOR, "--version"], capture_output=True, text=True, check=True).stdout
-    there = {each.name: each.version for each in metadata.distributions(path=[str(arm.ROOT / "site")])}
+    there = {each.name: each.version for each in metadata.distributions(path=[str(arm64.SITE)])}
     wheels = {name: there[name] for name in ("onnxruntime", "opencv-python-headless", "numpy")}
     machine = f"aarch64, emulated: {said.splitlines()[0]}"
     return {"machine": machine, "python": "3.11, Debian 12's"} | wheels | {"model": instructions.versions()["model"]}
@@ -71,7 +61,7 @@ def measure(processor: str, clips: Sequence[str] = CLIPS) -> Counts:
         library = Path(name, "count.so")
         build(library, SETS[processor])
         instructions.prepare(Path(name), clips, networks=True)
-        command = [*arm.python(processor, EMULATOR, "-plugin", str(library)), "-m", "benchmarks.counted", name]
+        command = [*arm64.python(processor, EMULATOR, "-plugin", str(library)), "-m", "benchmarks.counted", name]
         run = subprocess.run(command, capture_output=True, text=True, check=False)
     counts = parse(run.stderr)
     if run.returncode or not counts["millions"]:
@@ -121,26 +111,20 @@ def load(path: Path = STORED) -> Mapping[str, Counts]:
     return stored
 
 
-def main() -> int:
+def main() -> None:
     """Print the counts, and write them where that is asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.emulated", description=__doc__)
     help_ = "count frames of this clip (default: 0, 1, 2 and 4 faces); may be repeated"
     parser.add_argument("--clip", action="append", choices=instructions.CLIPS, help=help_)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the counts here")
     arguments = parser.parse_args()
-    reason = missing()
-    if reason:
-        print(f"skipped: {reason}")
-        return 0
-    if not arm.READY.exists():
-        arm.build()
+    arm64.prepare({"gcc": "gcc", EMULATOR: "qemu-user"})
     processors = {processor: measure(processor, arguments.clip or CLIPS) for processor in SETS}
     print(text(processors))
     if arguments.json:
         stored = {"versions": versions(), "processors": processors}
         arguments.json.write_text(json.dumps(stored, indent=1) + "\n")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -138,21 +138,19 @@ def text(counts: Mapping[str, float]) -> str:
     return "\n".join([*lines, "", *bench.table(("million instructions a frame", *PARTS), frames)])
 
 
-def main() -> int:
+def main() -> None:
     """Print the counts, and write them where that is asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.instructions", description=__doc__)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the counts here")
     arguments = parser.parse_args()
     reason = missing()
     if reason:
-        print(f"skipped: {reason}")
-        return 0
+        raise SystemExit(f"error: {reason}")
     counts = measure()
     print(text(counts))
     if arguments.json:
         arguments.json.write_text(json.dumps({"versions": versions(), "millions": counts}, indent=1) + "\n")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

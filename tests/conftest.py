@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import cv2
+import hypothesis
 import numpy as np
 import pytest
 
@@ -13,6 +14,10 @@ from edgesan.config import DEMO_MODEL
 from edgesan.frames import Pixels, SanitizedFrame, Stamps
 from edgesan.model.load import Model, load_model
 from tests.support import CLIP
+
+# Examples are the same in each run, and a busy machine fails none of them.
+hypothesis.settings.register_profile("edgesan", derandomize=True, database=None, deadline=None)
+hypothesis.settings.load_profile("edgesan")
 
 
 @pytest.fixture(scope="session")
