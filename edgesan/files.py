@@ -4,10 +4,10 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import av
 import cv2
@@ -307,16 +307,31 @@ class Sound:
         self._container.close()
 
 
+@contextmanager
+def _made(path: Path) -> Iterator[BinaryIO]:
+    """Make a file to write a clip to.
+
+    Raises:
+        SinkError: it cannot be made.
+    """
+    try:
+        file = path.open("xb")
+    except OSError as error:
+        raise SinkError(f"cannot write {path}: {error.strerror}; name a place that you may write to") from error
+    try:
+        yield file
+    finally:
+        with suppress(OSError):  # ClipWriter flushes what it writes, and has reported what could not be written
+            file.close()
+
+
 def _write_clip(source: Path, target: Path, rotate: int, sanitize: Sanitize, *, audio: bool) -> None:
     with ExitStack() as stack:
         clip = stack.enter_context(closing(FileSource(source, None, None, rotate, loop=False, paced=False)))
         sound = stack.enter_context(closing(Sound(source)))
         if sound.stream is not None and not audio:
             logger.info("%s: its sound is left out; --audio keeps it", source)
-        try:
-            file = stack.enter_context(target.open("xb"))
-        except OSError as error:
-            raise SinkError(f"cannot write {target}: {error.strerror}; name a place that you may write to") from error
+        file = stack.enter_context(_made(target))
         writer = stack.enter_context(closing(ClipWriter(file, target, sound.stream if audio else None)))
         quiet = None if logger.isEnabledFor(logging.INFO) else True  # None: only on a terminal
         bar = stack.enter_context(

@@ -13,7 +13,7 @@ from edgesan.config import Config
 from edgesan.errors import ConfigError
 from edgesan.files import FileSanitizer, head, plan
 from edgesan.frames import Pixels
-from tests.support import run
+from tests.support import CLIP, run
 
 
 def test_keep_leaves_the_surroundings_and_no_pixel_of_a_found_face(
@@ -163,3 +163,13 @@ def test_sound_whose_header_may_hold_a_picture_is_not_copied(clip: list[Pixels],
     assert (done.returncode, "(vorbis) is of a kind whose header may hold a picture" in done.stderr) == (5, True), done
     assert not (tmp_path / "out.mkv").exists()
     assert run("sanitize", str(source), str(tmp_path / "out.mkv")).returncode == 0
+
+
+@pytest.mark.parametrize("suffix", [".mkv", ".mp4", ".mov"])
+def test_a_full_disk_is_one_clear_error_and_leaves_nothing(suffix: str, small_disk: Path) -> None:
+    target = small_disk / f"clip{suffix}"
+    done = run("sanitize", str(CLIP), str(target))
+    assert done.returncode == 5
+    assert "the disk is full; make room" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(small_disk.iterdir()) == []

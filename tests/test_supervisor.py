@@ -269,18 +269,6 @@ def test_a_file_that_cannot_be_made_leaves_no_empty_one_behind(run: Callable[...
     assert list(tmp_path.glob("**/*.mkv")) == []
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 kB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=8k", "tmpfs", str(disk)]
-    if subprocess.run(command, capture_output=True, check=False).returncode:
-        pytest.skip("a small disk cannot be mounted here: this needs root")
-    yield disk
-    subprocess.run(["umount", "--lazy", str(disk)], check=True)
-
-
 def test_a_full_disk_ends_the_run_with_a_clear_error_and_the_other_file_whole(
     run: Callable[..., Run], small_disk: Path, tmp_path: Path
 ) -> None:

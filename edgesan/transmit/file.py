@@ -193,8 +193,11 @@ class FileSink:
         try:
             if self._writer is not None:
                 self._writer.close()
-                size = os.fstat(self._file.fileno()).st_size
-                logger.info("%s: %s frames, %s bytes", self._path, f"{self._writer.frames:,}", f"{size:,}")
+                size, frames = os.fstat(self._file.fileno()).st_size, self._writer.frames
+                if frames:
+                    logger.info("%s: %s frames, %s bytes", self._path, f"{frames:,}", f"{size:,}")
+                else:
+                    logger.warning("%s: no frame came, so nothing is recorded", self._path)
         finally:
             with suppress(OSError):  # an earlier error is reported already
                 self._file.close()
