@@ -39,7 +39,8 @@ RISKS: Final = {
     ("sanitize", "no files"): "can use files that are not its own: a fault there could write raw pictures to a disk",
     ("sanitize", "no other process"): "can start or control other programs: a fault there could use them to get raw"
     " pictures out",
-    ("sanitize", "no terminal"): "can use the terminal of the person who started it: a fault there could type commands",
+    ("sanitize", "no terminal"): "can use the terminal or the input of the person who started it: a fault there could"
+    " type commands, or send raw pictures that way",
     ("sanitize", "no dumps"): "can be dumped: a crash, or a debugger, could write raw pictures to a disk",
     ("sanitize", "no swap"): "can be swapped out: raw pictures could reach a disk",
     ("fetch", "no camera"): "can open cameras of this machine: whoever takes it over could see raw pictures",
@@ -71,6 +72,7 @@ RISKS_OF_OUTLETS: Final = {
     "no camera": "can open the camera: whoever takes it over could see raw pictures",
     "no socket": "can reach other programs: whoever takes it over could send clips elsewhere",
     "no local socket": "can talk to other programs of this machine: whoever takes it over could use them",
+    "no other protocol": "can use more than TCP and UDP: whoever takes it over could reach other ports",
     "no files": "can use files that are not its own: whoever takes it over could read or change them",
     "no other process": "can start or control other programs: whoever takes it over could run more",
     "no terminal": "can use the terminal of the person who started it: whoever takes it over could type commands",

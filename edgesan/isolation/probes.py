@@ -230,6 +230,10 @@ def _family(name: str) -> Probe:
     return Probe("no socket", name, lambda _: errno_of(_make_socket, family), NO_CALL)
 
 
+def _make_multipath() -> None:
+    socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP).close()
+
+
 def _to_path(name: str, call: Attempt) -> Probe:
     return Probe("no socket", name, call)
 
@@ -283,6 +287,15 @@ LOCAL: Final = tuple(
     replace(_family(name), claim="no local socket")
     for name in ("AF_UNIX", "AF_NETLINK", "AF_PACKET", "AF_ALG", "AF_VSOCK")
 )
+MULTIPATH: Final = Probe(
+    "no other protocol",
+    "MPTCP",
+    lambda _: errno_of(_make_multipath),
+)
+CALLS: Final = (  # what Landlock's ports do not hold
+    MULTIPATH,
+    Probe("no other protocol", "TCP fast open", lambda _: _call("sendto", -1, b"", 0, seccomp.MSG_FASTOPEN, None, 0)),
+)
 PACKET: Final = (
     _to_path("sendmsg to a path", lambda context: _call("sendmsg", _packets(context), MESSAGE, 0)),
     LISTEN,
@@ -306,6 +319,7 @@ ONE_PORT: Final = tuple(  # a process that calls may make TCP sockets, for one p
     for probe in (
         Probe("", "connect to port 1", _connect_elsewhere, frozenset({errno.EACCES, errno.EPERM})),
         *SOCKETS,
+        MULTIPATH,
         LISTEN,
         *STREAM,
     )
@@ -380,6 +394,7 @@ FILES: Final = (
         setxattr=(b"", b"user.x", b"", 0, 0),
     ),
 )
+NULL_DEVICE: Final = os.makedev(1, 3)  # null(4)
 TERMINAL: Final = (
     _fact(
         "no terminal",
@@ -387,7 +402,12 @@ TERMINAL: Final = (
         {1, 2},
         {0: "it has the terminal of the user who started it", 1: "a session of its own", 2: "it has no terminal"},
     ),
-    _fact("no terminal", lambda _: int(os.isatty(0)), {0}, {0: "no keyboard", 1: "it reads the keyboard"}),
+    _fact(
+        "no terminal",
+        lambda _: int(os.fstat(0).st_rdev != NULL_DEVICE),
+        {0},
+        {0: "no standard input", 1: "standard input leads out of it"},
+    ),
     Probe("no terminal", "open /dev/tty", lambda _: errno_of(_open, "/dev/tty"), NO_DEVICE | {errno.ENXIO}),
     Probe("no terminal", "TIOCSTI", lambda _: _call("ioctl", -1, seccomp.TIOCSTI, None)),
     Probe("no terminal", "TIOCLINUX", lambda _: _call("ioctl", -1, seccomp.TIOCLINUX, None)),
@@ -456,6 +476,6 @@ PROBES: Final[Mapping[str, tuple[Probe, ...]]] = {
     "sanitize": (*NETWORK, *SOCKETS, CONNECT, *PACKET, *COMMON, SWAP),
     "transmit": (*CAMERA, *SOCKETS, CONNECT, *STREAM, *COMMON),
     "fetch": (*CAMERA, *ONE_PORT, *COMMON, SWAP),
-    "outlet": (*CAMERA, *LOCAL, *COMMON),  # which reaches out
+    "outlet": (*CAMERA, *LOCAL, *CALLS, *COMMON),  # which reaches out
     "recorder": (*CAMERA, *SOCKETS, CONNECT, *PACKET, *COMMON),  # which writes, and reaches nobody
 }

@@ -126,6 +126,7 @@ SOCK_STREAM, SOCK_NONBLOCK, SOCK_CLOEXEC = 1, 0o4000, 0o2000000
 STREAMS: Final = tuple(SOCK_STREAM | a | b for a in (0, SOCK_NONBLOCK) for b in (0, SOCK_CLOEXEC))
 CLONE_THREAD: Final = 0x00010000
 NEW_NAMESPACES: Final = 0x7E020000  # CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID, NEWNET
+IPPROTO_TCP, IPPROTO_UDP = 6, 17
 MSG_FASTOPEN: Final = 0x20000000  # connects
 # asm-generic/ioctls.h: type into a terminal, its selection, its line discipline; a signal's owner
 TIOCSTI, TIOCLINUX, TIOCSETD, FIOSETOWN, SIOCSPGRP = 0x5412, 0x541C, 0x5423, 0x8901, 0x8902
@@ -198,13 +199,19 @@ def serving_checks(own: int) -> dict[str, list[Step]]:
 
 
 def calling_checks(own: int) -> dict[str, list[Step]]:
-    """Return `checks`, and that sockets are of the network's families only."""
-    return checks(own) | {"socket": only(0, AF_INET, AF_INET6)}
+    """Return `checks`, and that sockets are of TCP and UDP only, and connect by connect(2) only.
+
+    Landlock holds no other protocol to its ports, such as Multipath TCP, nor what TCP sends before it is connected.
+    """
+    sockets = [*only(0, AF_INET, AF_INET6), *only(2, 0, IPPROTO_TCP, IPPROTO_UDP)]
+    flags = {name: bits(at, 0, MSG_FASTOPEN) for name, at in (("sendto", 3), ("sendmsg", 2), ("sendmmsg", 3))}
+    return checks(own) | {"socket": sockets} | flags
 
 
 def fetching_checks(own: int) -> dict[str, list[Step]]:
     """Return `serving_checks`, and that new sockets are of TCP only."""
-    return serving_checks(own) | {"socket": [*only(0, AF_INET, AF_INET6), *only(1, *STREAMS)]}
+    sockets = [*only(0, AF_INET, AF_INET6), *only(1, *STREAMS), *only(2, 0, IPPROTO_TCP)]
+    return serving_checks(own) | {"socket": sockets}
 
 
 PAIRS: Final = {"socketpair": only(1, *(SOCK_STREAM | more for more in (0, SOCK_CLOEXEC, SOCK_NONBLOCK)))}

@@ -275,7 +275,7 @@ def test_the_leader_of_a_job_which_can_have_no_session_leaves_its_terminal() -> 
         os.close(write)
         print(os.read(read, 4096).decode())
     """)
-    assert done.stdout.startswith("True it has no terminal; no keyboard"), done.stderr
+    assert done.stdout.startswith("True it has no terminal; no standard input"), done.stderr
 
 
 # --- less than all ----------------------------------------------------------------------------------------------------

@@ -32,6 +32,9 @@ def test_an_outlet_reaches_the_port_of_its_server_and_no_other(tmp_path: Path) -
                     said[name] = "done"
             attempt("right", socket.create_connection, ("127.0.0.1", right))
             attempt("wrong", socket.create_connection, ("127.0.0.1", wrong))
+            with socket.socket() as fast:
+                attempt("fast", fast.sendto, b"x", socket.MSG_FASTOPEN, ("127.0.0.1", wrong))
+            attempt("multipath", socket.socket, socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_MPTCP)
             attempt("listen", socket.create_server, ("127.0.0.1", 0))
             attempt("unix", socket.socket, socket.AF_UNIX)
             attempt("write", Path(sys.argv[3], "file").write_text, "x")
@@ -46,7 +49,7 @@ def test_an_outlet_reaches_the_port_of_its_server_and_no_other(tmp_path: Path) -
     assert failing == []
     assert said["right"] == said["name"] == "done"
     assert said["wrong"] == said["listen"] == "EACCES"
-    assert said["unix"] == said["run"] == "EPERM"
+    assert said["unix"] == said["run"] == said["fast"] == said["multipath"] == "EPERM"
     assert said["write"] == "EACCES"
 
 
@@ -121,7 +124,7 @@ def test_the_claims_of_outlets_are_in_the_status(tmp_path: Path) -> None:
     assert code == 0
     assert status["isolation"]["whole"]
     for process, names in (
-        ("outlet", ("no camera", "no local socket", *BOTH)),
+        ("outlet", ("no camera", "no local socket", "no other protocol", *BOTH)),
         ("recorder", ("no camera", "no socket", *BOTH)),
     ):
         assert {name for each, name in claims if each == process} == set(names)

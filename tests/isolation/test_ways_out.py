@@ -205,7 +205,7 @@ ANYWAY = set(
     """
     open /dev/video*, open /dev/tty, bpf, perf_event_open, io_uring_setup, userfaultfd, kexec_load, init_module,
     fanotify_init, open_by_handle_at, mq_open, AF_PACKET, AF_ALG, AF_VSOCK, chroot, add_key, request_key, keyctl, mount,
-    read its command line, write to it, rename it, write in /dev/shm, sendmsg to a path, prlimit64
+    read its command line, write to it, rename it, write in /dev/shm, sendmsg to a path, prlimit64, MPTCP
 """.strip()
     .replace("\n    ", " ")
     .split(", ")
