@@ -53,7 +53,7 @@ by a semicolon. The command line overrides the environment, and that the file.
 
 exit codes:
   0 clean end                  2 option or configuration    4 model                      6 isolation
-  1 unexpected error           3 camera or input            5 port, file or disk
+  1 unexpected error           3 camera or input            5 port, file or disk         7 the model took too long
 """
 
 BENCH_EPILOG = """\

@@ -4,6 +4,7 @@ See `edgesan.supervisor`.
 """
 
 import os
+import select
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
@@ -53,6 +54,21 @@ class ControlChannel:
         """Send a message. It is lost if the other end is closed, or has read nothing for long."""
         with suppress(BlockingIOError, BrokenPipeError):
             os.write(self.write_fd, (kind + payload)[:MAX_MESSAGE_BYTES])
+
+    def ask(self, kind: bytes, payload: bytes, *answers: bytes) -> ControlMessage:
+        """Send a message that is not lost, and return the first answer of one of these kinds, or `CLOSED`.
+
+        For a child. It waits as long as the other end reads nothing: a slow disk may hold the parent up.
+        """
+        waiting = select.poll()
+        waiting.register(self.read_fd, select.POLLIN)
+        while waiting.poll(0) and (message := self.receive()) and message.kind:  # so that there is room for the answer
+            self._deferred.append(message)
+        room = select.poll()
+        room.register(self.write_fd, select.POLLOUT)
+        room.poll()
+        self.send(kind, payload)
+        return self.wait_for(*answers)
 
     def receive(self) -> ControlMessage | None:
         """Return the next message, `CLOSED` once the other end is closed, or None if nothing waits."""

@@ -8,6 +8,7 @@
       ModelError        the model file is not one that may be run                exit code 4
         SignatureError    no trusted key signed these bytes
         RollbackError     a later version ran here, or the record of versions cannot be read or written
+        ModelStalled      one call of its network did not end in time            exit code 7
       SinkError         a port, a file or a disk cannot take what is sent        exit code 5
       IsolationError    the kernel does not enforce a restriction that must hold exit code 6
       Reject            one frame is dropped; the next one may be fine
@@ -54,6 +55,12 @@ class SignatureError(ModelError):
 
 class RollbackError(ModelError):
     """A later version of the model ran here, or the record of versions cannot be read or written."""
+
+
+class ModelStalled(ModelError):
+    """A call of the network did not end in time, or found too little memory. The next one may."""
+
+    exit_code = 7
 
 
 class SinkError(EdgesanError):

@@ -228,8 +228,7 @@ class Owner:
 
     def _record(self, kind: bytes, payload: bytes) -> bool:
         """Have the parent record it, which says if it cannot."""
-        self._control.send(kind, payload)
-        return self._control.wait_for(RECORDED, NOT_RECORDED).kind == RECORDED
+        return self._control.ask(kind, payload, RECORDED, NOT_RECORDED).kind == RECORDED
 
     def resting(self, results: bytes, uptime_s: float = 0.0) -> Status:
         """Return the status of a process that has no camera open."""
@@ -305,8 +304,8 @@ def hold_version(config: Config, model: Verified, control: ControlChannel | None
     if control is None:
         rollback.remember(folder, name, version)
         return
-    control.send(RECORD_VERSION, json.dumps([name, version], ensure_ascii=False).encode())
-    kind, reason = control.wait_for(RECORDED, NOT_RECORDED)
+    version_runs = json.dumps([name, version], ensure_ascii=False).encode()
+    kind, reason = control.ask(RECORD_VERSION, version_runs, RECORDED, NOT_RECORDED)
     if kind != RECORDED:
         raise RollbackError(reason.decode(errors="replace") or "the parent process is gone: start edgesan again")
 

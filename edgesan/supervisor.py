@@ -48,7 +48,7 @@ from edgesan.control import (
     TURNED,
     ControlChannel,
 )
-from edgesan.errors import CameraError, ConfigError, EdgesanError, IsolationError, SinkError
+from edgesan.errors import CameraError, ConfigError, EdgesanError, IsolationError, ModelStalled, SinkError
 from edgesan.fetch import Fetcher
 from edgesan.fetch.packets import Reader
 from edgesan.model import rollback
@@ -72,7 +72,7 @@ STOP_S: Final = 0.7  # for the streams to end
 STOP_FILES_S: Final = 5.0  # for files to be finished, also on a busy machine
 ALIVE_S: Final = 0.5  # between two notifications to systemd
 RECORD_S: Final = 0.5  # between two records of zones
-HUNG_S: Final = 15.0  # for an outlet to say nothing, before it is killed
+HUNG_S: Final = 15.0  # for a child to say nothing, before it is killed
 ENDED_S: Final = 0.1  # from the clean end of an outlet to its next start
 SILENT: Final = "the other side was asked, and did not answer; the process that waited for it was ended"
 STOP_OUTLETS_S: Final = 2.0  # for outlets to finish what they write
@@ -120,12 +120,16 @@ class Log:
                 text = "".join(c if c.isprintable() or c == "\n" else "?" for c in content.decode(errors="replace"))
                 shown = text[: int(self._budget)]
                 self._budget -= len(shown)
-                sys.stderr.write(shown)
-                sys.stderr.flush()
+                self._write(shown)
                 if len(shown) < len(text) and not self._full:
-                    sys.stderr.write("\n")
+                    self._write("\n")
                     logger.warning("the sanitize process prints too much; the rest is dropped")
                     self._full = True
+
+    @staticmethod
+    def _write(text: str) -> None:
+        with suppress(OSError):  # a full disk, or nobody who reads: that ends no camera
+            os.write(2, text.encode())
 
     def close(self) -> None:
         """Print what is left, and close the pipe."""
@@ -141,7 +145,9 @@ class Child:
     pid: int
     control: ControlChannel
     started_s: float
+    heard_s: float  # when it last said something
     ready: bool = False
+    hung: bool = False  # whether it was killed because it said nothing
     recorded: bool = False  # whether it has had its version recorded
     privacy: bool = False  # at its start: whether it was to open no camera
     code: int | None = None
@@ -152,6 +158,13 @@ class Child:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self.code = os.waitstatus_to_exitcode(status) if pid else None
         return self.code is None
+
+    def end_if_hung(self, name: str) -> None:
+        """Kill it if it has said nothing for long."""
+        if self.is_alive() and time.monotonic() - self.heard_s > HUNG_S:
+            logger.warning("%s does not answer for %g s, and is ended", name, HUNG_S)
+            self.hung = True
+            self.end(0)
 
     def end(self, seconds: float) -> int:
         """Ask it to end, kill it after so many seconds, and return its exit code."""
@@ -176,7 +189,6 @@ class Outlet:
     target: Target
     back_off: BackOff = field(default_factory=BackOff)
     child: Child | None = None
-    alive_s: float = 0.0  # when it last said something
     due_s: float = 0.0
     begun: bool = False  # whether it could start once
     said: str = ""  # what was logged last of its end, which is said once
@@ -312,7 +324,8 @@ class Supervisor:
         if pid:
             logger.debug("started the %s process, number %d", name, pid)
             theirs.close()
-            return Child(name, pid, ours, time.monotonic(), privacy=self._standing.privacy)
+            now_s = time.monotonic()
+            return Child(name, pid, ours, now_s, now_s, privacy=self._standing.privacy)
         code = 1
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -381,7 +394,6 @@ class Supervisor:
         outlet.child = self._fork(
             f"out-{outlet.number}", lambda control: self._run_outlet(outlet.target, theirs, control)
         )
-        outlet.alive_s = time.monotonic()
         theirs.close()
         assert self._channel
         send_outlet(self._channel, outlet.number, ours.fileno())
@@ -422,6 +434,7 @@ class Supervisor:
     def _receive(self, child: Child) -> None:
         """Handle the messages of a child."""
         while (message := child.control.receive()) is not None and message.kind:
+            child.heard_s = time.monotonic()
             kind, payload = message
             if kind in (RECORD_VERSION, RECORD_PRIVACY, RECORD_ZONES, TURNED):
                 self._keep(child, kind, payload)
@@ -450,10 +463,8 @@ class Supervisor:
         if child is None:
             return
         while (heard := child.control.receive()) is not None and heard.kind:
-            outlet.alive_s, outlet.begun = now_s, True
-        if child.is_alive() and now_s - outlet.alive_s > HUNG_S:
-            logger.warning("%s: its process does not answer for %g s, and is ended", outlet.target.name, HUNG_S)
-            child.end(0)
+            child.heard_s, outlet.begun = now_s, True
+        child.end_if_hung(f"{outlet.target.name}: its process")
         if child.is_alive():
             return
         child.control.close()
@@ -610,6 +621,7 @@ class Supervisor:
         """End the sanitize process, and let the next one begin at once."""
         self._reloaded = True
         sanitize.end(STOP_SANITIZE_S)
+        self._receive(sanitize)  # the owner may have closed the camera meanwhile
         sanitize.control.close()
         self._sanitize, self._sanitize_due_s = None, 0.0
         self._clear_up()
@@ -630,6 +642,8 @@ class Supervisor:
                 logger.error("the %s process was not ready after %g s", child.name, START_S)
                 child.end(0)
                 raise Ended(1)
+            if child.ready:
+                child.end_if_hung(f"the {child.name} process")
         if self._transmit and not self._transmit.is_alive():
             self._transmit_ended(self._transmit)
         if self._sanitize and self._sanitize.privacy != self._standing.privacy:
@@ -644,6 +658,8 @@ class Supervisor:
         self._sanitize = None
         self._clear_up()
         lost = child.code == CameraError.exit_code and (child.ready or self._losses or self._reloaded)
+        # What has run before, and was held up by a busy machine, may run again.
+        lost = lost or (child.ready and (child.hung or child.code == ModelStalled.exit_code))
         if not lost or (self._config.frames is not None and self._frames >= self._config.frames):
             raise Ended(self._code(child))
         if child.ready:
@@ -705,9 +721,5 @@ class Supervisor:
         return code
 
     def _remove_empty_files(self) -> None:
-        """Remove files without a frame."""
-        for path in self._files:
-            with suppress(OSError):
-                if path.stat().st_size == 0:
-                    path.unlink()
+        sinks.remove_empty(self._files)
         self._files = []

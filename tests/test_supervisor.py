@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -22,13 +23,14 @@ import pytest
 from edgesan.config import Config
 from edgesan.errors import ConfigError
 from edgesan.supervisor import LOG_BURST, LOG_RATE, RESTART_S, Log
+from edgesan.transmit import sinks
 from tests.support import ROOT, child, free_port
 
 
 class Run:
     """A run of the demo clip, as a user starts it."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, stdin: int | socket.socket | None = None) -> None:
         self.port = free_port()
         if "--out" not in options:
             options += ("--out", f"http://127.0.0.1:{self.port}")
@@ -36,6 +38,7 @@ class Run:
         with self.log.open("w") as log:
             self.process = psutil.Popen(
                 [sys.executable, "-m", "edgesan", "run", "--camera", "demo", *options],
+                stdin=stdin,
                 stdout=log,
                 stderr=log,
                 cwd=ROOT,
@@ -78,8 +81,8 @@ class Run:
 def run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
     runs: list[Run] = []
 
-    def start(*options: str) -> Run:
-        runs.append(Run(tmp_path, *options))
+    def start(*options: str, **more: Any) -> Run:
+        runs.append(Run(tmp_path, *options, **more))
         return runs[-1]
 
     yield start
@@ -87,6 +90,14 @@ def run(tmp_path: Path) -> Iterator[Callable[..., Run]]:
         if each.process.poll() is None:
             each.process.kill()
             each.process.wait(10)
+
+
+def put(running: Run, path: str, content: object) -> tuple[int, bytes]:
+    address = f"http://127.0.0.1:{running.port}/api/{path}"
+    headers = {"Content-Type": "application/json"}
+    asked = urllib.request.Request(address, json.dumps(content).encode(), headers, method="PUT")
+    with urllib.request.urlopen(asked, timeout=10) as answer:
+        return answer.status, answer.read()
 
 
 def pictures(path: Path) -> int:
@@ -405,3 +416,68 @@ def test_the_process_that_sees_the_camera_inherits_nothing_that_could_hold_a_pic
     os.close(theirs)
     assert not any(place.startswith(str(tmp_path)) for place in held), held
     assert not any(place.startswith("socket:") for place in held), held
+
+
+def test_standard_input_leads_nowhere_whatever_the_run_was_started_with(
+    run: Callable[..., Run], tmp_path: Path
+) -> None:
+    """A socket, or a file that may be written to, would have room for a picture."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, (tmp_path / "file").open("w+") as file:
+        for stdin in (theirs, file):
+            running = run("--require-isolation", stdin=stdin).ready()
+            ends = {Path(f"/proc/{each.pid}/fd/0").readlink() for each in running.process.children()}
+            assert ends == {Path("/dev/null")}
+            running.end()
+
+
+def test_privacy_that_is_asked_for_while_the_parent_is_held_up_holds(run: Callable[..., Run], tmp_path: Path) -> None:
+    """Its pipe is full of what the sanitize process says with each frame."""
+    running = run().ready()
+    running.process.suspend()
+    time.sleep(2)
+    answers: list[tuple[int, bytes]] = []
+    asks = threading.Thread(target=lambda: answers.append(put(running, "privacy", {"on": True})))
+    asks.start()
+    time.sleep(1)
+    running.process.resume()
+    asks.join()
+    assert answers[0][0] == 202
+    running.until(lambda: running.status()["privacy"])
+    assert (tmp_path / "state" / "edgesan" / "privacy").read_text().strip() == "on"
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_is_ended_and_started_again(run: Callable[..., Run]) -> None:
+    running = run().ready()
+    hung = [running.child(name) for name in ("sanitize", "transmit")]
+    for each in hung:
+        each.suspend()
+    gone, alive = psutil.wait_procs(hung, 30)
+    assert (len(gone), alive) == (2, [])
+    running.ready()
+    for name in ("sanitize", "transmit"):
+        assert f"the {name} process does not answer for 15 s, and is ended" in running.said()
+    running.until(lambda: running.status()["totals"].get("sanitized"))
+
+
+def test_a_log_that_cannot_be_written_ends_no_run(tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mkv"
+    command = [sys.executable, "-m", "edgesan", "run", "--camera", "demo", "--frames", "20", "--out", str(clip), "-v"]
+    with Path("/dev/full").open("w") as full:
+        environment = os.environ | {"XDG_STATE_HOME": str(tmp_path)}
+        subprocess.run(command, stderr=full, cwd=ROOT, env=environment, check=False, timeout=60)
+    assert pictures(clip) == 20
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="root, and a folder of somebody else: needs root")
+def test_root_removes_no_file_of_its_own_behind_another_users_link(tmp_path: Path) -> None:
+    roots, theirs = tmp_path / "roots", tmp_path / "theirs"
+    roots.mkdir(0o700)
+    (roots / "clip.mkv").touch()
+    theirs.symlink_to(roots)
+    os.lchown(theirs, 1000, 1000)
+    for folder in (tmp_path, *tmp_path.parents[:-2]):
+        folder.chmod(0o755)
+    sinks.remove_empty([theirs / "clip.mkv"])
+    assert (roots / "clip.mkv").exists()

@@ -34,7 +34,7 @@ from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
 from edgesan import ort
-from edgesan.errors import ModelError
+from edgesan.errors import ModelError, ModelStalled
 from edgesan.faces import CHIP
 from edgesan.message import MOST_CODE
 from edgesan.model import signing
@@ -145,7 +145,8 @@ class Encoder(Verified):
             alpha: within metadata.alpha_range.
 
         Raises:
-            ModelError: onnxruntime failed, or took longer than LIMIT.
+            ModelError: onnxruntime failed.
+            ModelStalled: it took longer than LIMIT.
         """
         output = self.metadata.code["tensor"]
         codes: list[bytes] = []
@@ -176,7 +177,8 @@ class Decoder(Verified):
         """Return sanitized chips, uint8 [N, 112, 112, 3] in RGB, from codes of `code_bytes` each.
 
         Raises:
-            ModelError: a code has another length, onnxruntime failed, or it took longer than LIMIT.
+            ModelError: a code has another length, or onnxruntime failed.
+            ModelStalled: it took longer than LIMIT.
         """
         _check_lengths(self, codes)
         chips = np.empty((len(codes), CHIP, CHIP, 3), np.uint8)
@@ -204,7 +206,8 @@ class Model(Verified):
             alpha: within metadata.alpha_range.
 
         Raises:
-            ModelError: onnxruntime failed, or took longer than LIMIT.
+            ModelError: onnxruntime failed.
+            ModelStalled: it took longer than LIMIT.
         """
         return self.decoder.decode(self.encoder.encode(chips, noise, alpha), alpha)
 
@@ -234,8 +237,13 @@ def _run(
     wanted = {value.name for value in session.get_inputs()}
     try:
         result: NDArray[np.uint8] = LIMIT.run(session, [output], {k: v for k, v in feed.items() if k in wanted})[0]
-    except (*ort.ORT_ERRORS, TimeoutError, MemoryError) as error:
-        raise ModelError(f"the model {model.metadata.name} failed: {error}; export it again, or smaller") from error
+    except ort.ORT_ERRORS as error:
+        raise ModelError(f"the model {model.metadata.name} failed: {error}; export it again") from error
+    except (TimeoutError, MemoryError) as error:
+        raise ModelStalled(
+            f"the model {model.metadata.name} failed: {error or 'too little memory'}; end other programs, or export a"
+            " smaller one"
+        ) from error
     return result
 
 

@@ -5,6 +5,9 @@ Files are opened by the parent, ports by the transmit process before it gives up
 
 import errno
 import itertools
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple, Protocol
 
@@ -59,11 +62,23 @@ def open_files(config: Config) -> list[OutputFile]:
         for path in config.files:
             opened.append(_open_file(path.absolute()))  # noqa: PERF401 - an error must find the earlier ones
     except SinkError:
-        for path, file in opened:
+        for _, file in opened:
             file.close()
-            path.unlink()
+        remove_empty(path for path, _ in opened)
         raise
     return opened
+
+
+def remove_empty(paths: Iterable[Path]) -> None:
+    """Remove files without a frame; with the rights of the owner of their folder, who may have put a link there."""
+
+    def remove(path: Path) -> None:
+        if path.stat().st_size == 0:
+            path.unlink()
+
+    for path in paths:
+        with suppress(OSError):
+            disk.as_owner(path.parent, partial(remove, path))
 
 
 def _open_file(path: Path) -> OutputFile:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from edgesan.errors import CameraLost, ModelError, SinkError
+from edgesan.errors import CameraLost, ModelError, ModelStalled, SinkError
 
 CAPTURE, FACES, SANITIZE, MODEL = "edgesan.capture.opencv", "edgesan.faces", "edgesan.sanitize", "edgesan.model.load"
 LINK, RENDER, FILES, HTTP = "edgesan.transmit.link", "edgesan.render", "edgesan.transmit.file", "edgesan.transmit.http"
@@ -246,6 +246,7 @@ FAULTS = (
     Fault("noise", "wrong shape", SANITIZE, breaks("noise.draw", short_noise, 0), (0, 1, 4)),
     Fault("noise", "no entropy", SANITIZE, breaks("noise.draw", fails(OSError("entropy")), 0), (1,)),
     Fault("encode", "exception", MODEL, breaks("Encoder.encode", fails(ModelError("it failed"))), (4,)),
+    Fault("encode", "stalls", MODEL, breaks("Encoder.encode", fails(ModelStalled("it took longer than 5 s")))),
     Fault("encode", "raw pixels for a code", MODEL, breaks("Encoder.encode", raw_codes()), (4,)),
     Fault("encode", "a piece of raw pixels for a code", MODEL, breaks("Encoder.encode", raw_codes(64)), quick=True),
     Fault("encode", "a code too few", MODEL, breaks("Encoder.encode", lambda o, *a: o(*a)[1:]), (1,)),
