@@ -80,7 +80,8 @@ def test_a_run_without_the_package_says_how_to_install_it() -> None:
         NOWHERE,
     )
     assert done.returncode == ConfigError.exit_code
-    assert f"{NOWHERE} needs pyvirtualcam: pip install 'edgesan[virtualcam]'" in done.stderr
+    assert f"{NOWHERE} needs pyvirtualcam, which is not installed: at the root of edgesan's clone" in done.stderr
+    assert "pipx install --force '.[virtualcam]'" in done.stderr
 
 
 def test_pictures_lose_an_odd_row_and_column_and_broken_ones_are_lost() -> None:
