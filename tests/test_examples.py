@@ -2,6 +2,8 @@
 
 import ast
 import inspect
+import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,15 +16,22 @@ from numpy.typing import NDArray
 
 import edgesan
 from edgesan import errors
+from edgesan.errors import CameraError
 from edgesan.frames import Pixels
 from tests.support import ROOT
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+EVERY_EXAMPLE = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "examples").rglob("*.py"))
 
 
 @pytest.fixture(scope="module")
 def sanitizer(tmp_path_factory: pytest.TempPathFactory) -> edgesan.Sanitizer:
     return edgesan.Sanitizer(edgesan.Config(state_dir=tmp_path_factory.mktemp("state")))
+
+
+def sanitize_folder(*folders: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "examples" / "sanitize_folder.py"), *map(str, folders)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
 
 
 def test_every_public_name_is_exported_and_documented() -> None:
@@ -70,7 +79,48 @@ def test_importing_edgesan_loads_no_other_library() -> None:
 
 def test_the_first_example_has_few_lines() -> None:
     text = (ROOT / "examples" / "sanitize_folder.py").read_text()
-    assert sum(1 for line in text.splitlines() if line.strip()) <= 15
+    assert sum(1 for line in text.splitlines() if line.strip()) <= 25
+
+
+def imported(program: str) -> list[str]:
+    """The packages that a program imports at its top, in their order."""
+    names: list[str] = []
+    for statement in ast.parse(program).body:
+        if isinstance(statement, ast.Import):
+            names += [alias.name for alias in statement.names]
+        elif isinstance(statement, ast.ImportFrom) and statement.module:
+            names.append(statement.module)
+    return [name.partition(".")[0] for name in names]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/api.md", *EVERY_EXAMPLE])
+def test_edgesan_is_imported_before_the_libraries_that_read_its_settings_once(page: str) -> None:
+    text = (ROOT / page).read_text()
+    programs = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL) if page.endswith(".md") else [text]
+    assert programs
+    for program in programs:
+        names = imported(program)
+        if "edgesan" in names:
+            assert names.index("edgesan") < min(
+                (names.index(name) for name in names if name in {"cv2", "onnxruntime"}), default=len(names)
+            )
+
+
+def test_the_imports_of_the_example_limit_the_pictures_that_opencv_decodes(tmp_path: Path) -> None:
+    program = (ROOT / "examples" / "sanitize_folder.py").read_text().partition("\nif ")[0]
+    large = np.zeros((10_001, 10_000), np.uint8)
+    cv2.imwrite(str(tmp_path / "large.png"), large)
+    program += "\ntry:\n    cv2.imread('large.png')\nexcept cv2.error as error:\n    print(error)"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert "CV_IO_MAX_IMAGE_PIXELS" in done.stdout
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
@@ -84,18 +134,60 @@ def test_the_example_sanitizes_a_folder(tmp_path: Path, clip: list[Pixels]) -> N
     (tmp_path / "in").mkdir()
     for number in (0, 20):
         cv2.imwrite(str(tmp_path / "in" / f"{number}.jpg"), clip[number])
-    command = [
-        sys.executable,
-        str(ROOT / "examples" / "sanitize_folder.py"),
-        str(tmp_path / "in"),
-        str(tmp_path / "out"),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    done = sanitize_folder(tmp_path / "in", tmp_path / "out")
     assert (done.stdout, done.returncode) == ("0.jpg: 2 faces sanitized\n20.jpg: 2 faces sanitized\n", 0), done.stderr
     picture = cv2.imread(str(tmp_path / "out" / "0.png"))
     assert picture is not None
     assert picture.shape == clip[0].shape
     assert np.abs(picture.astype(int) - clip[0]).mean() > 20, "nothing of the surroundings is left"
+
+
+def test_a_damaged_picture_costs_the_example_itself_only(tmp_path: Path, clip: list[Pixels]) -> None:
+    (tmp_path / "in").mkdir()
+    whole = cv2.imencode(".jpg", clip[0])[1].tobytes()
+    for name, content in (("a", b"no picture"), ("b", b""), ("c", whole[: len(whole) // 2]), ("d", whole)):
+        (tmp_path / "in" / f"{name}.jpg").write_bytes(content)
+    done = sanitize_folder(tmp_path / "in", tmp_path / "out")
+    assert (done.stdout, done.returncode) == ("d.jpg: 2 faces sanitized\n", CameraError.exit_code)
+    said = [line for line in done.stderr.splitlines() if "left out" in line]
+    assert [line.partition(":")[0] for line in said] == ["a.jpg", "b.jpg", "c.jpg"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["d.png"]
+
+
+@pytest.mark.parametrize("folders", [(), ("nowhere", "out"), (".", "out"), (".", "out", "more")])
+def test_the_example_says_how_it_is_used(folders: tuple[str, ...], tmp_path: Path) -> None:
+    done = sanitize_folder(*(tmp_path / folder for folder in folders))
+    assert (done.stdout, done.returncode) == ("", 1)
+    assert done.stderr.startswith("usage: python examples/sanitize_folder.py IN OUT")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("sface", "gender", "code", "words"),
+    [
+        ("nowhere.onnx", "gender.onnx", 2, "error: --sface is nowhere.onnx: there is no such file"),
+        ("sface.onnx", "nowhere.onnx", 2, "error: --gender is nowhere.onnx: there is no such file"),
+        ("sface.onnx", "gender.onnx", 1, "OpenCV cannot load the networks"),
+    ],
+)
+def test_the_receiver_says_which_network_is_missing_or_none(
+    sface: str, gender: str, code: int, words: str, tmp_path: Path
+) -> None:
+    for name in ("sface.onnx", "gender.onnx"):
+        (tmp_path / name).write_bytes(b"no network")
+    program = ROOT / "examples" / "recognise" / "receiver.py"
+    done = subprocess.run(
+        [sys.executable, str(program), "--sface", sface, "--gender", gender],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "FEED_SECRET": "0123456789abcdef"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert done.returncode == code
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_picture_by_itself_has_nothing_of_the_one_before(sanitizer: edgesan.Sanitizer, clip: list[Pixels]) -> None:

@@ -279,11 +279,18 @@ def main() -> None:
     )
     p.add_argument("--port", type=int, default=8090)
     options = p.parse_args()
+    for name, network in (("--sface", options.sface), ("--gender", options.gender)):
+        if not network.is_file():
+            p.error(f"{name} is {network}: there is no such file; docs/outputs.md says where the networks are")
     secret = os.environ.get("FEED_SECRET", "")
     if len(secret) < 16:
         sys.exit("set FEED_SECRET to the secret that edgesan was given: 16 characters or more")
     cv2.setNumThreads(1)
-    receiver = Receiver(Recogniser(options.sface, options.gender), secret)
+    try:
+        recogniser = Recogniser(options.sface, options.gender)
+    except cv2.error as error:
+        sys.exit(f"OpenCV cannot load the networks: {error.err}; name other files by --sface and --gender")
+    receiver = Receiver(recogniser, secret)
     web.run_app(receiver.app(), host="127.0.0.1", port=options.port, access_log=None)
 
 
