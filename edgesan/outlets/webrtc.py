@@ -16,6 +16,7 @@ import logging
 import re
 import secrets
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -44,7 +45,7 @@ MOST_OFFER_BYTES: Final = 16384
 MOST_PEERS: Final = 8
 MOST_QUEUED: Final = 30  # packets of a peer that were not sent yet: about a second
 MOST_ADDRESSES: Final = 32  # from which one peer may call, or that it may offer
-CONNECT_S: Final = 15.0  # from the answer to the first packet
+CONNECT_S: Final = 15.0  # from the offer to the first packet; aiortc answers within 5 s
 SILENT_S: Final = 10.0  # without a report of what was received; browsers send one a second
 LOOK_S: Final = 1.0  # from one look at all peers to the next
 KEY_S: Final = 1.0  # between two requests for a key frame, whoever asks
@@ -129,6 +130,8 @@ def parse_offer(text: str, *, addresses: bool = False) -> Offer:
         raise ValueError("the offer must want to receive: a=recvonly")
     payload, profile = _h264(lines, media[0][3:])
     repeats = [n for n, parameters in _of_type(lines, "rtx/90000") if parameters.get("apt") == str(payload)]
+    if payload in repeats:
+        raise ValueError(f"the offer gives two codecs the type number {payload}")
     return Offer(
         ufrag=_value(lines, "ice-ufrag", OF_ICE),
         password=_value(lines, "ice-pwd", PASSWORD),
@@ -230,9 +233,7 @@ class _Peer:
         # aiortc keeps a peer's request for a key frame to its own encoder, which does not run.
         self.sender._send_keyframe = ask_key  # type: ignore[method-assign]
         self.connection.on("connectionstatechange", lambda: ask_key() if self.is_connected else None)
-        self._heard_s = float(
-            "inf"
-        )  # until it has its answer, in which it is not closed: that would leave sockets open
+        self._heard_s = _now_s()
         self._report: object = None
         self._sent = False  # whether it was sent something since the last look, so that it has something to report
 
@@ -265,7 +266,6 @@ class _Peer:
         connection = self.connection
         await connection.setRemoteDescription(RTCSessionDescription(str(offer), "offer"))
         await connection.setLocalDescription(await connection.createAnswer())
-        self._heard_s = _now_s()
         return connection.localDescription.sdp
 
 
@@ -366,7 +366,11 @@ class Peers:
         name, peer = secrets.token_hex(8), _Peer(self._turn, self._ask_key)
         self._peers[name] = peer
         self._tell(len(self._peers))
-        return Answer(201, await peer.answer(offer), name)
+        async with AsyncExitStack() as undo:  # whatever ends the answer, its peer keeps no place
+            undo.push_async_callback(self.leave, name)
+            text = await peer.answer(offer)
+            undo.pop_all()
+        return Answer(201, text, name)
 
     async def leave(self, name: str) -> bool:
         """Let a peer go. Return whether there was one of this name."""

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.support import free_port
 aiortc = pytest.importorskip("aiortc", reason="aiortc is not installed (pip install 'edgesan[webrtc]')")
 from aioice import stun  # noqa: E402
 from aiortc import RTCConfiguration, RTCIceServer, RTCPeerConnection, RTCSessionDescription  # noqa: E402
+from aiortc.exceptions import OperationError  # noqa: E402
 
 from edgesan.outlets import webrtc  # noqa: E402
 from edgesan.outlets.webrtc import MOST_ADDRESSES, MOST_QUEUED, Offer, Peers, parse_offer  # noqa: E402
@@ -160,13 +162,44 @@ def test_no_more_peers_than_allowed_are_taken() -> None:
 
 
 def test_a_peer_that_never_connects_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(webrtc, "CONNECT_S", 0.2)
+    monkeypatch.setattr(webrtc, "CONNECT_S", 1.0)
     monkeypatch.setattr(webrtc, "LOOK_S", 0.1)
 
     async def main() -> None:
         async with serving() as (peers, _), viewing() as (viewer,):
             assert (await peers.answer(await viewer.offer())).status == 201
             await until(lambda: len(peers) == 0)
+
+    asyncio.run(main())
+
+
+def test_a_peer_without_an_answer_keeps_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    aiortc_refuses = replace(parse_offer(OFFER), repeats=103)
+
+    async def main() -> None:
+        async with serving(most=1) as (peers, _), viewing() as (viewer,):
+            with monkeypatch.context() as patch:
+                patch.setattr(webrtc, "parse_offer", lambda *_, **__: aiortc_refuses)
+                with pytest.raises(OperationError):
+                    await peers.answer(OFFER)
+            assert len(peers) == 0
+            await viewer.join(peers)
+            await viewer.see(1)
+
+    asyncio.run(main())
+
+
+def test_a_peer_whose_answer_never_comes_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webrtc, "CONNECT_S", 0.2)
+    monkeypatch.setattr(webrtc, "LOOK_S", 0.1)
+    monkeypatch.setattr(RTCPeerConnection, "createAnswer", lambda _: asyncio.Event().wait())
+
+    async def main() -> None:
+        async with serving() as (peers, _):
+            answering = asyncio.create_task(peers.answer(OFFER))
+            await until(lambda: len(peers) == 1)
+            await until(lambda: len(peers) == 0)
+            answering.cancel()
 
     asyncio.run(main())
 
@@ -268,6 +301,7 @@ def test_offered_addresses_are_not_called() -> None:
         ("VP8/90000", "H264/90000", "no H.264"),
         ("packetization-mode=0", "packetization-mode=1", "no H.264"),
         ("profile-level-id=64001f", "profile-level-id=42e01f", "no H.264"),
+        ("a=rtpmap:103 rtx/90000\r\na=fmtp:103 apt=103;", "a=fmtp:103 ", "two codecs"),
         ("a=ice-ufrag:ab", "a=ice-ufrag:abcd", "ice-ufrag"),
         ("a=ice-pwd:short", "a=ice-pwd:" + "p" * 22, "ice-pwd"),
         ("a=fingerprint:sha-1 0A", "a=fingerprint:sha-256 0A", "fingerprint"),
