@@ -164,7 +164,8 @@ def settle(config: Config, models: Path) -> str:
         if not (models / TRIAL).exists():
             return "no model is on trial"
         trial = Trial(**json.loads((models / TRIAL).read_bytes()))
-        if trial.old is None or os.readlink(models / "current") != trial.new:
+        # The old one is current already if the power failed while the new one was taken back: the rest is still to do.
+        if trial.old is None or os.readlink(models / "current") not in (trial.new, trial.old):
             (models / TRIAL).unlink()
             return f"{trial.new} is not on trial any more"
         _take_back(models, rollback.state_folder(config.state_dir, os.environ), trial, trial.old)
@@ -178,9 +179,9 @@ def settle(config: Config, models: Path) -> str:
 def _take_back(models: Path, state: Path, trial: Trial, old: str) -> None:
     """Make the old model current again, and leave nothing of the new one. Raises OSError."""
     switch(models, old)
+    shutil.rmtree(models / trial.new, ignore_errors=True)  # on a full disk, this makes room for the record
     rollback.forget(state, trial.name, trial.remembered)
-    shutil.rmtree(models / trial.new, ignore_errors=True)
-    (models / TRIAL).unlink()
+    (models / TRIAL).unlink()  # last: until then, the next boot does it all again
 
 
 def _copy(source: Path, config: Config, models: Path) -> tuple[Path, Model]:

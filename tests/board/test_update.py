@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -170,6 +172,44 @@ def test_a_model_whose_watch_the_power_cut_is_taken_back_at_the_next_boot(runnin
     assert sorted(p.name for p in running.models.iterdir()) == ["current", before]
     said = subprocess.run(settle, capture_output=True, text=True, check=True).stdout
     assert said == "no model is on trial\n"
+
+
+@pytest.mark.parametrize(("where", "step"), [(update, "switch"), (shutil, "rmtree"), (rollback, "forget")])
+def test_a_power_cut_while_a_model_is_taken_back_leaves_the_rest_to_the_next_boot(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: ModuleType, step: str
+) -> None:
+    config, models, whole = Config(state_dir=tmp_path / "state"), tmp_path / "models", getattr(where, step)
+    for folder in ("first", "second"):
+        (models / folder).mkdir(parents=True)
+    (models / "trial").write_text(json.dumps({"new": "second", "old": "first", "name": "default", "remembered": 1}))
+    update.switch(models, "second")
+    rollback.remember(tmp_path / "state", "default", 2)
+
+    def cut_after(*arguments: Any, **options: Any) -> None:
+        whole(*arguments, **options)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(where, step, cut_after)
+        with pytest.raises(KeyboardInterrupt):
+            update.settle(config, models)
+    update.settle(config, models)
+    assert sorted(path.name for path in models.iterdir()) == ["current", "first"]
+    assert os.readlink(models / "current") == "first"
+    assert rollback.remembered(tmp_path / "state", "default") == 1, "else the old one could not run"
+
+
+def test_a_record_that_cannot_be_written_finds_room_where_the_model_was_that_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in ("first", "second"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "trial").write_text(json.dumps({"new": "second", "old": "first", "name": "default", "remembered": 1}))
+    update.switch(tmp_path, "second")
+    found: list[bool] = []
+    monkeypatch.setattr(rollback, "forget", lambda *_: found.append((tmp_path / "second").exists()))
+    update.settle(Config(state_dir=tmp_path), tmp_path)
+    assert found == [False]
 
 
 def test_a_note_of_a_trial_that_is_damaged_or_old_takes_nothing_back(board: Board) -> None:
