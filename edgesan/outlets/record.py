@@ -5,7 +5,8 @@
 
 Each clip begins with a key frame, and plays as far as it was written, also after a power cut. The oldest clips are
 removed before the folder holds more than `keep`: by their numbers, as a clock may be set. The index follows the folder:
-at the start it is written anew, so that what is not in it, or not there any more, costs nothing.
+at the start it is written anew, without what is not there any more. Clips that it lacks are read and added while video
+is recorded, a little at a time, as thousands of them, or one that is a day long, take minutes.
 
 With `motion`, only what has a face or a silhouette is recorded, with some seconds before and after.
 """
@@ -17,7 +18,7 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
@@ -43,6 +44,7 @@ MOST_BEFORE: Final = 2**23  # bytes that are kept in memory for that
 INDEX: Final = "index.jsonl"
 NAME: Final = re.compile(r"(\d{8}T\d{6}Z)-(\d{6,12})\.mkv")
 MOST_INDEX_BYTES: Final = 2**26
+PROBE_S: Final = 0.005  # after each packet, for clips that the index lacks
 STALE: Final = 100  # lines of removed clips in the index, before it is written anew
 LEAST_ROOM: Final = 2**20  # bytes of a disk that is not full
 OVERHEAD: Final = 16384  # bytes of a clip beside its packets, at most
@@ -96,12 +98,14 @@ async def run(link: Link, target: Target, prepared: "Folder") -> None:
         link.want(VIDEO | CODES if motion else VIDEO)
         attempts.sent(recorder.take(await link.key_frame()))
         attempts.connected()
+        completing = prepared.complete()
         while True:
             message = await link.receive()
             if isinstance(message, Codes):
                 recorder.see(message)
             elif isinstance(message, Video):
                 attempts.sent(recorder.take(message))
+                next(completing, None)
 
     async def attempt() -> None:
         try:
@@ -289,11 +293,22 @@ class Folder:
         self._total = sum(self._sizes.values())
         self._next = _number(next(reversed(self._sizes))) + 1 if self._sizes else 1
         self._entries = {
-            name: known[name] if name in known and known[name].bytes == size else _probed(path / name)
-            for name, size in self._sizes.items()
+            name: known[name] for name, size in self._sizes.items() if name in known and known[name].bytes == size
         }
         self.make_room(0)
         self._write()
+
+    def complete(self) -> Iterator[None]:
+        """Add the clips that the index lacks. Each step takes about `PROBE_S`, and leaves what is done in the index."""
+        missing = [name for name in self._sizes if name not in self._entries]
+        for name in missing:
+            entry = yield from _probed(self.path / name, self._sizes.get(name, 0))
+            if name in self._sizes:  # it was not removed meanwhile
+                self._entries[name] = entry
+                self._append(entry)
+            yield
+        if missing:
+            self._write()  # in their order
 
     def begin(self, first: Video, start_s: float) -> Clip:
         """Begin a clip that starts at this time, in seconds since 1970."""
@@ -312,8 +327,7 @@ class Folder:
             entry = Entry(clip.path.name, start, round(clip.seconds, 3), size, clip.frames)
             self._sizes[entry.file], self._entries[entry.file] = size, entry
             self._total += size
-        with open(self.path / INDEX, "a", encoding="utf-8") as index:
-            index.write(_line(entry))
+        self._append(entry)
 
     def check_room(self) -> None:
         """Raise OSError if the disk has no room for some seconds: else a full one would fill with tiny clips."""
@@ -327,17 +341,19 @@ class Folder:
             oldest = next(iter(self._sizes))
             (self.path / oldest).unlink(missing_ok=True)
             self._total -= self._sizes.pop(oldest)
-            del self._entries[oldest]
+            self._entries.pop(oldest, None)
             self._stale += 1
         if self._stale >= STALE:
             self._write()
         return self._total + more + OVERHEAD <= self.keep
 
     def _read(self) -> Iterator[Entry]:
-        """Yield what the index says, and leave out what is damaged."""
+        """Yield what the index says, and leave out what is damaged. One that is too long is like one that is lost."""
         try:
             lines = disk.read_whole(self.path / INDEX, MOST_INDEX_BYTES).splitlines()
-        except FileNotFoundError:
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.EFBIG):
+                raise
             return
         for line in lines:
             try:
@@ -345,10 +361,15 @@ class Folder:
             except (ValueError, TypeError, RecursionError):  # the last line, after a power cut
                 continue
 
+    def _append(self, entry: Entry) -> None:
+        with open(self.path / INDEX, "a", encoding="utf-8") as index:
+            index.write(_line(entry))
+
     def _write(self) -> None:
         self._stale = 0
+        lines = [_line(self._entries[name]) for name in self._sizes if name in self._entries]
         try:
-            disk.write_whole(self.path / INDEX, "".join(map(_line, self._entries.values())).encode())
+            disk.write_whole(self.path / INDEX, "".join(lines).encode())
         except OSError as error:
             if error.errno != errno.ENOSPC:
                 raise
@@ -365,14 +386,19 @@ def _line(entry: Entry) -> str:
     return json.dumps(vars(entry)) + "\n"
 
 
-def _probed(path: Path) -> Entry:
-    """Return the entry of a clip that the index does not have: a power cut came before its end."""
+def _probed(path: Path, size: int) -> Generator[None, None, Entry]:
+    """Return the entry of a clip that the index does not have, such as one whose end a power cut came before."""
     day, clock = path.name[:8], path.name[9:15]
     start = f"{day[:4]}-{day[4:6]}-{day[6:]}T{clock[:2]}:{clock[2:4]}:{clock[4:]}Z"
-    times: list[float] = []
+    frames, last_s, until_s = 0, 0.0, time.monotonic() + PROBE_S
     try:
         with av.open(str(path)) as clip:
-            times = [float(each.pts * each.time_base) for each in clip.demux(video=0) if each.pts is not None]
-    except av.FFmpegError:  # nothing of it can be played; it counts all the same
+            for packet in clip.demux(video=0):
+                if packet.pts is not None:
+                    frames, last_s = frames + 1, max(last_s, float(packet.pts * packet.time_base))
+                if time.monotonic() > until_s:
+                    yield
+                    until_s = time.monotonic() + PROBE_S
+    except (av.FFmpegError, IndexError, UnicodeDecodeError):  # the last two: its video track or a tag is damaged
         logger.debug("%s cannot be played", path)
-    return Entry(path.name, start, round(max(times, default=0.0), 3), path.stat().st_size, len(times))
+    return Entry(path.name, start, round(last_s, 3), size, frames)

@@ -26,6 +26,7 @@ from tests.outlets.support import output, status, until
 from tests.support import CLIP, ROOT, Running, child
 
 STEP_NS = 100_000_000
+VIDEO_TRACK = b"\x83\x81\x01"  # Matroska's TrackType
 START_S = 1_800_000_000.0  # 2027-01-15T08:00:00Z
 
 
@@ -66,6 +67,11 @@ def frames(path: Path) -> int:
 
 def index(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (path / "index.jsonl").read_text().splitlines()]
+
+
+def complete(folder: Folder) -> None:
+    for _ in folder.complete():
+        pass
 
 
 def codes(video: Video, *, face: bool = False, cells: bytes = b"") -> Codes:
@@ -149,7 +155,9 @@ def test_the_index_is_written_anew_at_the_start_and_numbers_go_on(
         file.write('{"file": "2027')
     files(left)[0].unlink()
     (left / "notes.txt").write_text("not ours")
-    recorder = Recorder(Folder(left, 2**30), 10**10)
+    folder = Folder(left, 2**30)
+    recorder = Recorder(folder, 10**10)
+    complete(folder)
     said = index(left)
     assert [entry["file"][-10:] for entry in said] == ["000002.mkv", "000003.mkv"]
     assert said[1]["frames"] > 30
@@ -158,6 +166,72 @@ def test_the_index_is_written_anew_at_the_start_and_numbers_go_on(
     recorder.close()
     assert files(left)[-1].name.endswith("-000004.mkv")
     assert (left / "notes.txt").exists()
+
+
+def test_clips_that_the_index_lacks_are_read_a_little_at_a_time_while_video_is_recorded(
+    clips: Callable[..., tuple[Recorder, Folder]],
+    film: list[Video],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(record, "PROBE_S", 0.0)  # a packet in each step
+    recorder, _ = clips()
+    for packet in film[:500]:
+        recorder.take(packet)
+    recorder.close()
+    before = index(tmp_path)
+    (tmp_path / "index.jsonl").unlink()
+    recorder, folder = clips()
+    assert index(tmp_path) == [], "it starts at once"
+    steps = folder.complete()
+    for packet in film[:150]:
+        recorder.take(packet)
+        next(steps)
+    recorder.close()
+    assert [entry["file"][-10:] for entry in index(tmp_path)] == ["000006.mkv", "000001.mkv", "000007.mkv"]
+
+    _, folder = clips()  # started again: what was read is kept
+    assert [entry["file"][-10:] for entry in index(tmp_path)] == ["000001.mkv", "000006.mkv", "000007.mkv"]
+    steps = folder.complete()
+    next(steps)  # in the second clip, the oldest but one
+    folder.keep = sum(each.stat().st_size for each in files(tmp_path)[2:]) + record.OVERHEAD
+    folder.make_room(0)
+    for _ in steps:
+        pass
+    assert [entry["file"] for entry in index(tmp_path)] == [each.name for each in files(tmp_path)]
+    assert index(tmp_path)[:3] == before[2:]
+
+
+def test_a_clip_that_is_damaged_is_in_the_index_and_costs_nothing_else(
+    clips: Callable[..., tuple[Recorder, Folder]], film: list[Video], tmp_path: Path
+) -> None:
+    recorder, _ = clips()
+    for packet in film[:400]:
+        recorder.take(packet)
+    recorder.close()
+    (tmp_path / "index.jsonl").unlink()
+    empty, without_video, bad_tags, _ = files(tmp_path)
+    empty.write_bytes(b"")
+    content = without_video.read_bytes()
+    assert content.count(VIDEO_TRACK) == 1
+    without_video.write_bytes(content.replace(VIDEO_TRACK, b"\x83\x81\x02"))
+    bad_tags.write_bytes(bad_tags.read_bytes().replace(b"Lavf", b"\xff\xff\xff\xff"))
+    _, folder = clips()
+    complete(folder)
+    assert [entry["frames"] for entry in index(tmp_path)] == [0, 0, 0, 100]
+
+
+def test_an_index_that_is_too_long_is_like_one_that_is_lost(
+    clips: Callable[..., tuple[Recorder, Folder]], film: list[Video], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder, _ = clips()
+    for packet in film[:250]:
+        recorder.take(packet)
+    recorder.close()
+    before = index(tmp_path)
+    monkeypatch.setattr(record, "MOST_INDEX_BYTES", (tmp_path / "index.jsonl").stat().st_size - 1)
+    complete(record.prepare(Config(), parse(f"dir:{tmp_path}")))
+    assert [entry["frames"] for entry in index(tmp_path)] == [entry["frames"] for entry in before]
 
 
 def test_a_clock_that_jumps_back_neither_hides_nor_removes_new_clips(
