@@ -14,7 +14,7 @@ from edgesan.errors import ConfigError
 from edgesan.zones import Zone
 
 MOST_BYTES: Final = 65536  # of a file
-OFF: Final = 'switch it off on the page, or by PUT /api/privacy with {"on": false}'
+OFF: Final = 'switch it off on the page that `edgesan run` serves, or by PUT /api/privacy with {"on": false}'
 PRIVACY: Final = f"privacy is on: the camera stays off, and no frame is read; {OFF}"
 
 
