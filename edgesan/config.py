@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import ipaddress
 import logging
+import numbers
 import os
 import re
 import tomllib
@@ -15,6 +16,7 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -30,7 +32,17 @@ logger = logging.getLogger(__name__)
 SYSTEM_CONFIG = Path("/etc/edgesan/edgesan.toml")
 BOARD_SECRETS = ("token.env", "camera.env")  # which systemd gives to the units that need them
 VARIABLE = "EDGESAN_"  # and the name of an option in capitals
+NUMBERS = {bool: bool, int: numbers.Integral, float: numbers.Real}  # of NumPy, too
+EXPECTED: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    Path: "a text",
+    tuple[str, ...]: "a list of texts",
+}
 SEPARATOR = ";"  # of the values of an option that can be repeated, in a variable
+SECRETS = ("camera", "out", "token")  # options whose value no message may show
 TRUTH = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
 BACKGROUNDS = ("scene", "plain", "keep")
 GONE_BACKGROUNDS = ("pixelate", "blur", "black")
@@ -153,6 +165,8 @@ class Config:
     log_format: str = option("text", "format of the log: text, or json (an object a line)", "FORMAT")
 
     def __post_init__(self) -> None:
+        for name in option_types():
+            object.__setattr__(self, name, of_type(name, getattr(self, name)))  # the way into a frozen dataclass
         check(self)
 
     @property
@@ -440,14 +454,14 @@ def of_environment(environment: Mapping[str, str]) -> dict[str, Any]:
     Raises:
         ConfigError: a value is not of the option's type.
     """
-    hints, values = typing.get_type_hints(Config), {}
+    values = {}
     for variable, text in environment.items():
         name = variable.removeprefix(VARIABLE).lower()
         if not text or not variable.startswith(VARIABLE):
             continue
-        if name in hints:
+        if name in option_types():
             values[name] = _read(variable, name, text)
-        elif near := difflib.get_close_matches(name, hints, 1, cutoff=0.75):
+        elif near := difflib.get_close_matches(name, option_types(), 1, cutoff=0.75):
             logger.warning("%s is no option; did you mean %s%s?", variable, VARIABLE, near[0].upper())
     return values
 
@@ -460,18 +474,19 @@ def _read(variable: str, name: str, text: str) -> Any:
     try:
         return TRUTH[text.lower()] if kind is bool else kind(text)
     except (KeyError, ValueError) as error:
-        expected = {bool: "true or false", int: "a whole number", float: "a number"}[kind]
-        raise ConfigError(f"{variable} is {text!r}: expected {expected}; {option_help(name)}") from error
+        raise ConfigError(f"{variable} is {text!r}: expected {EXPECTED[kind]}; {option_help(name)}") from error
+
+
+@cache
+def option_types() -> dict[str, Any]:
+    """Return the type of each option."""
+    return typing.get_type_hints(Config)
 
 
 def kind_of(name: str) -> Any:
     """Return the type of an option: `Path` for `Path | None`."""
-    hint = typing.get_type_hints(Config)[name]
-    return next(kind for kind in typing.get_args(hint) if kind is not type(None)) if _is_union(hint) else hint
-
-
-def _is_union(hint: Any) -> bool:
-    return isinstance(hint, types.UnionType)
+    hint = option_types()[name]
+    return typing.get_args(hint)[0] if isinstance(hint, types.UnionType) else hint
 
 
 def of_board(config: Path) -> dict[str, Any]:
@@ -498,38 +513,57 @@ def typed(path: Path, table: dict[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: a key is unknown, or a value has the wrong type.
     """
-    values = {key: _typed(path, key, value) for key, value in table.items() if key != "zones"}
-    if "zones" in table:
-        try:
+    for key in table:
+        if key not in (*option_types(), "zones"):
+            near = difflib.get_close_matches(key, option_types(), 1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(option_types())}"
+            raise ConfigError(f"{path} has the unknown key {key!r}; {hint}")
+    try:
+        values = {key: of_type(key, value) for key, value in table.items() if key != "zones"}
+        if "zones" in table:
             polygons = tuple(zones.to_text(Zone(points)) for points in zones.points_of(table["zones"]))
-        except ConfigError as error:
-            raise ConfigError(f"{path}: {error}") from error
-        values["zone"] = (*values.get("zone", ()), *polygons)
+            values["zone"] = (*values.get("zone", ()), *polygons)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
     return values
 
 
-def _typed(path: Path, key: str, value: Any) -> Any:
-    """Return one TOML value as the type of its option."""
-    hints = typing.get_type_hints(Config)
-    if key not in hints:
-        near = difflib.get_close_matches(key, hints, 1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(hints)}"
-        raise ConfigError(f"{path} has the unknown key {key!r}; {hint}")
-    texts = value if isinstance(value, list) else [value]
-    if any(isinstance(text, str) and "\0" in text for text in texts):
-        raise ConfigError(f"{path}: {key} = {value!r} holds a zero byte; {option_help(key)}")
-    kinds = typing.get_args(hints[key]) if _is_union(hints[key]) else (hints[key],)
-    if float in kinds and (type(value) is float or (type(value) is int and abs(value) < 2**53)):
-        return float(value)
-    if (int in kinds and type(value) is int) or (bool in kinds and type(value) is bool):
-        return value
-    if (str in kinds or Path in kinds) and type(value) is str:
-        return Path(value) if Path in kinds else value
-    if typing.get_origin(kinds[0]) is tuple and type(value) in (list, str):
-        items = [value] if type(value) is str else value
-        if all(type(item) is str for item in items):
-            return tuple(items)
-    raise ConfigError(f"{path}: {key} = {value!r} has the wrong type; {option_help(key)}")
+def of_type(name: str, value: Any) -> Any:
+    """Return a value as the type of its option: a file also from its name, a list also from a single text.
+
+    Raises:
+        ConfigError: the value has another type.
+    """
+    kind = kind_of(name)
+    if value is None and option_types()[name] != kind:
+        return None
+    try:
+        return _converted(kind, value)
+    except TypeError as error:
+        shown = name if name in SECRETS else f"{name} = {value!r:.80}"
+        raise ConfigError(f"{shown} has the wrong type: expected {EXPECTED[kind]}; {option_help(name)}") from error
+    except ValueError as error:
+        raise ConfigError(f"{name} {error}; {option_help(name)}") from error
+
+
+def _converted(kind: Any, value: Any) -> Any:
+    """Return a value as this type. Raises TypeError: it has another one; ValueError: no option can hold it."""
+    if kind in NUMBERS:
+        if not isinstance(value, NUMBERS[kind]) or isinstance(value, bool) is not (kind is bool):
+            raise TypeError
+        if isinstance(value, numbers.Integral) and abs(int(value)) > 2**53:
+            raise ValueError("is too large a number")
+        return kind(value)
+    if typing.get_origin(kind) is tuple:
+        return tuple(map(_text, value if isinstance(value, (list, tuple)) else [value]))
+    return kind(_text(value))
+
+
+def _text(value: Any) -> str:
+    text = os.fsdecode(value)  # TypeError: neither a text nor a path
+    if "\0" in text:
+        raise ValueError("holds a zero byte")
+    return text
 
 
 def option_help(key: str) -> str:

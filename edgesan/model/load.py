@@ -21,6 +21,7 @@ code, unbounded costs, and a model that does not reproduce its own known answer 
 import hashlib
 import json
 import math
+import os
 import resource
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -248,7 +249,7 @@ def _run(
 
 
 def load_model(
-    path: Path, threads: int = 1, trusted_keys: Sequence[str] = (), *, allow_unsigned: bool = False
+    path: str | os.PathLike[str], threads: int = 1, trusted_keys: Sequence[str] = (), *, allow_unsigned: bool = False
 ) -> Model:
     """Read, verify and prepare a model file. The bytes that were verified are the bytes that run.
 
@@ -263,23 +264,26 @@ def load_model(
         ModelError: the file is not a model that this version of edgesan may run; the message says why.
         ConfigError: one of trusted_keys is not a key.
     """
+    path = Path(path)
     content, signer = _signed(path, trusted_keys, allow_unsigned)
     return prepare(path, content, threads, signer)
 
 
 def load_encoder(
-    path: Path, threads: int = 1, trusted_keys: Sequence[str] = (), *, allow_unsigned: bool = False
+    path: str | os.PathLike[str], threads: int = 1, trusted_keys: Sequence[str] = (), *, allow_unsigned: bool = False
 ) -> Encoder:
     """Load only the half that sees faces; otherwise as `load_model`."""
+    path = Path(path)
     facts, halves = verify(path, *_signed(path, trusted_keys, allow_unsigned))
     with _little_memory():
         return _encoder(path, facts, halves, threads)
 
 
 def load_decoder(
-    path: Path, threads: int = 1, trusted_keys: Sequence[str] = (), *, allow_unsigned: bool = False
+    path: str | os.PathLike[str], threads: int = 1, trusted_keys: Sequence[str] = (), *, allow_unsigned: bool = False
 ) -> Decoder:
     """Load only the half that paints; otherwise as `load_model`."""
+    path = Path(path)
     facts, halves = verify(path, *_signed(path, trusted_keys, allow_unsigned))
     with _little_memory():
         return _decoder(path, facts, halves, threads)
