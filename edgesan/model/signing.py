@@ -269,6 +269,9 @@ def private_key(path: Path) -> Ed25519PrivateKey:
         raise ConfigError(
             f"cannot read the private key {path}: {error.strerror}; `edgesan keys new` makes one"
         ) from error
+    if text.startswith(b"ssh-"):
+        private = path.with_suffix("") if path.suffix == ".pub" else "the other file of the pair"
+        raise ConfigError(f"{path} is a public key, and it takes the private one to sign: name {private}")
     if mode & 0o077:
         raise ConfigError(f"others may read the private key {path} (mode {mode:o}): chmod 600 it, or make a new one")
     try:

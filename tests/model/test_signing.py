@@ -259,7 +259,7 @@ def pem(key: Any, password: bytes | None = None) -> bytes:
         (None, 0o600, "No such file or directory"),
         (b"", 0o600, "not a private key in OpenSSH's format"),
         (b"roses are red", 0o600, "not a private key in OpenSSH's format"),
-        (signing.BUNDLED_KEY.read_bytes(), 0o600, "not a private key in OpenSSH's format"),
+        (signing.BUNDLED_KEY.read_bytes(), 0o644, "is a public key"),
         (pem(Ed25519PrivateKey.generate())[:200], 0o600, "not a private key in OpenSSH's format"),
         (pem(Ed25519PrivateKey.generate()), 0o644, "others may read the private key"),
         (pem(ec.generate_private_key(ec.SECP256R1())), 0o600, "is not an Ed25519 key"),
@@ -274,6 +274,12 @@ def test_a_bad_private_key_is_refused_in_words_of_its_own(
         path.chmod(mode)
     with pytest.raises(ConfigError, match=words):
         signing.private_key(path)
+
+
+def test_of_a_public_key_the_private_one_is_named(maker: Maker) -> None:
+    done = run("sign", str(maker.model()), "--key", str(signing.public_path(maker.key_file)))
+    assert done.returncode == 2
+    assert done.stderr.endswith(f"is a public key, and it takes the private one to sign: name {maker.key_file}\n")
 
 
 @pytest.mark.skipif(shutil.which("ssh-keygen") is None, reason="OpenSSH is not here to make one")
