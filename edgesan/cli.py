@@ -10,11 +10,12 @@ import json
 import logging
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from edgesan import __version__, log
 from edgesan.config import VARIABLE, Config, found, kind_of, load, of_board
@@ -54,6 +55,7 @@ by a semicolon. The command line overrides the environment, and that the file.
 exit codes:
   0 clean end                  2 option or configuration    4 model                      6 isolation
   1 unexpected error           3 camera or input            5 port, file or disk         7 the model took too long
+  1 is also that `edgesan doctor` found something with which a run cannot work.
 """
 
 BENCH_EPILOG = """\
@@ -92,12 +94,20 @@ examples:
   edgesan completion zsh > ~/.zfunc/_edgesan     with `fpath+=~/.zfunc` before `compinit` in ~/.zshrc
 """
 
-Verbs: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Verbs: TypeAlias = "argparse._SubParsersAction[Parser]"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser, also of each verb, whose errors are one line as all others."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise what is wrong as a ConfigError."""
+        raise ConfigError(f"{message}; see `{self.prog} --help`")
 
 
 def parser() -> argparse.ArgumentParser:
     """Build the whole command line. The options of `run` are those of `Config`: the TOML file has the same names."""
-    main_parser = argparse.ArgumentParser(
+    main_parser = Parser(
         prog="edgesan",
         description="A camera that sanitizes every face before anything leaves it.",
         epilog=EPILOG,
@@ -134,8 +144,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """Parse a command line, and suggest what a mistyped verb or option may have meant.
 
     Raises:
-        ConfigError: a verb or an option is unknown.
-        SystemExit: the help was asked for, or a value is missing or wrong.
+        ConfigError: a verb or an option is unknown, or a value is missing or wrong.
+        SystemExit: the help was asked for.
     """
     main_parser = parser()
     verbs = verb_parsers(main_parser)
@@ -503,6 +513,11 @@ def main(argv: list[str] | None = None) -> int:
     except EdgesanError as error:
         logger.error("%s", error)
         return error.exit_code
+    except KeyboardInterrupt:
+        logger.error("interrupted")
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.raise_signal(signal.SIGINT)  # so that the loop of a shell ends, too
+        return 128 + signal.SIGINT
     except SystemExit:
         with _until_read():
             sys.stdout.flush()  # --help | head

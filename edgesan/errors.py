@@ -13,7 +13,8 @@
       IsolationError    the kernel does not enforce a restriction that must hold exit code 6
       Reject            one frame is dropped; the next one may be fine
 
-Each message says what was wrong, what was expected, and what to do. Exit code 0 is a clean end, 1 an unexpected error.
+Each message says what was wrong, what was expected, and what to do. Exit code 0 is a clean end, 1 an unexpected error,
+or a failure that `edgesan doctor` found.
 """
 
 

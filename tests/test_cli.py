@@ -188,6 +188,38 @@ def test_a_mistyped_verb_or_option_gets_a_suggestion(arguments: tuple[str, ...],
     assert done.stderr.startswith(f"edgesan: {words}")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ("run --alpha abc", "argument --alpha: invalid float value: 'abc'; see `edgesan run --help`"),
+        ("scene foo", "argument step: invalid choice: 'foo'"),
+        ("keys nonsense", "argument [new]: invalid choice: 'nonsense'"),
+        ("sanitize photo.jpg", "the following arguments are required: OUT; see `edgesan sanitize --help`"),
+        ("keys new", "the following arguments are required: NAME; see `edgesan keys new --help`"),
+    ],
+)
+def test_a_missing_or_wrong_value_is_one_line(arguments: str, words: str) -> None:
+    done = run(*arguments.split())
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith(f"edgesan: {words}")
+    assert done.stderr.endswith(" --help`\n")
+
+
+def test_ctrl_c_ends_a_verb_by_the_signal_and_leaves_nothing(tmp_path: Path) -> None:
+    command = [*COMMAND, "sanitize", str(CLIP), str(tmp_path / "out.mp4")]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 20
+    while not list(tmp_path.glob(".out.part*")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=10)
+    assert (process.returncode, "Traceback" in said) == (-signal.SIGINT, False), said
+    assert said.rstrip().endswith("edgesan: interrupted")
+    assert list(tmp_path.glob("*out*")) == []
+
+
 def test_help_explains_all_verbs_or_one() -> None:
     whole = run("--help").stdout
     assert run().stdout == run("help").stdout == whole
