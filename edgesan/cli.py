@@ -18,16 +18,16 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from edgesan import __version__, log
-from edgesan.config import VARIABLE, Config, found, kind_of, load, of_board
+from edgesan.config import FILE_SUFFIXES, PICTURE_SUFFIXES, VARIABLE, Config, found, kind_of, load, of_board
 from edgesan.errors import CameraError, ConfigError, EdgesanError, ModelError
 
 logger = logging.getLogger(__name__)
 
 FILE_OPTIONS = (
-    *("model", "alpha", "background", "zone", "rotate", "detect_size", "detect_every", "hold", "refresh", "threads"),
+    *("model", "alpha", "zone", "rotate", "detect_size", "detect_every", "hold", "refresh", "threads"),
     *("trusted_keys", "allow_unsigned", "state_dir", "allow_rollback", "require_isolation"),
 )
-"""The options of a run that also apply to a file."""
+"""The options of a run that also apply to a file. `--background` has fewer values there."""
 
 SCENE_OPTIONS = ("camera", "scene", "size", "rotate", "fps", "zone", "detect_size", "state_dir", "require_isolation")
 """The options of a run that also apply to taking a still."""
@@ -208,9 +208,11 @@ def _add_sanitize(verbs: Verbs) -> None:
     sanitize.add_argument("inputs", type=Path, nargs="+", metavar="IN", help="pictures, clips, and folders of them")
     sanitize.add_argument(
         "output",
-        type=Path,
         metavar="OUT",
-        help="a folder; of one input a file: .png, .jpg or .webp for a picture, .mkv, .mp4 or .mov for a clip",
+        help=(
+            "a folder; of one input a file (.png, .jpg or .webp for a picture, .mkv, .mp4 or .mov for a clip), or a new"
+            " folder that ends in a slash"
+        ),
     )
     sanitize.add_argument("--audio", action="store_true", help="keep the sound of clips, RAW: a voice tells who speaks")
     sanitize.add_argument("--force", action="store_true", help="overwrite OUT")
@@ -220,6 +222,12 @@ def _add_sanitize(verbs: Verbs) -> None:
         help="also count the faces found at full resolution, and how many of them came out sanitized",
     )
     sanitize.add_argument("--json", action="store_true", help="print the report as JSON")
+    sanitize.add_argument(
+        "--background",
+        choices=("plain", "keep"),
+        metavar="HOW",
+        help="what surrounds the sanitized faces: plain (a flat colour), or keep (the RAW picture) (default: plain)",
+    )
     add_options(sanitize, FILE_OPTIONS)
 
 
@@ -549,16 +557,34 @@ def _run(arguments: argparse.Namespace) -> int:
         return Supervisor(config, watchdog, camera_configuration).run()
 
 
+def _is_folder(out: str, inputs: list[Path]) -> bool:
+    """Return whether OUT is a folder: where it is one, ends in a slash, or more than one file may go there.
+
+    Raises:
+        ConfigError: it is a file, or has the name of one.
+    """
+    output = Path(out)
+    if len(inputs) == 1 and not inputs[0].is_dir() and not output.is_dir() and not out.endswith("/"):
+        return False
+    if output.exists() and not output.is_dir():
+        raise ConfigError(f"{output} is a file: for a folder, or several files, name a folder")
+    names_a_file = output.suffix.lower() in (*PICTURE_SUFFIXES, *FILE_SUFFIXES)
+    if names_a_file and not output.exists() and not out.endswith("/"):
+        raise ConfigError(
+            f"{output} has the name of a file, and several files or those of a folder go into a folder: name one, such"
+            f" as {output.with_suffix('')}"
+        )
+    return True
+
+
 def _sanitize(arguments: argparse.Namespace) -> int:
     from edgesan import isolation
     from edgesan.model import rollback
 
-    config, inputs, output = configuration(arguments), arguments.inputs, arguments.output
+    config, inputs, output = configuration(arguments), arguments.inputs, Path(arguments.output)
     state = rollback.state_folder(config.state_dir, os.environ)
-    many = len(inputs) > 1 or inputs[0].is_dir() or output.is_dir()
+    many = _is_folder(arguments.output, inputs)
     folder = output.absolute() if many else output.absolute().parent
-    if many and output.exists() and not output.is_dir():
-        raise ConfigError(f"{output} is a file: for a folder, or several files, name a folder")
     for made, option in ((state, "--state-dir, for the record of model versions"), *([(folder, "OUT")] * many)):
         try:
             made.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -758,7 +784,7 @@ def _completion(arguments: argparse.Namespace) -> int:
     main_parser = parser()
     for verb in verb_parsers(main_parser).values():
         for action in verb._actions:
-            if action.type is Path:
+            if action.type is Path or action.dest == "output":
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
     say(shtab.complete(main_parser, arguments.shell))
     return 0

@@ -48,6 +48,7 @@ BACKGROUNDS = ("scene", "plain", "keep")
 GONE_BACKGROUNDS = ("pixelate", "blur", "black")
 DEMO_MODEL = Path(__file__).parent / "models" / "default.onnx"
 FILE_SUFFIXES = (".mkv", ".mp4", ".mov")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 SERVERS = ("http://", "https://")
 ANY = ("0.0.0.0", "::")  # hosts of a server that all networks of this machine reach  # noqa: S104
 TURNS = (0, 90, 180, 270)

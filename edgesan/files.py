@@ -18,7 +18,7 @@ from tqdm import tqdm
 from edgesan import disk, faces
 from edgesan.canvas import PLAIN
 from edgesan.capture.opencv import FileSource, read_picture
-from edgesan.config import FILE_SUFFIXES, Config
+from edgesan.config import FILE_SUFFIXES, PICTURE_SUFFIXES, Config
 from edgesan.errors import CameraError, ConfigError, EndOfStream, SinkError
 from edgesan.frames import RawFrame, SanitizedFrame, lend
 from edgesan.local import Sanitizer
@@ -27,9 +27,9 @@ from edgesan.transmit.file import ClipWriter
 
 logger = logging.getLogger(__name__)
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 READ_PICTURES = (".bmp", ".tif", ".tiff", ".jp2", ".ppm", ".pgm", ".avif")  # which become .png
 READ_CLIPS = (".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".mts", ".m2ts", ".ts", ".3gp", ".wmv", ".flv", ".gif")
+CLIPS = {*FILE_SUFFIXES, *READ_CLIPS} - {".gif"}  # of which no picture can be read
 KNOWN = (*PICTURE_SUFFIXES, *READ_PICTURES, *FILE_SUFFIXES, *READ_CLIPS)  # in a folder
 SAME_FACE = 0.3  # overlap (IoU) from which a detected face and a sanitized one are the same
 FRAME_TIMEOUT_S = 10.0  # to decode the next frame of a clip
@@ -208,8 +208,12 @@ class FileSanitizer:
         picture = target.suffix.lower() in PICTURE_SUFFIXES
         if not picture and target.suffix.lower() not in FILE_SUFFIXES:
             raise ConfigError(
-                f"cannot write {target}: expected {', '.join(PICTURE_SUFFIXES)} for a picture, or"
-                f" {', '.join(FILE_SUFFIXES)} for a clip"
+                f"cannot write {target}: expected {', '.join(PICTURE_SUFFIXES)} for a picture,"
+                f" {', '.join(FILE_SUFFIXES)} for a clip, or a folder ({target}/)"
+            )
+        if picture and source.suffix.lower() in CLIPS:
+            raise ConfigError(
+                f"{source} is a clip, and {target} a picture: name a file ending in {' or '.join(FILE_SUFFIXES)}"
             )
         started = time.monotonic()
         self._sanitizer.forget()

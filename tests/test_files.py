@@ -90,6 +90,34 @@ def test_several_files_need_a_folder_and_names_of_their_own(clip: list[Pixels], 
     assert plan([tmp_path], tmp_path / "out") == [(source, tmp_path / "out" / source.name) for source in sources]
 
 
+def test_a_new_folder_ends_in_a_slash_and_has_no_suffix_of_a_file(clip: list[Pixels], tmp_path: Path) -> None:
+    photo, new = tmp_path / "photo.jpg", tmp_path / "new"
+    cv2.imwrite(str(photo), clip[0])
+    assert run("sanitize", str(photo), f"{new}/").returncode == 0
+    assert names(new) == ["photo.jpg"]
+    wrong = run("sanitize", str(photo), str(CLIP), str(tmp_path / "x.mp4"))
+    assert (wrong.returncode, "x.mp4 has the name of a file" in wrong.stderr) == (2, True)
+    assert run("sanitize", str(photo), f"{photo}/").returncode == 2
+    assert not (tmp_path / "x.mp4").exists()
+
+
+def test_no_clip_becomes_a_picture(tmp_path: Path) -> None:
+    done = run("sanitize", str(CLIP), str(tmp_path / "out.jpg"))
+    assert (done.returncode, (tmp_path / "out.jpg").exists()) == (2, False)
+    assert done.stderr.endswith("out.jpg a picture: name a file ending in .mkv or .mp4 or .mov\n")
+
+
+def test_a_file_has_no_scene_around_it(clip: list[Pixels], tmp_path: Path) -> None:
+    """What a configuration says for the camera is no error: a file gets a flat colour."""
+    photo, config = tmp_path / "photo.png", tmp_path / "edgesan.toml"
+    cv2.imwrite(str(photo), clip[0])
+    config.write_text('background = "scene"\n')
+    wrong = run("sanitize", "--background", "scene", str(photo), str(tmp_path / "a.png"))
+    assert (wrong.returncode, "--background: invalid choice: 'scene'" in wrong.stderr) == (2, True)
+    assert run("sanitize", "--config", str(config), str(photo), str(tmp_path / "b.png")).returncode == 0
+    assert "silhouettes" not in run("sanitize", "--help").stdout
+
+
 def talking(path: Path, clip: list[Pixels], codec: str = "aac") -> Path:
     """A clip of a second, with a tone."""
     with av.open(str(path), "w") as container:
