@@ -328,7 +328,7 @@ def check_sinks(c: Config) -> None:
     for sink in c.out:
         if sink not in c.servers and not targets.is_target(sink) and Path(sink).suffix not in FILE_SUFFIXES:
             raise ConfigError(
-                f"out is {sink!r}: expected http://HOST:PORT, https://HOST:PORT, a file ending in"
+                f"out is {shown(sink)!r}: expected http://HOST:PORT, https://HOST:PORT, a file ending in"
                 f" {' or '.join(FILE_SUFFIXES)}, or an address such as"
                 f" {' or '.join(kind.example for kind in targets.KINDS.values())}"
             )
@@ -404,10 +404,24 @@ def http_address(sink: str) -> tuple[str, int]:
         parts = urlsplit(sink)
         host, port = parts.hostname, 8080 if parts.port is None else parts.port
     except ValueError as error:
-        raise ConfigError(f"out is {sink!r}: {error}; write it as http://HOST:PORT") from error
-    if not host or parts.path not in ("", "/") or parts.query or parts.username:
-        raise ConfigError(f"out is {sink!r}: write it as http://HOST:PORT, with nothing after the port")
+        # Not the parser's own words: they may hold a password.
+        raise ConfigError(
+            f"out is {shown(sink)!r}, which is malformed: write it as http://HOST:PORT, with a port up to 65535"
+        ) from error
+    if "@" in parts.netloc:
+        raise ConfigError(
+            f"out is {shown(sink)!r} with a login before it: leave that out; viewers present the token, which"
+            " EDGESAN_TOKEN sets"
+        )
+    if not host or parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise ConfigError(f"out is {shown(sink)!r}: write it as http://HOST:PORT, with nothing after the port")
     return host, port
+
+
+def shown(sink: str) -> str:
+    """Return an entry of `out` for people: of an address without login and query, as they may hold a password."""
+    scheme, mark, place = sink.partition("://")
+    return f"{scheme}{mark}{place.rpartition('@')[2].partition('?')[0]}" if mark else sink
 
 
 def is_loopback(host: str) -> bool:

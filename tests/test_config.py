@@ -56,6 +56,23 @@ def test_a_value_of_another_type_is_an_error_of_edgesan(name: str, given: Any, w
     assert words in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://cam:hidden@0.0.0.0:8080",
+        "http://:hidden@127.0.0.1:8080",
+        "https://cam:hid/hidden@0.0.0.0:8080",
+        "http://cam:hidden@0.0.0.0:99999",
+        "HTTP://cam:hidden@0.0.0.0:8080",
+        "http://0.0.0.0:8080/?token=hidden",
+    ],
+)
+def test_the_login_of_an_address_is_refused_and_stands_in_no_message(address: str) -> None:
+    with pytest.raises(ConfigError, match=r"HOST:PORT|EDGESAN_TOKEN sets") as caught:
+        Config(out=(address,))
+    assert "hid" not in str(caught.value)
+
+
 def test_no_secret_stands_in_the_message_about_its_type() -> None:
     given: Any = {"out": ["rtsp://cam:hidden@host/1", 5]}
     with pytest.raises(ConfigError) as caught:
