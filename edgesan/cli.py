@@ -475,12 +475,19 @@ def configuration(arguments: argparse.Namespace) -> Config:
     """Return the configuration of the arguments, and of the file that `--config` names or that is found.
 
     A verb without the option `out` serves nothing, and needs neither token nor certificate.
+
+    Raises:
+        ConfigError: an option is wrong, or the camera's URL.
     """
     known = {f.name for f in dataclasses.fields(Config)}
     given = {k: v for k, v in vars(arguments).items() if k in known and v is not None}
     serving = {} if "out" in arguments else {"role": "sanitize"}
     path = arguments.config or found(os.environ)
     config = load(path, {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()} | serving)
+    if "camera" in arguments and config.camera_is_url:
+        from edgesan.fetch.address import parts_of
+
+        parts_of(config.camera)  # so that a wrong one is a single message, before anything starts
     log.configure(config.log_level, config.log_format)
     logger.debug("the configuration is %s", path or "the default one: no file was found")
     return config

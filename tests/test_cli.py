@@ -171,6 +171,13 @@ def test_bad_input_is_a_clear_error_with_its_exit_code(
     assert not Path("out.mp4").exists()
 
 
+@pytest.mark.parametrize("verb", ["run", "scene take", "doctor"])
+def test_a_wrong_url_of_a_camera_is_one_message_of_every_verb_that_has_a_camera(verb: str) -> None:
+    done = run(*verb.split(), "--camera", "ftp://cam/1")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "edgesan: camera is a ftp:// URL: rtsp, rtsps, http, https can be opened\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -152,7 +152,7 @@ def test_the_runtime_never_imports(forbidden: str) -> None:
 def test_sockets_are_made_where_they_belong() -> None:
     assert users("socket") == {
         "bench",  # a viewer of its own
-        "board.doctor",  # tries whether a port is free
+        "board.doctor",  # tries whether a port is free, and a network camera takes connections
         "fetch",  # the connection between the sanitize unit and the one that fetches
         "fetch.address",  # looks up where a network camera is
         "fetch.camera",  # asks it before FFmpeg does

@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 from edgesan import standing, v4l2
 from edgesan.config import ANY, Config, http_address
 from edgesan.errors import CameraError, ConfigError, ModelError, RollbackError, SignatureError, SinkError
+from edgesan.fetch.address import parts_of, port_of, resolve
 from edgesan.isolation import IsolationClaim, disk_swaps
 from edgesan.model import rollback
 from edgesan.outlets import rtsp_server, virtualcam
@@ -50,6 +51,7 @@ FETCH_ADDRESS: Final = "run/systemd/generator/edgesan-fetch@.service.d/camera.co
 LEAST_CMA_KB: Final = 64 * 1024
 LEAST_CMA_FREE_KB: Final = 16 * 1024
 LEAST_DISK_BYTES: Final = 2**30
+CONNECT_S: Final = 2.0  # for a network camera to take a connection
 MOST_CELSIUS: Final = 80.0  # a Pi slows down from here
 # Bits of the Pi firmware's get_throttled; the same, shifted by 16, for "at some time since the start".
 THROTTLED: Final = ("under-voltage", "clock capped", "throttled", "too hot")
@@ -86,7 +88,14 @@ def examine(config: Config, root: Path = Path("/")) -> list[Finding]:
         found += [signed] if signed and signed.level == "fail" else [signed, model(config)]
     if not missing & {"numpy", "cv2"}:
         found += [*cameras(config, root), ribbon(config, root), pi_libraries(root), dma_heaps(root)]
-    found += [fetching(config, root), privacy(config), contiguous_memory(root), power(root), temperature(root)]
+    found += [
+        network_camera(config),
+        fetching(config, root),
+        privacy(config),
+        contiguous_memory(root),
+        power(root),
+        temperature(root),
+    ]
     found += [] if "onnxruntime" in missing else [dot_products(root)]
     found += [*sinks(config), swap(root), core_dumps(root), *isolation(config), clock(root), time_of_day(root)]
     found += [card(root), *radios(root)]
@@ -189,7 +198,7 @@ def model(config: Config) -> Finding:
 
 def cameras(config: Config, root: Path) -> Iterator[Finding]:
     """List the cameras that are here, and check that the configured one is among them."""
-    from edgesan.capture import devices  # here, as OpenCV may be what is missing
+    from edgesan.capture import devices, picamera  # here, as OpenCV may be what is missing
 
     found = [device for device in devices.list_devices(root / "dev") if device.kind != "demo"]
     for device in found:
@@ -204,9 +213,32 @@ def cameras(config: Config, root: Path) -> Iterator[Finding]:
         # A name under /dev/v4l/by-id is a link to the node.
         if wanted not in usable and str(Path(wanted).resolve()) not in usable:
             detail = f"--camera {spec} is not here, or not usable; usable cameras: {', '.join(usable) or 'none'}"
-            yield Finding("camera", "fail", detail, "plug it in, or choose another; --camera demo needs none")
+            no_library = spec.startswith("picamera") and importlib.util.find_spec("picamera2") is None
+            cure = picamera.CURE if no_library else "plug it in, or choose another"
+            yield Finding("camera", "fail", detail, f"{cure}; --camera demo needs none")
     elif spec != "demo" and not is_url and not Path(spec).is_file():
         yield Finding("camera", "fail", f"there is no file {spec}", "name another; --camera demo needs none")
+
+
+def network_camera(config: Config) -> Finding | None:
+    """Check that a network camera has an address, and takes a connection there."""
+    if not config.camera_is_url:
+        return None
+    try:
+        parts = parts_of(config.camera)
+    except ConfigError as error:
+        return Finding("camera", "fail", str(error), "write the URL as the camera's manual has it")
+    why = f"there is no address of {parts.hostname}"
+    cure = "is the name right, and has this machine a network? Or write the camera's address as a number"
+    for address in resolve(parts):
+        try:
+            with socket.create_connection((address, port_of(parts)), CONNECT_S):
+                return Finding("camera", "ok", f"{config.camera_name} takes connections, at {address}")
+        except OSError as error:
+            said = "no answer" if isinstance(error, TimeoutError) else error.strerror
+            why = f"cannot connect to {address}, port {port_of(parts)}: {said}"
+            cure = "is it switched on and in this network, and is its port the one of its manual?"
+    return Finding("camera", "fail", why, cure)
 
 
 def ribbon(config: Config, root: Path) -> Finding | None:
@@ -285,7 +317,8 @@ def pi_libraries(root: Path) -> Finding | None:
         try:
             picamera.library()
         except CameraError as error:
-            return Finding("picamera2", bad, str(error), VENV_CURE)
+            cure = picamera.NUMPY_CURE if isinstance(error.__cause__, ValueError) else VENV_CURE
+            return Finding("picamera2", bad, str(error), cure)
         return Finding("picamera2", "ok", "can be imported")
     system = root / "usr/lib/python3/dist-packages"
     installed = [name for name in ("libcamera", "picamera2") if (system / name).is_dir()]

@@ -27,6 +27,8 @@ CURE: Final = (
     " `python3 -m venv --system-site-packages` from the system's Python: libcamera does not come from pip"
 )
 
+NUMPY_CURE: Final = "install Raspberry Pi OS trixie or later, whose packages are built for the NumPy that edgesan needs"
+
 
 def library() -> Any:
     """Import picamera2.
@@ -36,8 +38,12 @@ def library() -> Any:
     """
     try:
         return importlib.import_module("picamera2")
-    except (ImportError, ValueError) as error:  # ValueError: built for another numpy than this environment's
+    except ImportError as error:
         raise CameraError(f"picamera2 cannot be imported ({error}): {CURE}") from error
+    except ValueError as error:
+        raise CameraError(
+            f"this picamera2 is built for another NumPy than edgesan's ({error}): {NUMPY_CURE}"
+        ) from error
 
 
 def open_picamera(number: int, size: tuple[int, int] | None, fps: float | None, rotate: int = 0) -> Source:

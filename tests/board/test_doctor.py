@@ -139,6 +139,21 @@ def test_a_camera_that_is_not_here_is_a_failure(machine: Machine, spec: str) -> 
     assert finding.level == "fail"
     assert f"--camera {spec} is not here" in finding.detail
     assert "--camera demo needs none" in finding.cure
+    assert ("apt install python3-picamera2" in finding.cure) is spec.startswith("picamera")
+
+
+def test_a_network_camera_takes_a_connection_or_has_a_cure() -> None:
+    assert doctor.network_camera(Config(camera="demo")) is None
+    with socket.create_server(("127.0.0.1", 0)) as camera:
+        port = camera.getsockname()[1]
+        found = one(doctor.network_camera(Config(camera=f"rtsp://cam:hidden@127.0.0.1:{port}/1")))
+        assert (found.level, found.detail) == ("ok", f"rtsp://127.0.0.1:{port} takes connections, at 127.0.0.1")
+    gone = one(doctor.network_camera(Config(camera=f"rtsp://127.0.0.1:{port}/1")))
+    assert (gone.level, gone.detail) == ("fail", f"cannot connect to 127.0.0.1, port {port}: Connection refused")
+    assert "switched on" in gone.cure
+    nobody = one(doctor.network_camera(Config(camera="rtsp://nosuchhost.invalid/1")))
+    assert (nobody.level, nobody.detail) == ("fail", "there is no address of nosuchhost.invalid")
+    assert one(doctor.network_camera(Config(camera="ftp://127.0.0.1/1"))).level == "fail"
 
 
 @pytest.mark.parametrize("spec", ["demo", "rtsp://192.0.2.1/", __file__])
@@ -208,6 +223,8 @@ def test_picamera2_is_imported_to_know_that_it_works(
     sys.modules.pop("picamera2", None)
     assert finding.level == level
     assert words in finding.detail
+    assert ("trixie" in finding.cure) is ("numpy" in words)
+    assert ("--system-site-packages" in finding.cure) is ("libcamera" in words)
 
 
 def test_heaps_that_may_be_opened_are_fine(machine: Machine) -> None:
