@@ -70,7 +70,8 @@ class Config:
     model: Path = option(DEMO_MODEL, "model to run: an edgesan .onnx file (default: the bundled one)", "FILE")
     camera: str = option(
         "0",
-        "the camera: a number (0), a device (/dev/video0), picamera or picamera:1, a file, a URL (rtsp, http), or demo",
+        "the camera: a number (0), a device (/dev/video0), picamera or picamera:1, a file, a URL (rtsp, rtsps, http,"
+        " https), or demo",
         "SOURCE",
     )
     out: tuple[str, ...] = option(

@@ -46,7 +46,7 @@ def report(config: Config, model: Verified, status: Status | None, transmission:
         "wall": transmission.wall,
         "links": transmission.links,
         "zones": transmission.zones,
-        "warnings": [*isolation.warnings(both), *warnings(config, model)],
+        "warnings": [*isolation.warnings(both), *warnings(config, model), *camera_warnings(config)],
         "isolation": isolation.report(both),
         "privacy": transmission.privacy,
         "faces": None,
@@ -99,6 +99,15 @@ def warnings(config: Config, model: Verified) -> list[str]:
     return texts
 
 
+def camera_warnings(config: Config) -> list[str]:
+    """Return what must be known about the way from the camera to this machine."""
+    text = (
+        "the camera's certificate is not checked: whoever is on the way to it can read its password and its pictures;"
+        " give cameras a network of their own"
+    )
+    return [text] if config.camera.lower().startswith(("rtsps://", "https://")) else []
+
+
 def announce(config: Config, model: Verified, camera: str, alpha: float, claims: list[IsolationClaim]) -> None:
     """Log the start lines of the sanitize process; `camera` is its name and the size of its pictures."""
     facts = model.metadata
@@ -115,5 +124,9 @@ def announce(config: Config, model: Verified, camera: str, alpha: float, claims:
         f" ({most:.0f} kB/s at {config.fps or 30:g} frames/s)\n"
         f"  isolation: {isolation.summary(claims)}",
     )
-    for text in [*(str(claim) for claim in claims if not claim.holds), *warnings(config, model)]:
+    for text in [
+        *(str(claim) for claim in claims if not claim.holds),
+        *warnings(config, model),
+        *camera_warnings(config),
+    ]:
         logger.warning("%s", text)

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -131,6 +132,25 @@ def test_a_camera_that_is_lost_shows_a_slate_and_comes_back() -> None:
     running.until("camera_up", True)
     camera.close()
     assert running.end()[0] == 0
+
+
+def test_a_run_warns_that_the_certificate_of_its_camera_is_not_checked(tmp_path: Path) -> None:
+    encryption = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    pytest.importorskip("trustme").CA().issue_cert("a.stranger").configure_cert(encryption)
+    camera = Webcam(encryption=encryption)
+    url = f"https://127.0.0.1:{camera.port}/video"
+    running = Running("--camera", url)
+    running.until("camera_up", True)
+    warnings = running.status()["warnings"]
+    code, said, _ = running.end()
+    camera.close()
+    assert code == 0
+    assert "WARNING: the camera's certificate is not checked" in said
+    assert isinstance(warnings, list)
+    assert any("certificate is not checked" in text for text in warnings)
+    (tmp_path / "edgesan.toml").write_text(f'camera = "{url}"\n')
+    of_file = run("sanitize", "--config", str(tmp_path / "edgesan.toml"), str(CLIP), str(tmp_path / "out.mkv"))
+    assert (of_file.returncode, "certificate" in of_file.stderr) == (0, False), "a file has no camera"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from edgesan.fetch.packets import Reader
 __all__ = ["DEMO_CLIP", "Source", "open_source"]
 
 DEMO_CLIP: Final = Path(__file__).with_name("demo.mp4")
-FORMS: Final = "an index (0), a device (/dev/video0), picamera or picamera:1, a file, a URL (rtsp, http), or demo"
+FORMS: Final = (
+    "an index (0), a device (/dev/video0), picamera or picamera:1, a file, a URL (rtsp, rtsps, http, https), or demo"
+)
 
 
 def open_source(

@@ -1,6 +1,7 @@
 """A network camera that a test can unplug."""
 
 import asyncio
+import ssl
 import threading
 
 import cv2
@@ -11,7 +12,8 @@ from aiohttp import web
 class Webcam:
     """A network camera: a real MJPEG server whose frame i is grey of level i."""
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, encryption: ssl.SSLContext | None = None) -> None:
+        self._encryption = encryption
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._thread.start()
@@ -32,7 +34,7 @@ class Webcam:
         app.router.add_get("/video", stream)
         self._runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self._runner.setup()
-        site = web.TCPSite(self._runner, "127.0.0.1", port)
+        site = web.TCPSite(self._runner, "127.0.0.1", port, ssl_context=self._encryption)
         await site.start()
         chosen: int = self._runner.addresses[0][1]
         return chosen
