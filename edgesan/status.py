@@ -6,6 +6,7 @@ from typing import Any
 
 from edgesan import __version__, isolation
 from edgesan.config import Config
+from edgesan.fetch.address import ENCRYPTED, UNCHECKED, parts_of
 from edgesan.isolation import IsolationClaim
 from edgesan.message import COUNTERS, MOST_BYTES, SPANS, Status
 from edgesan.model.load import Verified
@@ -101,11 +102,7 @@ def warnings(config: Config, model: Verified) -> list[str]:
 
 def camera_warnings(config: Config) -> list[str]:
     """Return what must be known about the way from the camera to this machine."""
-    text = (
-        "the camera's certificate is not checked: whoever is on the way to it can read its password and its pictures;"
-        " give cameras a network of their own"
-    )
-    return [text] if config.camera.lower().startswith(("rtsps://", "https://")) else []
+    return [UNCHECKED] if config.camera_is_url and parts_of(config.camera).scheme in ENCRYPTED else []
 
 
 def announce(config: Config, model: Verified, camera: str, alpha: float, claims: list[IsolationClaim]) -> None:
@@ -124,9 +121,5 @@ def announce(config: Config, model: Verified, camera: str, alpha: float, claims:
         f" ({most:.0f} kB/s at {config.fps or 30:g} frames/s)\n"
         f"  isolation: {isolation.summary(claims)}",
     )
-    for text in [
-        *(str(claim) for claim in claims if not claim.holds),
-        *warnings(config, model),
-        *camera_warnings(config),
-    ]:
+    for text in [*(str(claim) for claim in claims if not claim.holds), *warnings(config, model)]:
         logger.warning("%s", text)

@@ -113,6 +113,14 @@ class Kind:
     asks: bool = False
     options: Mapping[str, Parse] | None = None
 
+    @property
+    def extra(self) -> str:
+        """How the package that it needs is installed, in words."""
+        return (
+            f"at the root of edgesan's clone, give pipx install --force '.[{self.module}]', or pip install"
+            f" '.[{self.module}]' in the environment of edgesan (docs/quickstart.md, Extras)"
+        )
+
 
 def sent(text: str) -> str:
     """Return `chips`, `codes` or `message`. Raises ValueError."""

@@ -69,7 +69,11 @@ def write(folder: Path, out: Path, packages: Path | None = None) -> None:
 
 def missing() -> str:
     """Return what keeps this Python from writing an SBOM, in words; empty if nothing."""
-    return "" if find_spec("cyclonedx_py") else "an SBOM needs cyclonedx-bom: pip install 'edgesan[sbom]'"
+    return (
+        ""
+        if find_spec("cyclonedx_py")
+        else "an SBOM needs cyclonedx-bom: pip install '.[sbom]', at the root of the clone"
+    )
 
 
 def _listed(library: Path, work: Path) -> dict[str, Any]:

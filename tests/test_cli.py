@@ -494,7 +494,7 @@ def test_the_token_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_token_that_stands_beside_a_boards_configuration_is_found(tmp_path: Path) -> None:
-    (tmp_path / "edgesan.toml").write_text('out = "http://0.0.0.0:8080"\n')
+    (tmp_path / "edgesan.toml").write_text(f'out = "http://0.0.0.0:{free_port()}"\n')
     assert "viewers must present a secret" in run("doctor", "--config", str(tmp_path / "edgesan.toml")).stderr
     (tmp_path / "token.env").write_text("EDGESAN_TOKEN=correct-horse-battery\n")
     told = run("doctor", "--config", str(tmp_path / "edgesan.toml"))

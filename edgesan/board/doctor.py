@@ -122,15 +122,14 @@ def _other_tags(modules: Iterable[Path]) -> str:
     return "" if fits else ", ".join(sorted(tags))
 
 
-def packages(wanted: dict[str, str]) -> Iterator[Finding]:
-    """Check that each distribution's module can be imported."""
+def packages(wanted: dict[str, str], cure: str = "") -> Iterator[Finding]:
+    """Check that each distribution's module can be imported; without a cure of its own it comes from PyPI."""
     for distribution, module in wanted.items():
         try:
             loaded = importlib.import_module(module)
         except ImportError as error:
-            yield Finding(
-                distribution, "fail", str(error), f"pip install {distribution}, in the environment of edgesan"
-            )
+            cured = cure or f"pip install {distribution}, in the environment of edgesan"
+            yield Finding(distribution, "fail", str(error), cured)
             continue
         # Packages that came by apt may lack pip's records.
         yield Finding(distribution, "ok", str(getattr(loaded, "__version__", None) or _recorded_version(distribution)))
@@ -419,7 +418,7 @@ def sinks(config: Config) -> Iterator[Finding]:
 def output(target: Target) -> Iterator[Finding]:
     """Check what an output needs beside edgesan: a package, or GStreamer of the system and a port."""
     if target.kind.needs:
-        yield from packages({f"edgesan[{target.kind.module}]": target.kind.needs})
+        yield from packages({target.kind.needs: target.kind.needs}, target.kind.extra)
     if target.device is not None:
         why, cure = virtualcam.unusable(target.device)
         yield Finding(target.name, "fail" if why else "ok", why or "it is a virtual camera", cure)

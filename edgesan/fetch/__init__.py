@@ -23,7 +23,7 @@ from typing import Final, NoReturn
 
 from edgesan import isolation
 from edgesan.errors import CameraError, ConfigError, EdgesanError
-from edgesan.fetch.address import parts_of, port_of, resolve
+from edgesan.fetch.address import ENCRYPTED, UNCHECKED, parts_of, port_of, resolve
 from edgesan.fetch.packets import Claims, sender
 
 logger = logging.getLogger(__name__)
@@ -146,7 +146,8 @@ def serve(url: str, *, required: bool) -> int:
     fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(0, fcntl.F_SETFL, os.O_ASYNC)
     Path("/proc/self/comm").write_text(COMM)
-    isolation.close_all_but({0, 1, 2, *given})
+    held = os.dup(0)  # what isolation puts in its place closes nothing
+    isolation.close_all_but({0, 1, 2, held, *given})
     with suppress(BrokenPipeError):  # nobody decodes any more
         return _fetch(url, *given, required=required)
     return 0
@@ -189,5 +190,7 @@ def _fetch(url: str, told: int, writable: int, *, required: bool) -> int:
     isolation.limit_memory()
     if not os.read(told, 1):
         return 0  # nobody decodes any more
+    if parts.scheme in ENCRYPTED:
+        logger.warning("%s", UNCHECKED)
     camera.fetch(parts, addresses, send)
     return 0

@@ -14,6 +14,11 @@ URL_SCHEMES: Final = {
     "http": (80, "http,tcp"),
     "https": (443, "https,tls,tcp"),
 }
+ENCRYPTED: Final = ("rtsps", "https")
+UNCHECKED: Final = (
+    "the camera's certificate is not checked: whoever is on the way to it can read its password and its pictures; give"
+    " cameras a network of their own"
+)
 MOST_ADDRESSES: Final = 4  # of one name
 
 

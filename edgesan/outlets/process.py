@@ -51,11 +51,7 @@ def run(config: Config, target: Target, connection: socket.socket, control: Cont
     kind = target.kind
     name = f"edgesan.outlets.{kind.module}"
     if kind.needs and find_spec(kind.needs) is None:
-        raise ConfigError(
-            f"{target.name} needs {kind.needs}, which is not installed: at the root of edgesan's clone, give"
-            f" pipx install --force '.[{kind.module}]', or pip install '.[{kind.module}]' in the environment of edgesan"
-            " (docs/quickstart.md, Extras)"
-        )
+        raise ConfigError(f"{target.name} needs {kind.needs}, which is not installed: {kind.extra}")
     prepared = import_module(name).prepare(config, target) if kind.prepares else None
     claims = isolation.outlet(
         [AUTHORITIES] if kind.calls else [],

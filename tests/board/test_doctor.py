@@ -440,7 +440,7 @@ def test_what_serves_viewers_is_looked_for(monkeypatch: pytest.MonkeyPatch, tmp_
     assert gstreamer.cure.startswith("sudo apt install python3 python3-gi gir1.2-gst-rtsp-server-1.0")
     monkeypatch.setitem(sys.modules, "aiortc", None)
     (finding,) = doctor.output(by_page)
-    assert (finding.level, "pip install edgesan[webrtc]" in finding.cure) == ("fail", True)
+    assert (finding.level, "pip install '.[webrtc]'" in finding.cure) == ("fail", True)
 
 
 def test_a_system_without_a_part_of_gstreamer_is_told_what_to_install(

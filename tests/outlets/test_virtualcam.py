@@ -63,7 +63,7 @@ def test_a_camera_that_sees_something_is_never_written_to() -> None:
 
 
 def test_a_run_with_a_device_that_is_not_there_ends_with_the_cure() -> None:
-    pytest.importorskip("pyvirtualcam", reason="pip install 'edgesan[virtualcam]'")
+    pytest.importorskip("pyvirtualcam", reason="pip install '.[virtualcam]'")
     done = run("run", "--camera", "demo", "--out", NOWHERE)
     assert done.returncode == ConfigError.exit_code
     assert f"{NOWHERE}: there is no such device; sudo apt install v4l2loopback-dkms" in done.stderr
@@ -103,7 +103,7 @@ def test_pictures_lose_an_odd_row_and_column_and_broken_ones_are_lost() -> None:
 
 
 def test_a_device_that_cannot_be_opened_is_an_attempt_that_is_lost() -> None:
-    pytest.importorskip("pyvirtualcam", reason="pip install 'edgesan[virtualcam]'")
+    pytest.importorskip("pyvirtualcam", reason="pip install '.[virtualcam]'")
     with pytest.raises(Lost, match=r"it takes no pictures of 64x48 \(.*/dev/video909"):
         virtualcam.open_camera(parse(NOWHERE), np.zeros((48, 64, 3), np.uint8), 30)
 
@@ -122,7 +122,7 @@ sys.exit(process.run(config, parse(sys.argv[1]), socket.socket(fileno=int(sys.ar
 
 
 def test_the_process_of_an_outlet_shows_its_pictures_in_a_real_device_and_holds_to_its_claims() -> None:
-    pytest.importorskip("pyvirtualcam", reason="pip install 'edgesan[virtualcam]'")
+    pytest.importorskip("pyvirtualcam", reason="pip install '.[virtualcam]'")
     device = loopback()
     if device is None:
         pytest.skip("there is no virtual camera: sudo modprobe v4l2loopback")
@@ -154,7 +154,7 @@ def test_the_process_of_an_outlet_shows_its_pictures_in_a_real_device_and_holds_
 
 
 def test_a_real_virtual_camera_shows_the_picture_of_a_run(edgesan: Callable[..., Running]) -> None:
-    pytest.importorskip("pyvirtualcam", reason="pip install 'edgesan[virtualcam]'")
+    pytest.importorskip("pyvirtualcam", reason="pip install '.[virtualcam]'")
     device = loopback()
     if device is None:
         pytest.skip("there is no virtual camera: sudo modprobe v4l2loopback")

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tests.outlets.video import Encoder
 from tests.support import free_port
 
-aiortc = pytest.importorskip("aiortc", reason="aiortc is not installed (pip install 'edgesan[webrtc]')")
+aiortc = pytest.importorskip("aiortc", reason="aiortc is not installed (pip install '.[webrtc]')")
 from aioice import stun  # noqa: E402
 from aiortc import RTCConfiguration, RTCIceServer, RTCPeerConnection, RTCSessionDescription  # noqa: E402
 from aiortc.exceptions import OperationError  # noqa: E402

@@ -6,7 +6,7 @@ from contextlib import closing, contextmanager
 
 import pytest
 
-pytest.importorskip("aiortc", reason="aiortc is not installed (pip install 'edgesan[webrtc]')")
+pytest.importorskip("aiortc", reason="aiortc is not installed (pip install '.[webrtc]')")
 from selenium import webdriver
 
 from edgesan.outlets.webrtc import Peers
