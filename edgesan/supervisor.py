@@ -73,6 +73,7 @@ STOP_FILES_S: Final = 5.0  # for files to be finished, also on a busy machine
 ALIVE_S: Final = 0.5  # between two notifications to systemd
 RECORD_S: Final = 0.5  # between two records of zones
 HUNG_S: Final = 15.0  # for a child to say nothing, before it is killed
+MOST_PASSED_S: Final = 1.0  # that count of one round of checks
 ENDED_S: Final = 0.1  # from the clean end of an outlet to its next start
 SILENT: Final = "the other side was asked, and did not answer; the process that waited for it was ended"
 STOP_OUTLETS_S: Final = 2.0  # for outlets to finish what they write
@@ -145,7 +146,7 @@ class Child:
     pid: int
     control: ControlChannel
     started_s: float
-    heard_s: float  # when it last said something
+    silent_s: float = 0.0  # for how long it has said nothing, while the parent ran
     ready: bool = False
     hung: bool = False  # whether it was killed because it said nothing
     recorded: bool = False  # whether it has had its version recorded
@@ -159,9 +160,10 @@ class Child:
             self.code = os.waitstatus_to_exitcode(status) if pid else None
         return self.code is None
 
-    def end_if_hung(self, name: str) -> None:
-        """Kill it if it has said nothing for long."""
-        if self.is_alive() and time.monotonic() - self.heard_s > HUNG_S:
+    def end_if_hung(self, name: str, passed_s: float) -> None:
+        """Kill it if it has said nothing for long, also in the time that has just passed."""
+        self.silent_s += passed_s
+        if self.is_alive() and self.silent_s > HUNG_S:
             logger.warning("%s does not answer for %g s, and is ended", name, HUNG_S)
             self.hung = True
             self.end(0)
@@ -236,6 +238,7 @@ class Supervisor:
         self._frames, self._losses, self._tries, self._reloaded = 0, 0, 0, False
         self._zones_due_s = 0.0
         self._sanitize_due_s = self._transmit_due_s = self._alive_s = 0.0
+        self._passed_s, self._waited_s = 0.0, time.monotonic()  # between the two newest rounds of checks; the newest
         self._began_s: float | None = None  # when everything was ready for the first time
 
     def run(self) -> int:
@@ -324,8 +327,7 @@ class Supervisor:
         if pid:
             logger.debug("started the %s process, number %d", name, pid)
             theirs.close()
-            now_s = time.monotonic()
-            return Child(name, pid, ours, now_s, now_s, privacy=self._standing.privacy)
+            return Child(name, pid, ours, time.monotonic(), privacy=self._standing.privacy)
         code = 1
         try:
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -428,13 +430,16 @@ class Supervisor:
             for fd in unit.descriptors() if unit else ():
                 poll.register(fd, select.POLLIN)
         poll.poll(POLL_MS)
+        # Who froze this process, as a container's pause does, froze its children, too: they get their time to speak.
+        now_s = time.monotonic()
+        self._passed_s, self._waited_s = min(now_s - self._waited_s, MOST_PASSED_S), now_s
         if self._log:
             self._log.pass_on()
 
     def _receive(self, child: Child) -> None:
         """Handle the messages of a child."""
         while (message := child.control.receive()) is not None and message.kind:
-            child.heard_s = time.monotonic()
+            child.silent_s = 0.0
             kind, payload = message
             if kind in (RECORD_VERSION, RECORD_PRIVACY, RECORD_ZONES, TURNED):
                 self._keep(child, kind, payload)
@@ -463,8 +468,8 @@ class Supervisor:
         if child is None:
             return
         while (heard := child.control.receive()) is not None and heard.kind:
-            child.heard_s, outlet.begun = now_s, True
-        child.end_if_hung(f"{outlet.target.name}: its process")
+            child.silent_s, outlet.begun = 0.0, True
+        child.end_if_hung(f"{outlet.target.name}: its process", self._passed_s)
         if child.is_alive():
             return
         child.control.close()
@@ -643,7 +648,7 @@ class Supervisor:
                 child.end(0)
                 raise Ended(1)
             if child.ready:
-                child.end_if_hung(f"the {child.name} process")
+                child.end_if_hung(f"the {child.name} process", self._passed_s)
         if self._transmit and not self._transmit.is_alive():
             self._transmit_ended(self._transmit)
         if self._sanitize and self._sanitize.privacy != self._standing.privacy:

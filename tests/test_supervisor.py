@@ -22,7 +22,7 @@ import pytest
 
 from edgesan.config import Config
 from edgesan.errors import ConfigError
-from edgesan.supervisor import LOG_BURST, LOG_RATE, RESTART_S, Log
+from edgesan.supervisor import HUNG_S, LOG_BURST, LOG_RATE, RESTART_S, Log
 from edgesan.transmit import sinks
 from tests.support import ROOT, child, free_port
 
@@ -459,6 +459,22 @@ def test_a_process_that_hangs_is_ended_and_started_again(run: Callable[..., Run]
     for name in ("sanitize", "transmit"):
         assert f"the {name} process does not answer for 15 s, and is ended" in running.said()
     running.until(lambda: running.status()["totals"].get("sanitized"))
+
+
+@pytest.mark.slow
+def test_a_run_that_was_frozen_as_a_whole_goes_on_with_the_same_processes(run: Callable[..., Run]) -> None:
+    """A container's pause; its parent runs first again."""
+    running = run().ready()
+    children = running.process.children()
+    for each in (running.process, *children):
+        each.suspend()
+    time.sleep(HUNG_S + 2)
+    running.process.resume()
+    time.sleep(1)
+    for each in children:
+        each.resume()
+    running.ready()
+    assert running.process.children() == children
 
 
 def test_a_log_that_cannot_be_written_ends_no_run(tmp_path: Path) -> None:
