@@ -230,7 +230,10 @@ def test_the_readmes_table_is_what_was_measured() -> None:
     expected = {
         "| a stranger is named": (strangers.raw[name].household.value, seen.household.value),
         "| a stranger is verified": [m.tar["0.01"]["raw"].value for m in (strangers.raw[name], seen)],
-        "| a stranger's gender": [strangers.strongest()[2]],
+        "| a stranger's gender, best": (strangers.strongest_of_raw()[2], strangers.strongest()[2]),
+        "| a stranger's gender, by a": [
+            found["gender_faceapi"].all.balanced for found in (strangers.gender_raw, strangers.frozen)
+        ],
         "| a known person": [row.utility.top5 for row in rows_of_people],
         "| their gender, by the best": [row.strongest()[1].accuracy for row in rows_of_people],
         "| their gender, by a": [row.frozen["gender_faceapi"].accuracy for row in rows_of_people],

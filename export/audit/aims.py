@@ -148,10 +148,13 @@ def card(report: Report) -> list[str]:
         )
         lines += [tables.line((f"{what} {by}", percent(a.value), tables.shared(b))) for what, a, b in pairs]
     name, worst, balanced = s.strongest()
-    gender = [(f"strangers' gender, best fresh attacker ({name}), worst set ({worst}), balanced", percent(balanced))]
+    before = percent(s.strongest_of_raw()[2])
+    what = f"strangers' gender, best fresh attacker ({name}), worst set ({worst}), balanced"
+    lines.append(tables.line((what, before, percent(balanced))))
     if ten := s.pooled("10"):
-        gender.append((f"the best over ten pictures of a stranger ({ten[0]}), balanced", percent(ten[1])))
-    lines += [tables.line((what, tables.MISSING, share)) for what, share in gender]
+        what = f"the best over ten pictures of a stranger ({ten[0]}), balanced"
+        before = percent(max(attacked.pooled["10"].balanced for attacked in s.gender_raw.values()))
+        lines.append(tables.line((what, before, percent(ten[1]))))
     raw_row, ours = report.raw, report.ours
     strongest, mean = ours.strongest()
     service = [f"{percent(row.utility.top1)} / {percent(row.utility.top5)}" for row in (raw_row, ours)]
@@ -178,10 +181,8 @@ def readme(report: Report) -> list[str]:
     )
     lines += [tables.line((what, percent(raw.value), percent(ours.value))) for what, raw, ours in pairs]
     _, worst, balanced = s.strongest()
-    lines.append(
-        tables.line((f"gender, by the best attacker, where it is best ({worst})", tables.MISSING, percent(balanced)))
-    )
-    return lines
+    what = f"gender, by the best attacker, where it is best ({worst})"
+    return [*lines, tables.line((what, percent(s.strongest_of_raw()[2]), percent(balanced)))]
 
 
 @errors_as_lines

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -11,9 +12,11 @@ import onnx
 from edgesan import disk
 from edgesan.model.load import IN_THE_WORST_SET
 from export.audit.measure import BEST_PIXEL, UTILITY
-from export.audit.report import Mean, OwnRow, Report, Row, Score, Strangers
+from export.audit.report import Attacked, Mean, OwnRow, Recognised, Report, Row, Score, Share, Strangers
 from export.errors import ExportError
 
+NAMED = "stranger named in a household of eight"
+RAW_FACES = ", raw faces"  # behind the name of a figure: what there was before
 Claim: TypeAlias = dict[str, str | int | float | list[float]]
 
 
@@ -41,37 +44,61 @@ def of_strangers(s: Strangers) -> list[Claim]:
     """Return the claims about strangers: who recognises them, and who finds out their gender."""
     found: list[Claim] = []
     for name, m in sorted(s.matchers.items(), key=lambda item: item[1].taught):
-        role: Claim = {"by": f"{name} ({'taught' if m.taught else 'unseen'})", "draws": m.draws}
-        figures = {"stranger named in a household of eight": m.household}
-        for rate, galleries in m.tar.items():
-            for gallery, share in galleries.items():
-                figures[f"strangers verified, TAR at FAR {rate}, {gallery} gallery"] = share
-        found += [
-            {"figure": figure, "value": share.value, **role, "interval_95": [*share.interval_95], "n": share.people}
-            for figure, share in figures.items()
-        ]
+        by = f"{name} ({'taught' if m.taught else 'unseen'})"
+        found += [*_recognised(m, by), *_recognised_raw(s.raw[name], by)]
     attacks = {f"fresh {name}": seeds for name, seeds in s.fresh.items()}
     attacks |= {name: [attacked] for name, attacked in s.frozen.items()}
-    for name, seeds in attacks.items():
-        every = [attacked.all for attacked in seeds]
-        sets = {part: float(np.mean([a.by_set[part].balanced for a in seeds])) for part in seeds[0].by_set}
-        claim: Claim = {
-            "figure": "gender of strangers, balanced",
-            "value": round(float(np.mean([score.balanced for score in every])), 4),
-            "attack": name,
-            "seeds": len(seeds),
-            "interval_95": [*every[0].balanced_95],
-            "auc": round(float(np.mean([score.auc for score in every])), 4),
-            "leak_nats": round(float(np.mean([score.leak_nats for score in every])), 4),
-            "n": every[0].n,
-        }
-        if sets:
-            worst = max(sets, key=lambda part: sets[part])
-            claim |= {"worst set": worst, IN_THE_WORST_SET: round(sets[worst], 4)}
-        if "10" in seeds[0].pooled:
-            claim |= {"pooling_10": round(float(np.mean([a.pooled["10"].balanced for a in seeds])), 4)}
-        found.append(claim)
-    return found
+    found += [_gender("gender of strangers, balanced", name, seeds) for name, seeds in attacks.items()]
+    return found + [
+        _gender(f"gender of strangers, balanced{RAW_FACES}", name, [attacked])
+        for name, attacked in s.gender_raw.items()
+    ]
+
+
+def _recognised(m: Recognised, by: str) -> list[Claim]:
+    """Return the claims of one matcher on strangers."""
+    tar = {
+        f"strangers verified, TAR at FAR {rate}, {gallery} gallery": share
+        for rate, galleries in m.tar.items()
+        for gallery, share in galleries.items()
+    }
+    return _shares({NAMED: m.household} | tar, m, by)
+
+
+def _recognised_raw(m: Recognised, by: str) -> list[Claim]:
+    """Return the claims of one matcher on raw strangers, for whom both galleries are one."""
+    tar = {f"strangers verified, TAR at FAR {rate}{RAW_FACES}": galleries["raw"] for rate, galleries in m.tar.items()}
+    return _shares({NAMED + RAW_FACES: m.household} | tar, m, by)
+
+
+def _shares(figures: Mapping[str, Share], m: Recognised, by: str) -> list[Claim]:
+    common: Claim = {"by": by, "draws": m.draws}
+    return [
+        {"figure": figure, "value": s.value, **common, "interval_95": [*s.interval_95], "n": s.people}
+        for figure, s in figures.items()
+    ]
+
+
+def _gender(figure: str, attack: str, seeds: Sequence[Attacked]) -> Claim:
+    """Return the claim of one attacker on strangers."""
+    every = [attacked.all for attacked in seeds]
+    sets = {part: float(np.mean([a.by_set[part].balanced for a in seeds])) for part in seeds[0].by_set}
+    claim: Claim = {
+        "figure": figure,
+        "value": round(float(np.mean([score.balanced for score in every])), 4),
+        "attack": attack,
+        "seeds": len(seeds),
+        "interval_95": [*every[0].balanced_95],
+        "auc": round(float(np.mean([score.auc for score in every])), 4),
+        "leak_nats": round(float(np.mean([score.leak_nats for score in every])), 4),
+        "n": every[0].n,
+    }
+    if sets:
+        worst = max(sets, key=lambda part: sets[part])
+        claim |= {"worst set": worst, IN_THE_WORST_SET: round(sets[worst], 4)}
+    if "10" in seeds[0].pooled:
+        claim |= {"pooling_10": round(float(np.mean([a.pooled["10"].balanced for a in seeds])), 4)}
+    return claim
 
 
 def _row(kind: str, row: Row) -> list[Claim]:

@@ -222,19 +222,26 @@ def point(on: Measurements, subject: Subject, alpha: float) -> Cell:
 
 
 def measured(table: Mapping[str, Tree], curve: Sequence[Cell], model: Path) -> dict[str, Mapping[str, Tree]]:
-    """Return what is measured so far: the rows that are complete, and all that there is of the model's own.
+    """Return what is measured so far: the rows that are complete, and all that there is of the model's own two.
 
     Raises:
         ExportError: nothing can be reported yet.
     """
     missing = sum(not cell.is_finished for cell in [*leaves(table), *curve])
-    kept = {name: cast(Mapping[str, Tree], finished(tree)) for name, tree in table.items()}
-    kept = {name: tree for name, tree in kept.items() if name == OURS or tree == table[name]}
-    needed = {"utility", "looks", "frozen", "fresh", "found_again"}
-    if RAW not in kept or not needed <= kept[OURS].keys():
+    kept = {name: cast(Mapping[str, Tree], finished(tree) or {}) for name, tree in table.items()}
+    kept = {name: tree for name, tree in kept.items() if _reportable(name, tree, table[name])}
+    if not {RAW, OURS} <= kept.keys():
         raise ExportError(f"nothing can be reported yet: figures of raw faces or of {model} itself are not measured")
     print(f"{missing} cells are not measured yet; what follows is the rest")
     return kept
+
+
+def _reportable(name: str, kept: Mapping[str, Tree], whole: Tree) -> bool:
+    """Return whether what there is of a row makes a row: of the model's own, attackers may be missing."""
+    if name not in (OURS, mechanisms.FLOAT32):
+        return kept == whole
+    needed = cast(Mapping[str, Tree], whole).keys() - {"track", "context"}
+    return needed <= kept.keys() and set(FROZEN) <= cast(Mapping[str, Tree], kept["frozen"]).keys()
 
 
 def sizes(c: ClosedSet) -> ClosedSetSize:

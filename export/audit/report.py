@@ -236,6 +236,7 @@ class Strangers:
     fresh: dict[str, list[Attacked]]  # a score for each seed
     frozen: dict[str, Attacked]
     frozen_taught: list[str]  # of the frozen classifiers: those that took part in the training
+    gender_raw: dict[str, Attacked]  # the frozen classifiers and a fresh probe on raw faces: what there is to hide
     realism: Realism
     found_again: FoundAgain
 
@@ -251,6 +252,11 @@ class Strangers:
             for name, seeds in self.fresh.items()
             for part in seeds[0].by_set
         ]
+        return max(found, key=lambda item: item[2])
+
+    def strongest_of_raw(self) -> tuple[str, str, float]:
+        """Return the same of the attackers on raw faces."""
+        found = [(name, *attacked.worst()) for name, attacked in self.gender_raw.items()]
         return max(found, key=lambda item: item[2])
 
     def pooled(self, pictures: str) -> tuple[str, float] | None:

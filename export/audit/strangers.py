@@ -253,10 +253,11 @@ class Measurement:
         kept: Tensor = self.store.tensors(f"{part} {name} draw {draw}", compute, *self._shown)
         return kept
 
-    def raw(self, name: str) -> Tensor:
-        """Return a matcher's embeddings [N, D] of the raw strangers whom a matcher can know."""
-        compute = partial(attackers.outputs, self.provider(name), self.split.several.chips, f"{name} of raw strangers")
-        kept: Tensor = self.store.tensors(f"raw strangers {name}", compute)
+    def raw(self, name: str, part: str = "several") -> Tensor:
+        """Return a matcher's embeddings [N, D] of raw faces: by default of the strangers whom a matcher can know."""
+        people: People = getattr(self.split, part)
+        compute = partial(attackers.outputs, self.provider(name), people.chips, f"{name} of raw {part}")
+        kept: Tensor = self.store.tensors(f"raw {part} {name}", compute)
         return kept
 
     # Recognition
@@ -345,15 +346,33 @@ class Measurement:
 
     def frozen(self, name: str) -> Attacked:
         """Score a classifier that has never seen a sanitized face."""
-        net = self.provider(name)
-        sign = 1 if net.classes[0] == "M" else -1
-
-        def odds(seen: device.Seen) -> metrics.Odds:
-            logits = attackers.outputs(net, seen.chips[seen.found], name)
-            return np.asarray((sign * (logits[:, 0] - logits[:, 1])).double().numpy())
-
         val, test = self.seen("val", 0), self.seen("test", 0)
-        return self._attacked(odds(val), odds(test), val.found, test.found)
+        held, asked = (self._odds(name, seen.chips[seen.found]) for seen in (val, test))
+        return self._attacked(held, asked, val.found, test.found)
+
+    def of_raw(self, attacker: str) -> Attacked:
+        """Score one of `raw_attackers` on raw strangers: what there is to hide."""
+        s = self.split
+        if attacker in self.plan.frozen:
+            held, asked = (self._odds(attacker, part.chips) for part in (s.val, s.test))
+        else:
+            learn, val, test = (self.raw(attacker.removeprefix("probe on "), part) for part in ("learn", "val", "test"))
+            net = attackers.probe([learn], s.learn.truth, val, s.val.truth)
+            held, asked = net.odds(val), net.odds(test)
+        everyone = (np.ones(len(part.truth), np.bool_) for part in (s.val, s.test))
+        return self._attacked(held, asked, *everyone)
+
+    @property
+    def raw_attackers(self) -> tuple[str, ...]:
+        """Those who are measured on raw strangers: the frozen classifiers, and one of our own."""
+        return (*self.plan.frozen, f"probe on {self.plan.probed[0]}")
+
+    def _odds(self, name: str, chips: Chips) -> metrics.Odds:
+        """Return a frozen classifier's log-odds [N] for a man."""
+        net = self.provider(name)
+        logits = attackers.outputs(net, chips, name)
+        sign = 1 if net.classes[0] == "M" else -1
+        return np.asarray((sign * (logits[:, 0] - logits[:, 1])).double().numpy())
 
     def _attacked(
         self, fit: metrics.Odds, odds: metrics.Odds, val: NDArray[np.bool_], test: NDArray[np.bool_]
@@ -414,6 +433,10 @@ class Measurement:
             "matchers": {m: seen(m) for m in plan.matchers},
             "fresh": {name: trained(name) for name in names},
             "frozen": {f: s.figure(f"strangers, {f}", partial(self.frozen, f), *self._shown) for f in plan.frozen},
+            "gender_raw": {
+                name: s.figure(f"strangers, gender of raw faces, {name}", partial(self.of_raw, name), plan.learn)
+                for name in self.raw_attackers
+            },
             "realism": s.figure("strangers, realism", self.realism, *self._shown, plan.looked),
             "found_again": s.figure("strangers, found again", self.found_again, *self._shown),
         }

@@ -131,6 +131,7 @@ def genders(s: Strangers) -> list[str]:
     rows += [
         (f"{name}, {'taught' if name in s.frozen_taught else 'unseen'}", [found]) for name, found in s.frozen.items()
     ]
+    rows += [(f"{name}, raw faces", [found]) for name, found in s.gender_raw.items()]
     for name, seeds in rows:
         by_set = [ranged([found.by_set[part].balanced for found in seeds]) for part in sets]
         every = [found.all for found in seeds]

@@ -58,6 +58,7 @@ def measured() -> Report:
         },
         frozen={"c": attacked(0.5, lfw=0.47, pins=0.53), "d": attacked(0.5, lfw=0.44, pins=0.5)},
         frozen_taught=[],
+        gender_raw={"c": attacked(0.99, lfw=0.97, pins=0.96), "probe": attacked(0.99, lfw=0.98, pins=0.95)},
         realism=Realism(200, [1.0, 0.4, 1.1], 0.9),
         found_again=FoundAgain(200, 200, 1.0, 1.2),
     )
@@ -97,6 +98,8 @@ def test_strangers_come_first_in_the_report_the_claims_and_the_documents(measure
     assert rest[-1]["figure"] == "faces found again in the output frame"
     assert "by b (unseen) | 100.0 | 96.0 [90.0..99.0]" in aims.card(measured)[2]
     assert aims.readme(measured)[2].endswith("| 100.0 | 96.0 |")
+    for last in ("worst set (lfw), balanced | 98.0 | 61.0 |", "where it is best (lfw) | 98.0 | 61.0 |"):
+        assert sum(line.endswith(last) for line in (*aims.card(measured), *aims.readme(measured))) == 1
     report.write(measured, tmp_path / "report.json")
     assert report.read(Report, tmp_path / "report.json") == measured
     assert len(json.dumps(claims.claims(measured))) < 60_000

@@ -105,6 +105,8 @@ def test_everything_is_measured_and_read_again(found: Strangers, tmp_path: Path)
         "logistic on embedder": 1,
     }
     assert found.strongest()[1] == "clip"
+    raw = {name: attacked.all.n for name, attacked in found.gender_raw.items()}
+    assert raw == {"classifier": 64, "probe on embedder": 64}
     assert found.pooled("3") is not None
     assert found.pooled("5") is None, "nobody has five pictures"
     assert len(found.realism.power) == 8
@@ -152,15 +154,18 @@ def test_who_taught_a_model_is_said_by_its_recipe(compiled: Path, monkeypatch: p
 
 
 def test_unseen_matchers_stand_first_in_tables_and_claims(found: Strangers) -> None:
-    raw = found.raw["embedder"]
-    assert raw.household.people == 16
-    both = replace(found, matchers={"a": replace(raw, taught=True), "b": raw}, raw={"a": raw, "b": raw})
+    seen = found.raw["embedder"]
+    assert seen.household.people == 16
+    both = replace(found, matchers={"a": replace(seen, taught=True), "b": seen}, raw={"a": seen, "b": seen})
     lines = [line.split(" |")[0] for line in tables.recognised(both)[2:]]
     assert lines == ["| b, unseen", "| b, raw faces", "| a, taught", "| a, raw faces"]
     said = claims.of_strangers(both)
-    assert [claim["by"] for claim in said if str(claim["figure"]).startswith("stranger named")] == [
+    assert [claim["by"] for claim in said if claim["figure"] == "stranger named in a household of eight"] == [
         "b (unseen)",
         "a (taught)",
     ]
-    attacked = {str(claim["attack"]) for claim in said if "attack" in claim}
+    assert sum(str(claim["figure"]).endswith("FAR 0.01, raw faces") for claim in said) == 2
+    attacked = {str(claim["attack"]) for claim in said if claim["figure"] == "gender of strangers, balanced"}
     assert attacked == {f"fresh {name}" for name in found.fresh} | {"classifier"}
+    raw = [claim["attack"] for claim in said if claim["figure"] == "gender of strangers, balanced, raw faces"]
+    assert raw == ["classifier", "probe on embedder"]
