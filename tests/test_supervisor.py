@@ -380,18 +380,18 @@ def test_a_run_whose_terminal_is_closed_ends(tmp_path: Path) -> None:
 
 
 def test_what_the_sanitize_process_prints_has_no_room_for_a_picture(
-    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     log = Log()
     os.write(log._write_fd, b"a line\n" + b"\x1b[2J\xff\x00")
     log.pass_on()
-    assert capsys.readouterr().err == "a line\n?[2J\ufffd?"
+    assert capfd.readouterr().err == "a line\n?[2J\ufffd?"
     os.set_blocking(log._write_fd, False)
     for _ in range(20):
         with suppress(BlockingIOError):
             os.write(log._write_fd, b"x" * 65536)
         log.pass_on()
-    said = capsys.readouterr().err
+    said = capfd.readouterr().err
     assert said.count("x") <= LOG_BURST + 5 * LOG_RATE, "and a little for the time that this takes"
     assert sum("prints too much" in message for message in caplog.messages) == 1
     log.close_child_end()

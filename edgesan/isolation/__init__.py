@@ -92,6 +92,7 @@ def sanitize(
     reads, writes, devices = list(reads), list(writes), list(devices)
     context = ProbeContext.now([*reads, *writes], writes)
     context.swap = limits.lock_memory()
+    limits.leave_input()
     context.session = limits.leave_terminal()
     context.network = limits.leave_network(alone=alone)
     limits.forbid_dumps()  # after the namespace, whose maps only a dumpable process may write: proc(5)
@@ -122,6 +123,7 @@ def transmit(reads: Iterable[Path] = ()) -> list[IsolationClaim]:
     _must_be_alone()
     reads = list(reads)
     context = ProbeContext.now(reads, [])
+    limits.leave_input()
     context.session = limits.leave_terminal()
     limits.limit_memory(limits.MOST_MEMORY_LOADING)
     if not landlock.restrict(landlock.readable(reads)):
@@ -145,6 +147,7 @@ def fetch(port: int) -> list[IsolationClaim]:
     context = ProbeContext.now([], [])
     context.port = port
     context.swap = limits.lock_memory()
+    limits.leave_input()
     context.session = limits.leave_terminal()
     limits.limit_memory(limits.MOST_MEMORY_LOADING)
     if not landlock.restrict(landlock.readable([]), network=True, ports=[port]):
@@ -187,6 +190,7 @@ def outlet(
     reads, writes, devices = list(reads), list(writes), list(devices)
     context = ProbeContext.now([*reads, *writes], writes)
     context.virtual = set(map(str, devices))
+    limits.leave_input()
     context.session = limits.leave_terminal()
     limits.limit_memory(limits.MOST_MEMORY_LOADING)
     rules = landlock.readable([*reads, *(landlock.RESOLVER if network else ())]) | dict.fromkeys(writes, landlock.WRITE)

@@ -104,8 +104,6 @@ def disk_swaps(root: Path = Path("/")) -> list[str]:
 def leave_terminal() -> int:
     """Start a new session, or give the terminal up where that cannot be (the leader of a group).
 
-    Standard input goes, too: a socket or a file that this run was started with could be written to.
-
     Returns:
         The result of the probe of "no terminal": 1 a session of its own, 2 no terminal, 0 neither.
     """
@@ -116,12 +114,16 @@ def leave_terminal() -> int:
             terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
             libc.ioctl(terminal, TIOCNOTTY)
             os.close(terminal)
-    nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    os.dup2(nothing, 0)
-    os.close(nothing)
     if os.getsid(0) == os.getpid():
         return 1
     return 2 if kernel.proc("self/stat").rpartition(")")[2].split()[4] == "0" else 0
+
+
+def leave_input() -> None:
+    """Put the null device in the place of standard input: a socket, or a file, could be written to."""
+    nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    os.dup2(nothing, 0)
+    os.close(nothing)
 
 
 def limit_memory(more: int = MOST_MEMORY) -> None:
