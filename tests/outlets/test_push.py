@@ -24,6 +24,7 @@ pytestmark = [
     pytest.mark.skipif(not shutil.which("ffmpeg"), reason="apt install ffmpeg"),
 ]
 SERVERS = Path(__file__).parent / "servers"
+MODULES = {path.name for path in Path("/usr/lib/nginx/modules").glob("*.so")}
 NGINX = "apt install nginx-light libnginx-mod-rtmp libnginx-mod-stream"
 Start = Callable[..., Running]
 
@@ -206,7 +207,7 @@ def test_whip_by_https_is_received_and_a_certificate_of_a_stranger_is_refused(
     until(lambda: server.heard.count("frame 480 270\n") > 20)
 
 
-@pytest.mark.skipif(not Path("/usr/lib/nginx/modules/ngx_rtmp_module.so").exists(), reason=NGINX)
+@pytest.mark.skipif(not {"ngx_rtmp_module.so", "ngx_stream_module.so"} <= MODULES, reason=NGINX)
 def test_rtmps_is_received_and_a_certificate_of_a_stranger_is_refused(
     edgesan: Start,
     program: Callable[..., Program],
@@ -244,7 +245,7 @@ def nginx(folder: Path, port: int, ssl: str = "") -> tuple[str, ...]:
     return "nginx", "-c", str(folder / "nginx.conf"), "-e", str(folder / "log")
 
 
-@pytest.mark.skipif(not Path("/usr/lib/nginx/modules/ngx_rtmp_module.so").exists(), reason=NGINX)
+@pytest.mark.skipif("ngx_rtmp_module.so" not in MODULES, reason=NGINX)
 def test_nginx_receives_rtmp(edgesan: Start, program: Callable[..., Program], port: int, tmp_path: Path) -> None:
     program(*nginx(tmp_path, port), ready="")
     until((tmp_path / "pid").exists)
