@@ -10,7 +10,6 @@ import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from shutil import which
 from typing import Final
 
 TREE: Final = Path(__file__).parent.parent
@@ -42,7 +41,8 @@ def prepare(tools: Mapping[str, str]) -> None:
         SystemExit: one of them, or mmdebstrap, is not installed.
         CalledProcessError: a package or a wheel cannot be had.
     """
-    packages = [package for tool, package in ({"mmdebstrap": "mmdebstrap"} | dict(tools)).items() if not which(tool)]
+    needed = {"mmdebstrap": "mmdebstrap", **tools}
+    packages = [package for tool, package in needed.items() if not shutil.which(tool)]
     if packages:
         raise SystemExit(f"error: this needs `apt install {' '.join(packages)}`")
     if READY.exists():

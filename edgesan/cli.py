@@ -502,8 +502,17 @@ def board_configuration(arguments: argparse.Namespace) -> Config:
     return configuration(arguments)
 
 
+def _open_closed_streams() -> None:
+    """Open the null device where a standard stream is closed: else a pipe of ours would get its number."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # standard error
+        os.set_inheritable(number, True)
+    os.close(number)
+    sys.stderr = sys.stderr or os.fdopen(2, "w", encoding="utf-8", closefd=False)  # None where it was closed
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command line, and return the exit code: see `edgesan.errors`."""
+    _open_closed_streams()
     log.configure("info", "text")
     verbs = {
         "run": _run,

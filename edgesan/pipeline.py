@@ -304,8 +304,8 @@ def hold_version(config: Config, model: Verified, control: ControlChannel | None
     if control is None:
         rollback.remember(folder, name, version)
         return
-    version_runs = json.dumps([name, version], ensure_ascii=False).encode()
-    kind, reason = control.ask(RECORD_VERSION, version_runs, RECORDED, NOT_RECORDED)
+    payload = json.dumps([name, version], ensure_ascii=False).encode()
+    kind, reason = control.ask(RECORD_VERSION, payload, RECORDED, NOT_RECORDED)
     if kind != RECORDED:
         raise RollbackError(reason.decode(errors="replace") or "the parent process is gone: start edgesan again")
 

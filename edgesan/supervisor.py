@@ -238,7 +238,8 @@ class Supervisor:
         self._frames, self._losses, self._tries, self._reloaded = 0, 0, 0, False
         self._zones_due_s = 0.0
         self._sanitize_due_s = self._transmit_due_s = self._alive_s = 0.0
-        self._passed_s, self._waited_s = 0.0, time.monotonic()  # between the two newest rounds of checks; the newest
+        self._checked_s = time.monotonic()  # when the newest round of checks began
+        self._passed_s = 0.0  # since the round before it
         self._began_s: float | None = None  # when everything was ready for the first time
 
     def run(self) -> int:
@@ -432,7 +433,7 @@ class Supervisor:
         poll.poll(POLL_MS)
         # Who froze this process, as a container's pause does, froze its children, too: they get their time to speak.
         now_s = time.monotonic()
-        self._passed_s, self._waited_s = min(now_s - self._waited_s, MOST_PASSED_S), now_s
+        self._passed_s, self._checked_s = min(now_s - self._checked_s, MOST_PASSED_S), now_s
         if self._log:
             self._log.pass_on()
 

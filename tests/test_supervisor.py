@@ -431,6 +431,16 @@ def test_standard_input_leads_nowhere_whatever_the_run_was_started_with(
             running.end()
 
 
+@pytest.mark.parametrize("closed", ["<&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_standard_streams_change_nothing(closed: str, tmp_path: Path) -> None:
+    clip = tmp_path / "clip.mkv"
+    command = [sys.executable, "-m", "edgesan", "run", "--camera", "demo", "--frames", "10", "--out", str(clip)]
+    environment = os.environ | {"XDG_STATE_HOME": str(tmp_path)}
+    shell = ["sh", "-c", f'"$@" {closed}', "sh", *command]
+    assert subprocess.run(shell, cwd=ROOT, env=environment, check=False, timeout=60).returncode == 0
+    assert pictures(clip) == 10
+
+
 def test_privacy_that_is_asked_for_while_the_parent_is_held_up_holds(run: Callable[..., Run], tmp_path: Path) -> None:
     """Its pipe is full of what the sanitize process says with each frame."""
     running = run().ready()

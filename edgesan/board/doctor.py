@@ -223,10 +223,7 @@ def network_camera(config: Config) -> Finding | None:
     """Check that a network camera has an address, and takes a connection there."""
     if not config.camera_is_url:
         return None
-    try:
-        parts = parts_of(config.camera)
-    except ConfigError as error:
-        return Finding("camera", "fail", str(error), "write the URL as the camera's manual has it")
+    parts = parts_of(config.camera)
     why = f"there is no address of {parts.hostname}"
     cure = "is the name right, and has this machine a network? Or write the camera's address as a number"
     for address in resolve(parts):

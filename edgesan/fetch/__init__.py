@@ -146,7 +146,7 @@ def serve(url: str, *, required: bool) -> int:
     fcntl.fcntl(0, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(0, fcntl.F_SETFL, os.O_ASYNC)
     Path("/proc/self/comm").write_text(COMM)
-    held = os.dup(0)  # what isolation puts in its place closes nothing
+    held = os.dup(0)  # isolation takes standard input, and the connection must stay open: its end ends this process
     isolation.close_all_but({0, 1, 2, held, *given})
     with suppress(BrokenPipeError):  # nobody decodes any more
         return _fetch(url, *given, required=required)

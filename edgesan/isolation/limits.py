@@ -122,8 +122,9 @@ def leave_terminal() -> int:
 def leave_input() -> None:
     """Put the null device in the place of standard input: a socket, or a file, could be written to."""
     nothing = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-    os.dup2(nothing, 0)
-    os.close(nothing)
+    if nothing:  # 0 where it was closed
+        os.dup2(nothing, 0)
+        os.close(nothing)
 
 
 def limit_memory(more: int = MOST_MEMORY) -> None:

@@ -287,11 +287,7 @@ LOCAL: Final = tuple(
     replace(_family(name), claim="no local socket")
     for name in ("AF_UNIX", "AF_NETLINK", "AF_PACKET", "AF_ALG", "AF_VSOCK")
 )
-MULTIPATH: Final = Probe(
-    "no other protocol",
-    "MPTCP",
-    lambda _: errno_of(_make_multipath),
-)
+MULTIPATH: Final = Probe("no other protocol", "MPTCP", lambda _: errno_of(_make_multipath))
 CALLS: Final = (  # what Landlock's ports do not hold
     MULTIPATH,
     Probe("no other protocol", "TCP fast open", lambda _: _call("sendto", -1, b"", 0, seccomp.MSG_FASTOPEN, None, 0)),

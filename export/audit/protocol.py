@@ -222,7 +222,7 @@ def point(on: Measurements, subject: Subject, alpha: float) -> Cell:
 
 
 def measured(table: Mapping[str, Tree], curve: Sequence[Cell], model: Path) -> dict[str, Mapping[str, Tree]]:
-    """Return what is measured so far: the rows that are complete, and all that there is of the model's own two.
+    """Return what is measured so far: the complete rows, and all of the model's own, int8 and float32.
 
     Raises:
         ExportError: nothing can be reported yet.
